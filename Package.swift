@@ -1,0 +1,75 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+//
+// The targets are the architecture: imports go down this list only.
+
+import PackageDescription
+
+let strict: [SwiftSetting] =
+  [.strictMemorySafety()]
+  + (Context.environment["CI"] == nil ? [] : [.treatAllWarnings(as: .error)])
+
+let system: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let arguments: Target.Dependency = .product(
+  name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+  name: "swift-iommu",
+  products: [
+    .library(name: "IOMMU", targets: ["IOMMU", "SoftwareIOMMU"]),
+    .library(name: "PageTables", targets: ["PageTables"]),
+    .library(name: "SoftDevices", targets: ["VFIO", "SoftDevices"]),
+    .executable(name: "iommu", targets: ["iommu"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+  ],
+  targets: [
+    // The engine.
+    .target(name: "PageTables", swiftSettings: strict),
+    .target(name: "IOMMU", dependencies: ["PageTables", system], swiftSettings: strict),
+    .target(name: "SoftwareIOMMU", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
+    .target(name: "SelfTestDriver", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
+
+    // The devices.
+    .target(
+      name: "VFIO", dependencies: ["IOMMU", "SoftwareIOMMU", system], swiftSettings: strict),
+    .target(
+      name: "SoftDevices", dependencies: ["VFIO", "SoftwareIOMMU"], swiftSettings: strict),
+
+    // The faces.
+    .target(name: "CLinuxABI"),
+    .target(
+      name: "LinuxABI",
+      dependencies: ["CLinuxABI", "IOMMU", "SelfTestDriver", "VFIO", system],
+      swiftSettings: strict),
+    .target(
+      name: "Machine",
+      dependencies: ["IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams"],
+      swiftSettings: strict),
+    .target(name: "CSyscalls"),
+    .target(
+      name: "Interposer", dependencies: ["CSyscalls", "LinuxABI", "IOMMU", logging, system],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "iommu",
+      dependencies: ["Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging],
+      swiftSettings: strict),
+
+    .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
+    .testTarget(name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"]),
+    .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),
+    .testTarget(name: "SelfTestDriverTests", dependencies: ["SelfTestDriver", "LinuxABI"]),
+    .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
+    .testTarget(name: "SoftDevicesTests", dependencies: ["SoftDevices", "SoftwareIOMMU"]),
+    .testTarget(name: "MachineTests", dependencies: ["Machine"]),
+    .testTarget(name: "LinuxABITests", dependencies: ["LinuxABI", "SoftwareIOMMU"]),
+    .testTarget(name: "InterposerTests", dependencies: ["Interposer"]),
+    .testTarget(name: "iommuTests", dependencies: ["Machine", "Interposer"]),
+  ],
+  swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What happens inside the engine, for traces: a bounded log that the engine appends to and a
+// reader drains. Data, not callbacks: calls run one way (MODEL A4).
+
+import PageTables
+import Synchronization
+
+/// The events of one machine. Thread-safe. Costs one relaxed load while nobody records.
+public final class EventLog: Sendable {
+  public enum Event: Sendable {
+    /// Translations were added to or removed from a page table. `length` in bytes.
+    case map(domain: UInt32, iova: IOVA, length: UInt64, permissions: Permissions)
+    case unmap(domain: UInt32, iova: IOVA, length: UInt64)
+    /// An IOTLB invalidation completed.
+    case invalidate(domain: UInt32, iova: IOVA, length: UInt64)
+    /// DMA was aborted.
+    case fault(RequesterID, iova: IOVA, access: Permissions, reason: String)
+    /// A requester's DMA context was switched; the text says to what.
+    case context(RequesterID, String)
+    /// An interrupt was delivered or suppressed.
+    case interrupt(RequesterID, vector: UInt32)
+  }
+
+  public struct Entry: Sendable {
+    /// Nanoseconds since the process first logged an event.
+    public let time: UInt64
+    public let event: Event
+  }
+
+  private struct State: Sendable {
+    var entries: [Entry] = []
+    var lost: UInt64 = 0
+  }
+
+  private let recording = Atomic(false)
+  private let state = Mutex(State())
+  /// Entries kept between two drains; later ones are counted as lost.
+  public static let capacity = 65_536
+
+  public init() {}
+
+  /// Whether `append` keeps anything.
+  @inline(__always)
+  public var isRecording: Bool { recording.load(ordering: .relaxed) }
+
+  public func startRecording() { recording.store(true, ordering: .relaxed) }
+
+  /// Adds an event where somebody records; the event is not even made where nobody does.
+  @inline(__always)
+  public func append(_ event: @autoclosure () -> Event) {
+    if isRecording { keep(event()) }
+  }
+
+  private func keep(_ event: Event) {
+    let entry = Entry(time: Self.now(), event: event)
+    state.withLock { state in
+      if state.entries.count < Self.capacity {
+        state.entries.append(entry)
+      } else {
+        state.lost += 1
+      }
+    }
+  }
+
+  /// Takes what has been logged since the last drain, and how many entries were lost.
+  public func drain() -> (entries: [Entry], lost: UInt64) {
+    state.withLock { state in
+      defer { state = State() }
+      return (state.entries, state.lost)
+    }
+  }
+
+  private static func now() -> UInt64 {
+    UInt64(
+      (ContinuousClock.now - origin).components.seconds) * 1_000_000_000
+      + UInt64((ContinuousClock.now - origin).components.attoseconds / 1_000_000_000)
+  }
+  private static let origin = ContinuousClock.now
+}

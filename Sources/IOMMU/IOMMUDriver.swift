@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What an IOMMU driver is to the engine: capabilities, page tables, and the switch that says
+// which table a requester's DMA goes through. The engine knows drivers by these protocols
+// only: the software IOMMU and the self-test driver are two of them.
+
+import PageTables
+
+/// Drives one IOMMU (Linux: `struct iommu_ops`).
+///
+/// Thread-safe. Called with engine locks held (see LockOrder), so it never calls the engine.
+public protocol IOMMUDriver: AnyObject, Sendable {
+  /// As `/sys/class/iommu` shows it: `dmar0`.
+  var name: String { get }
+
+  /// What this IOMMU can do for a device behind it. Constant while the device exists.
+  func capabilities(for device: RequesterID) -> IOMMUCapabilities
+
+  /// Ranges of IOVA that no address space with this device may map, such as the MSI window.
+  func reservedRegions(for device: RequesterID) -> [ReservedRegion]
+
+  /// Vendor data of GET_HW_INFO in the layout that its type has on Linux (little-endian).
+  func hardwareInformation(for device: RequesterID) -> HardwareInformation
+
+  /// Makes an empty page table that the engine fills (Linux: `domain_alloc_paging_flags`).
+  /// - Throws: `EOPNOTSUPP` for attributes that this IOMMU does not have.
+  func makePagingDomain(
+    for device: RequesterID, attributes: PagingAttributes
+  ) throws(IOMMUError) -> any PagingDomain
+
+  /// Sends the DMA of one requester through `context` from now on, in one step.
+  ///
+  /// When it returns, no DMA of this requester on any thread uses the old context (MODEL
+  /// C2, D1): there is no moment in which another context than the old or the new is seen.
+  /// - Throws: `EINVAL` where a domain does not fit the device (another driver's, too wide).
+  ///   Then the old context stays.
+  func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext
+  ) throws(IOMMUError)
+}
+
+/// What a requester's DMA may reach (MODEL "security context").
+public enum DMAContext: Sendable {
+  /// The host's own: identity over host memory. Devices that nobody owns are here.
+  case host
+  /// Nothing at all: every DMA faults, and no interrupt is raised.
+  case blocked
+  case paging(any PagingDomain)
+}
+
+/// A page table that the engine builds from an address space (Linux: a paging
+/// `iommu_domain`).
+///
+/// Mapping calls on one domain are serialized by the engine; DMA walks the table meanwhile.
+public protocol PagingDomain: AnyObject, Sendable {
+  var geometry: DomainGeometry { get }
+
+  /// Adds translations. Nothing in the range is mapped yet.
+  /// - Parameters: `iova`, `physical` and `length` in bytes, multiples of the smallest page.
+  /// - Throws: `ENOMEM`, or `EINVAL` for an address past the geometry. What was added before
+  ///   the failure has been taken out again.
+  func map(
+    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
+  ) throws(IOMMUError)
+
+  /// Removes translations and returns once no DMA on any thread can use them (MODEL G2).
+  ///
+  /// Pages that are not mapped are passed over. Table memory that became empty is freed after
+  /// the invalidation.
+  func unmap(_ iova: IOVA, length: UInt64)
+
+  /// The translation of one address, as DMA would see it; nil where nothing is mapped.
+  /// Linux: `iommu_iova_to_phys`.
+  func translate(_ iova: IOVA) -> PhysicalAddress?
+}
+
+/// What a domain can map.
+public struct DomainGeometry: Hashable, Sendable {
+  /// First and last mappable IOVA, both inclusive, in bytes.
+  public var aperture: ClosedRange<UInt64>
+  public var pageSizes: PageSizes
+  /// Whether translations keep access from bypassing the CPU's caches (snoop control).
+  public var enforcesSnoop: Bool
+
+  public init(aperture: ClosedRange<UInt64>, pageSizes: PageSizes, enforcesSnoop: Bool) {
+    self.aperture = aperture
+    self.pageSizes = pageSizes
+    self.enforcesSnoop = enforcesSnoop
+  }
+}
+
+/// Given when a paging domain is made (MODEL B7).
+public struct PagingAttributes: OptionSet, Hashable, Sendable {
+  public var rawValue: UInt32
+
+  public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+  /// Can be the parent of user-managed tables. `IOMMU_HWPT_ALLOC_NEST_PARENT`.
+  public static let nestParent = PagingAttributes(rawValue: 1)
+  /// Keeps dirty bits. `IOMMU_HWPT_ALLOC_DIRTY_TRACKING`.
+  public static let dirtyTracking = PagingAttributes(rawValue: 2)
+  /// Can be attached to a PASID. `IOMMU_HWPT_ALLOC_PASID`.
+  public static let pasid = PagingAttributes(rawValue: 8)
+}
+
+/// What an IOMMU can do for one device (MODEL B8).
+public struct IOMMUCapabilities: Hashable, Sendable {
+  /// Keeps dirty bits. `IOMMU_HW_CAP_DIRTY_TRACKING`.
+  public var dirtyTracking: Bool
+  /// Can force DMA to snoop. Linux: `IOMMU_CAP_ENFORCE_CACHE_COHERENCY`.
+  public var snoopControl: Bool
+  /// DMA is coherent with the CPU's caches. Linux: `IOMMU_CAP_CACHE_COHERENCY`; without it a
+  /// device cannot be bound.
+  public var cacheCoherency: Bool
+  /// Interrupts are isolated per requester. Linux: MSI isolation.
+  public var isolatedInterrupts: Bool
+  /// Width of the PASIDs that this device may use with this IOMMU, in bits; 0 is none.
+  public var pasidBits: UInt8
+
+  public init(
+    dirtyTracking: Bool = false, snoopControl: Bool = true, cacheCoherency: Bool = true,
+    isolatedInterrupts: Bool = true, pasidBits: UInt8 = 0
+  ) {
+    self.dirtyTracking = dirtyTracking
+    self.snoopControl = snoopControl
+    self.cacheCoherency = cacheCoherency
+    self.isolatedInterrupts = isolatedInterrupts
+    self.pasidBits = pasidBits
+  }
+}
+
+/// IOVA that must not be mapped (Linux: `struct iommu_resv_region`).
+public struct ReservedRegion: Hashable, Sendable {
+  /// Both ends inclusive, in bytes.
+  public var range: ClosedRange<UInt64>
+  public var kind: Kind
+
+  public enum Kind: String, Hashable, Sendable {
+    /// As `/sys/kernel/iommu_groups/N/reserved_regions` names them.
+    case reserved, msi, direct
+  }
+
+  public init(_ range: ClosedRange<UInt64>, kind: Kind) {
+    self.range = range
+    self.kind = kind
+  }
+}
+
+/// What GET_HW_INFO says of an IOMMU.
+public struct HardwareInformation: Hashable, Sendable {
+  /// `IOMMU_HW_INFO_TYPE_…`: 1 VT-d, 2 SMMUv3, 4 AMD.
+  public var type: UInt32
+  /// The structure of that type, as bytes.
+  public var data: [UInt8]
+
+  public init(type: UInt32, data: [UInt8]) {
+    self.type = type
+    self.data = data
+  }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The storage of the synthetic physical space: one entry for each slot of 1 GiB, in chunks
+// that are made when first used and then never move, so that DMA reads it without a lock.
+
+import Synchronization
+
+/// Maps slots of physical space to segments. Writers are serialized by `PhysicalMemory`.
+///
+/// A reader may only look up an address that a page table gave it, inside the invalidation
+/// protocol of the driver: the slot was filled before the table entry was published, and is
+/// emptied after the last reader of that entry is known to be gone.
+@safe
+@usableFromInline
+final class SegmentTable: @unchecked Sendable {
+  // Unchecked: chunk pointers are published by an atomic release store and read by an acquire
+  // load; entries follow the protocol above.
+
+  @usableFromInline static let slotShift: UInt64 = 30
+  @usableFromInline static let chunkShift: UInt64 = 10
+  @usableFromInline static let chunkSlots = 1 << 10
+  @usableFromInline static let chunkCount = 1 << 12
+  /// 2²² slots of 1 GiB are the 52 bits of a physical address.
+  static let slotCount = chunkSlots * chunkCount
+
+  @usableFromInline let chunks: UnsafeMutablePointer<Atomic<UInt>>
+
+  init() {
+    // SAFETY: allocated for chunkCount elements, all initialized here, freed in deinit.
+    unsafe chunks = .allocate(capacity: Self.chunkCount)
+    for index in 0..<Self.chunkCount {
+      unsafe (chunks + index).initialize(to: Atomic(0))
+    }
+  }
+
+  deinit {
+    for index in 0..<Self.chunkCount {
+      // SAFETY: a non-zero chunk was allocated and initialized by `chunk(for:)`.
+      let bits = unsafe chunks[index].load(ordering: .relaxed)
+      guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { continue }
+      unsafe chunk.deinitialize(count: Self.chunkSlots)
+      unsafe chunk.deallocate()
+    }
+    unsafe chunks.deinitialize(count: Self.chunkCount)
+    unsafe chunks.deallocate()
+  }
+
+  /// The segment in a slot; nil where the slot is empty. No lock, no allocation.
+  @inlinable
+  func segment(at slot: Int) -> Segment? {
+    let chunkIndex = slot >> Int(Self.chunkShift)
+    guard chunkIndex < Self.chunkCount else { return nil }
+    // SAFETY: the index is below chunkCount; a published chunk lives as long as the table.
+    let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
+    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { return nil }
+    return unsafe chunk[slot & (Self.chunkSlots - 1)]
+  }
+
+  /// Where an address lies in this process, read without touching a reference count.
+  @inlinable
+  func window(at slot: Int) -> LocalWindow? {
+    let chunkIndex = slot >> Int(Self.chunkShift)
+    guard chunkIndex < Self.chunkCount else { return nil }
+    // SAFETY: as in `segment(at:)`; only a trivial field is loaded.
+    let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
+    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { return nil }
+    return unsafe (chunk + (slot & (Self.chunkSlots - 1))).pointee?.window
+  }
+
+  func set(_ segment: Segment?, at slot: Int) {
+    // SAFETY: the slot is inside its chunk; writers are serialized by the owner's lock.
+    unsafe chunk(for: slot)[slot & (Self.chunkSlots - 1)] = segment
+  }
+
+  private func chunk(for slot: Int) -> UnsafeMutablePointer<Segment?> {
+    let index = slot >> Int(Self.chunkShift)
+    precondition(index < Self.chunkCount)
+    // SAFETY: index checked above; only the serialized writer creates chunks.
+    if let chunk = unsafe UnsafeMutablePointer<Segment?>(
+      bitPattern: chunks[index].load(ordering: .relaxed))
+    {
+      return unsafe chunk
+    }
+    let chunk = UnsafeMutablePointer<Segment?>.allocate(capacity: Self.chunkSlots)
+    unsafe chunk.initialize(repeating: nil, count: Self.chunkSlots)
+    unsafe chunks[index].store(UInt(bitPattern: chunk), ordering: .releasing)
+    return unsafe chunk
+  }
+}
+
+/// What fills a slot: the part of a pinned run that lies in it.
+@usableFromInline
+struct Segment: Sendable {
+  @usableFromInline let window: LocalWindow
+  @usableFromInline let run: PinnedRun
+  /// Physical address of the run's first byte.
+  @usableFromInline let first: UInt64
+}
+
+/// How physical addresses of one segment become addresses of this process.
+public struct LocalWindow: Sendable {
+  /// First and last physical address, both inclusive, in bytes.
+  public let first: UInt64
+  public let last: UInt64
+  /// Added (wrapping) to a physical address it gives the local one. Meaningless where
+  /// `isLocal` is false.
+  public let displacement: UInt64
+  /// False where the memory is reached by calls (`PhysicalMemory.read`, `.write`).
+  public let isLocal: Bool
+
+  @usableFromInline
+  init(first: UInt64, last: UInt64, displacement: UInt64, isLocal: Bool) {
+    self.first = first
+    self.last = last
+    self.displacement = displacement
+    self.isLocal = isLocal
+  }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the binary face offers to whoever carries system calls to it: device nodes that can
+// be opened, and open files that answer ioctl, pread, pwrite and mmap. A carrier (the
+// interposer, a test) knows files by these protocols only.
+
+import IOMMU
+
+/// A node of `/dev`.
+public protocol DeviceNode: AnyObject, Sendable {
+  /// Absolute, as the program names it: `/dev/iommu`.
+  var path: String { get }
+  var number: DeviceNumber { get }
+
+  /// One `open(2)`. Each success is a new, independent file.
+  /// - Parameter flags: `open(2)` flags of the caller.
+  func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile
+}
+
+/// A character device's number, as `stat(2)` shows it.
+public struct DeviceNumber: Hashable, Sendable {
+  public var major: UInt32
+  public var minor: UInt32
+
+  public init(major: UInt32, minor: UInt32) {
+    self.major = major
+    self.minor = minor
+  }
+}
+
+/// An open file description of one of our nodes.
+///
+/// Thread-safe: a program calls from many threads and processes at once.
+public protocol OpenFile: AnyObject, Sendable {
+  /// For messages and traces: `iommufd`, `vfio-device 0000:e0:04.0`.
+  var name: String { get }
+  var number: DeviceNumber { get }
+  /// Size of the window of file offsets that regions fill, in bytes; 0 where the file has no
+  /// regions.
+  var regionWindowSize: UInt64 { get }
+
+  /// One `ioctl(2)`.
+  /// - Returns: What the call returns, not negative.
+  /// - Throws: The errno of the call.
+  func ioctl(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> Int
+
+  /// One `pread(2)` piece: fills a prefix of `buffer` from a region.
+  /// - Returns: Bytes read.
+  func read(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int
+
+  /// One `pwrite(2)` piece.
+  /// - Returns: Bytes written.
+  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int
+
+  /// Whether `mmap(2)` of this range may go ahead.
+  func checkMap(
+    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
+  ) throws(IOMMUError)
+
+  /// The last reference anywhere is gone. Called once; frees everything the file held.
+  func close()
+}
+
+/// Who makes a call, as far as the binary face needs to know: its memory, its files, its
+/// limits. Lives for one call, but what it hands out may be kept.
+public protocol Caller: AnyObject, Sendable {
+  /// Copies in from the caller's memory.
+  /// - Throws: `EFAULT`.
+  func copyIn(
+    from address: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError)
+
+  /// Copies out to the caller's memory.
+  /// - Throws: `EFAULT`.
+  func copyOut(_ buffer: UnsafeRawBufferPointer, to address: UInt64) throws(IOMMUError)
+
+  /// The caller's address space, to map memory from. The same object for all calls of one
+  /// process image.
+  func memory() throws(IOMMUError) -> any MemorySource
+
+  /// The memory of a file that the caller has open, for IOAS_MAP_FILE; and its size, in bytes.
+  /// - Throws: `EBADF`; `EINVAL` where the file cannot be mapped.
+  func fileMemory(
+    descriptor: Int32
+  ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64)
+
+  /// Our file behind a descriptor of the caller; nil where it is some other file.
+  /// - Throws: `EBADF` where it is not open.
+  func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)?
+
+  /// An eventfd of the caller, to signal from here on.
+  /// - Throws: `EBADF`; `EINVAL` where it is not an eventfd.
+  func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal
+
+  /// Gives the caller a descriptor for a file of ours. It is there once the call succeeds and
+  /// is taken back if the call fails after all.
+  func install(_ file: any OpenFile, closeOnExec: Bool) throws(IOMMUError) -> Int32
+
+  /// User id, for permissions and accounting.
+  var userID: UInt32 { get }
+  /// Thread-group id, for accounting and traces.
+  var processID: Int32 { get }
+  /// Whether the caller is privileged as `capable(CAP_SYS_RESOURCE)` means it: RLIMIT_MODE
+  /// asks for it.
+  var maySetResourceLimits: Bool { get }
+}
