@@ -22,7 +22,7 @@ public struct IOMMUError: Error, Hashable, Sendable {
 }
 
 extension IOMMUError: CustomStringConvertible {
-  public var description: String { "\(reason) (\(errno))" }
+  public var description: String { "\(reason) (\(errno.symbol))" }
 }
 
 /// Writes a number the way the field reads addresses and sizes: `0x1000`.

@@ -38,7 +38,8 @@ public final class PhysicalMemory: Sendable {
     }
     guard let slot else {
       throw IOMMUError(
-        .noMemory, "no physical space is left to pin \(hex(run.length)) bytes at \(hex(address))")
+        .noMemory,
+        "no physical space is left to pin \(hex(run.length)) bytes at \(hex(address))")
     }
     return PhysicalAddress(UInt64(slot) << SegmentTable.slotShift + offset)
   }

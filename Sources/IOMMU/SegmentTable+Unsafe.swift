@@ -37,7 +37,9 @@ final class SegmentTable: @unchecked Sendable {
     for index in 0..<Self.chunkCount {
       // SAFETY: a non-zero chunk was allocated and initialized by `chunk(for:)`.
       let bits = unsafe chunks[index].load(ordering: .relaxed)
-      guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { continue }
+      guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
+        continue
+      }
       unsafe chunk.deinitialize(count: Self.chunkSlots)
       unsafe chunk.deallocate()
     }
@@ -52,7 +54,9 @@ final class SegmentTable: @unchecked Sendable {
     guard chunkIndex < Self.chunkCount else { return nil }
     // SAFETY: the index is below chunkCount; a published chunk lives as long as the table.
     let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
-    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { return nil }
+    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
+      return nil
+    }
     return unsafe chunk[slot & (Self.chunkSlots - 1)]
   }
 
@@ -63,7 +67,9 @@ final class SegmentTable: @unchecked Sendable {
     guard chunkIndex < Self.chunkCount else { return nil }
     // SAFETY: as in `segment(at:)`; only a trivial field is loaded.
     let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
-    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else { return nil }
+    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
+      return nil
+    }
     return unsafe (chunk + (slot & (Self.chunkSlots - 1))).pointee?.window
   }
 

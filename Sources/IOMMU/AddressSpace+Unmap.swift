@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Taking mappings out of an address space, and copying them to another.
+
+import PageTables
+import SystemPackage
+
+extension AddressSpace {
+  /// Unmaps every area that lies wholly inside `range`.
+  ///
+  /// Linux: `IOMMU_IOAS_UNMAP`. MODEL B1, G2: when it returns, no DMA uses what was mapped.
+  /// As on Linux, areas before the first one that would be split are gone when it throws.
+  /// - Parameter range: Closed, in bytes, so that it can reach the last address.
+  /// - Returns: Bytes unmapped.
+  /// - Throws: `ENOENT` where an area would be split.
+  func unmap(_ range: ClosedRange<UInt64>) throws(IOMMUError) -> UInt64 {
+    try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      return try unmap(range, in: &state)
+    }
+  }
+
+  private func unmap(
+    _ range: ClosedRange<UInt64>, in state: inout State
+  ) throws(IOMMUError) -> UInt64 {
+    var unmapped: UInt64 = 0
+    while let position = state.areas.firstOverlap(with: range) {
+      let area = state.areas[position]
+      guard area.first >= range.lowerBound, area.last <= range.upperBound else {
+        throw IOMMUError(
+          .noSuchFileOrDirectory,
+          "unmapping \(hex(range.lowerBound))...\(hex(range.upperBound)) would split the mapping "
+            + "\(hex(area.first))...\(hex(area.last)) of IOAS \(id)")
+      }
+      remove(at: position, from: &state)
+      unmapped &+= area.length
+    }
+    return unmapped
+  }
+
+  private func remove(at position: AreaMap.Position, from state: inout State) {
+    let area = state.areas.remove(at: position)
+    for domain in state.domains { unfill(area, from: domain) }
+  }
+
+  /// Empties the space for good. No page table mirrors it any more.
+  func destroy() {
+    state.withLock { state in
+      state.isDestroyed = true
+      while let position = state.areas.firstEnding(atOrAfter: 0) {
+        remove(at: position, from: &state)
+      }
+    }
+  }
+
+  /// The memory behind a range, for mapping elsewhere. Linux: `iopt_get_pages`.
+  /// - Throws: `ENOENT` where a byte of the range is not mapped, `EINVAL`, `EOVERFLOW`.
+  func pieces(_ iova: IOVA, length: UInt64) throws(IOMMUError) -> [Piece] {
+    guard length > 0 else {
+      throw IOMMUError(.invalidArgument, "a copy of no bytes from IOAS \(id)")
+    }
+    let (last, overflow) = iova.rawValue.addingReportingOverflow(length - 1)
+    guard !overflow else {
+      throw IOMMUError(
+        .overflow, "IOVA \(iova) + \(hex(length)) bytes passes the last address")
+    }
+    return try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      var pieces: [Piece] = []
+      var cursor = iova.rawValue
+      var position = state.areas.firstEnding(atOrAfter: cursor)
+      while true {
+        guard let here = position, state.areas[here].first <= cursor else {
+          throw IOMMUError(
+            .noSuchFileOrDirectory,
+            "IOVA \(hex(cursor)) is not mapped in IOAS \(id), so "
+              + "\(iova)...\(hex(last)) cannot be copied")
+        }
+        let area = state.areas[here]
+        let end = min(area.last, last)
+        pieces.append(
+          Piece(
+            pages: area.pages, start: area.start + (cursor - area.first),
+            length: end - cursor + 1))
+        if end == last { return pieces }
+        cursor = end + 1
+        position = state.areas.position(after: here)
+      }
+    }
+  }
+
+  /// Maps memory that another space has mapped. Linux: `IOMMU_IOAS_COPY`; the pins are shared.
+  /// - Throws: As `map`; `EPERM` where write access is asked of memory mapped without it.
+  func map(
+    _ pieces: [Piece], length: UInt64, permissions: Permissions, placement: Placement
+  ) throws(IOMMUError) -> IOVA {
+    try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      try checkLength(length, in: state)
+      let hint = pieces[0].pages.address &+ pieces[0].start
+      let first = try place(placement, length: length, hint: hint, in: state)
+      for piece in pieces {
+        guard !permissions.contains(.write) || piece.pages.isWritable else {
+          throw IOMMUError(
+            .notPermitted,
+            "memory that was mapped without write access cannot be copied with it")
+        }
+        try checkPiece(offset: piece.start, in: state)
+      }
+      var iova = first
+      do throws(IOMMUError) {
+        for piece in pieces {
+          try insert(piece, at: iova, permissions: permissions, in: &state)
+          iova &+= piece.length
+        }
+      } catch {
+        // The range was free before: what is there now is ours.
+        while iova != first, let position = state.areas.firstOverlap(with: first...iova - 1) {
+          remove(at: position, from: &state)
+        }
+        throw error
+      }
+      return IOVA(first)
+    }
+  }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An address space (Linux: IOAS, `struct io_pagetable`): IOVA ranges to memory, kept in step
+// with every page table that is made from it. This file holds the state and the mapping of
+// memory; unmapping, copying, ranges and page tables are in the files beside it.
+
+import PageTables
+import SystemPackage
+
+/// How the IOVA of a mapping is found.
+public enum Placement: Hashable, Sendable {
+  /// At this address or not at all. Linux: `IOMMU_IOAS_MAP_FIXED_IOVA`.
+  case fixed(IOVA)
+  /// Wherever there is room, aligned as the memory is as far as 2 MiB.
+  case anywhere
+}
+
+/// Linux: `IOMMU_IOAS_…`. Created by a `Context`; MODEL B1. Thread-safe.
+final class AddressSpace: Sendable {
+  let id: ObjectID
+  let memory: PhysicalMemory
+
+  struct State: Sendable {
+    var areas = AreaMap()
+    var reserved: [Reserved] = []
+    /// What the user allowed for automatic placement, in order; empty allows everything.
+    var allowed: [ClosedRange<UInt64>] = []
+    /// The page tables that mirror this space.
+    var domains: [any PagingDomain] = []
+    /// Every mapping's IOVA, length and offset in its page are multiples of this, in bytes.
+    var alignment: UInt64 = 1
+    var largePages = true
+    /// Set when the space is destroyed: a call that was under way finds nothing.
+    var isDestroyed = false
+  }
+
+  /// Linux: `iopt_reserved`. `owner` names who asked, so that its ranges go with it.
+  struct Reserved: Sendable {
+    let range: ClosedRange<UInt64>
+    let owner: Owner
+
+    enum Owner: Hashable, Sendable {
+      case device(RequesterID)
+      case domain(ObjectIdentifier)
+      case test
+    }
+  }
+
+  let state: RankedMutex<State>
+
+  init(id: ObjectID, memory: PhysicalMemory) {
+    self.id = id
+    self.memory = memory
+    state = RankedMutex(.addressSpace, State())
+  }
+
+  /// A part of some memory that goes into the map as one area.
+  struct Piece {
+    let pages: Pages
+    /// Offset of the first byte in `pages`, and length, in bytes.
+    let start: UInt64
+    let length: UInt64
+  }
+
+  /// Maps memory.
+  ///
+  /// Linux: `IOMMU_IOAS_MAP`, `IOMMU_IOAS_MAP_FILE`. MODEL B1. All or nothing.
+  /// - Parameters: `start` and `length` in bytes, in the source's addresses.
+  /// - Returns: Where it was mapped.
+  /// - Throws: `EEXIST` over a live mapping, `EINVAL` on a reserved range or off the
+  ///   alignment, `EOVERFLOW`, `ENOSPC` where nothing is free, `EFAULT` where a page table
+  ///   needs memory that is not there.
+  func map(
+    _ source: any MemorySource, start: UInt64, length: UInt64, permissions: Permissions,
+    placement: Placement
+  ) throws(IOMMUError) -> IOVA {
+    let pages = try Pages(
+      source: source, start: start, length: length,
+      isWritable: permissions.contains(.write))
+    return try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      try checkLength(length, in: state)
+      let iova = try place(
+        placement, length: length, hint: start, in: state)
+      try checkPiece(offset: start - pages.address, in: state)
+      try insert(
+        Piece(pages: pages, start: start - pages.address, length: length), at: iova,
+        permissions: permissions, in: &state)
+      return IOVA(iova)
+    }
+  }
+
+  func check(_ state: borrowing State) throws(IOMMUError) {
+    guard !state.isDestroyed else {
+      throw IOMMUError(.noSuchFileOrDirectory, "IOAS \(id) was destroyed meanwhile")
+    }
+  }
+
+  func checkLength(_ length: UInt64, in state: borrowing State) throws(IOMMUError) {
+    guard length & (state.alignment - 1) == 0, length != 0 else {
+      throw IOMMUError(
+        .invalidArgument,
+        "length \(hex(length)) is not a multiple of IOAS \(id)'s alignment, "
+          + "\(hex(state.alignment)) bytes")
+    }
+  }
+
+  /// Linux checks the memory's own alignment after the IOVA's.
+  func checkPiece(offset: UInt64, in state: borrowing State) throws(IOMMUError) {
+    guard offset & (Pages.hostPage - 1) & (state.alignment - 1) == 0 else {
+      throw IOMMUError(
+        .invalidArgument,
+        "memory at offset \(hex(offset & (Pages.hostPage - 1))) in its page is not aligned to "
+          + "IOAS \(id)'s \(hex(state.alignment)) bytes")
+    }
+  }
+
+  /// The IOVA for a mapping of `length` bytes.
+  func place(
+    _ placement: Placement, length: UInt64, hint: UInt64, in state: borrowing State
+  ) throws(IOMMUError) -> UInt64 {
+    switch placement {
+    case .fixed(let iova):
+      try checkFree(iova.rawValue, length: length, in: state)
+      return iova.rawValue
+    case .anywhere:
+      return try findFree(length: length, hint: hint, in: state)
+    }
+  }
+
+  /// Adds an area and fills it into every page table; on failure nothing has changed.
+  func insert(
+    _ piece: Piece, at iova: UInt64, permissions: Permissions, in state: inout State
+  ) throws(IOMMUError) {
+    let area = Area(
+      first: iova, last: iova + (piece.length - 1), pages: piece.pages, start: piece.start,
+      permissions: permissions)
+    var filled = 0
+    do throws(IOMMUError) {
+      for domain in state.domains {
+        try fill(area, into: domain, largePages: state.largePages)
+        filled += 1
+      }
+    } catch {
+      for domain in state.domains[..<filled] { unfill(area, from: domain) }
+      throw error
+    }
+    state.areas.insert(area)
+  }
+
+  /// Pins an area's memory and enters it into a page table.
+  func fill(_ area: Area, into domain: any PagingDomain, largePages: Bool) throws(IOMMUError) {
+    try area.pages.pin(in: memory)
+    var done: UInt64 = 0
+    do throws(IOMMUError) {
+      try area.pages.forEachSegment(start: area.start, length: area.length) {
+        (offset, physical, length) throws(IOMMUError) in
+        let iova = IOVA(area.first + offset)
+        if largePages {
+          try domain.map(iova, to: physical, length: length, permissions: area.permissions)
+        } else {
+          try mapSmall(iova, to: physical, length: length, area: area, domain: domain)
+        }
+        done = offset + length
+      }
+    } catch {
+      if done > 0 { domain.unmap(IOVA(area.first), length: done) }
+      area.pages.unpin(in: memory)
+      throw error
+    }
+  }
+
+  /// OPTION_HUGE_PAGES off: leaves no larger than a host page.
+  private func mapSmall(
+    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, area: Area,
+    domain: any PagingDomain
+  ) throws(IOMMUError) {
+    var offset: UInt64 = 0
+    do throws(IOMMUError) {
+      while offset < length {
+        let step = min(Pages.hostPage, length - offset)
+        try domain.map(
+          IOVA(iova.rawValue + offset), to: PhysicalAddress(physical.rawValue + offset),
+          length: step, permissions: area.permissions)
+        offset += step
+      }
+    } catch {
+      if offset > 0 { domain.unmap(iova, length: offset) }
+      throw error
+    }
+  }
+
+  func unfill(_ area: Area, from domain: any PagingDomain) {
+    domain.unmap(IOVA(area.first), length: area.length)
+    area.pages.unpin(in: memory)
+  }
+}

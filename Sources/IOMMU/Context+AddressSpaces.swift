@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The calls on address spaces: MODEL B1, Linux's IOAS commands.
+
+import PageTables
+import SystemPackage
+
+extension Context {
+  /// Makes an empty address space. Linux: `IOMMU_IOAS_ALLOC`.
+  public func allocateIOAS() throws(IOMMUError) -> ObjectID {
+    let memory = system.memory
+    return try objects.withLock { (objects) throws(IOMMUError) in
+      try objects.table.insert { id in (.ioas(AddressSpace(id: id, memory: memory)), id) }
+    }
+  }
+
+  /// Maps memory into an address space and every page table made from it.
+  ///
+  /// Linux: `IOMMU_IOAS_MAP`, `IOMMU_IOAS_MAP_FILE`. All or nothing.
+  /// - Parameters:
+  ///   - start: First byte, in the source's addresses.
+  ///   - length: In bytes; like `start` and the IOVA a multiple of the alignment that
+  ///     `mappableRanges` gives.
+  ///   - permissions: `.read`, `.write` or both.
+  /// - Returns: The IOVA.
+  /// - Throws: `ENOENT`, `EINVAL`, `EEXIST`, `EOVERFLOW`, `ENOSPC`, `EFAULT`, `ENOMEM`.
+  @discardableResult
+  public func map(
+    _ source: any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
+    permissions: Permissions = .readWrite, at placement: Placement = .anywhere
+  ) throws(IOMMUError) -> IOVA {
+    guard !permissions.isDisjoint(with: .readWrite) else {
+      throw IOMMUError(.invalidArgument, "a mapping must be readable, writable or both")
+    }
+    return try addressSpace(ioas).map(
+      source, start: start, length: length, permissions: permissions, placement: placement)
+  }
+
+  /// Unmaps every area that lies wholly inside `range`.
+  ///
+  /// Linux: `IOMMU_IOAS_UNMAP`. MODEL B1, G2: when it returns, no DMA on any thread uses what
+  /// was mapped.
+  /// - Parameter range: Closed, in bytes; all of the space is `0...UInt64.max`.
+  /// - Returns: Bytes unmapped.
+  /// - Throws: `ENOENT` where an area would be split, or nothing is mapped there (an empty
+  ///   space may be unmapped as a whole).
+  @discardableResult
+  public func unmap(
+    _ range: ClosedRange<UInt64>, from ioas: ObjectID
+  ) throws(IOMMUError) -> UInt64 {
+    let unmapped = try addressSpace(ioas).unmap(range)
+    guard unmapped > 0 || range == 0...UInt64.max else {
+      throw IOMMUError(
+        .noSuchFileOrDirectory,
+        "nothing is mapped at \(hex(range.lowerBound))...\(hex(range.upperBound)) in IOAS \(ioas)"
+      )
+    }
+    return unmapped
+  }
+
+  /// Maps in one space what another has mapped, without pinning it again.
+  ///
+  /// Linux: `IOMMU_IOAS_COPY`. MODEL B6.
+  /// - Returns: The IOVA in `destination`.
+  @discardableResult
+  public func copy(
+    from source: ObjectID, _ iova: IOVA, length: UInt64, into destination: ObjectID,
+    permissions: Permissions = .readWrite, at placement: Placement = .anywhere
+  ) throws(IOMMUError) -> IOVA {
+    guard !permissions.isDisjoint(with: .readWrite) else {
+      throw IOMMUError(.invalidArgument, "a mapping must be readable, writable or both")
+    }
+    let pieces = try addressSpace(source).pieces(iova, length: length)
+    return try addressSpace(destination).map(
+      pieces, length: length, permissions: permissions, placement: placement)
+  }
+
+  /// What may be mapped in a space, and the alignment that mappings need, in bytes.
+  /// Linux: `IOMMU_IOAS_IOVA_RANGES`.
+  public func mappableRanges(
+    of ioas: ObjectID
+  ) throws(IOMMUError) -> (ranges: [ClosedRange<UInt64>], alignment: UInt64) {
+    try addressSpace(ioas).mappableRanges()
+  }
+
+  /// Restricts automatic placement; an empty list lifts the restriction.
+  /// Linux: `IOMMU_IOAS_ALLOW_IOVAS`.
+  /// - Throws: `EADDRINUSE` where a range is reserved, `EINVAL` where two overlap.
+  public func allow(
+    _ ranges: [ClosedRange<UInt64>], in ioas: ObjectID
+  ) throws(IOMMUError) {
+    let space = try addressSpace(ioas)
+    let sorted = ranges.sorted { $0.lowerBound < $1.lowerBound }
+    for (left, right) in zip(sorted, sorted.dropFirst()) where left.overlaps(right) {
+      throw IOMMUError(
+        .invalidArgument,
+        "allowed ranges \(hex(left.lowerBound))...\(hex(left.upperBound)) and "
+          + "\(hex(right.lowerBound))...\(hex(right.upperBound)) overlap")
+    }
+    try space.allow(sorted)
+  }
+
+  /// Whether leaves larger than a host page may be used in a space.
+  /// Linux: `IOMMU_OPTION_HUGE_PAGES`.
+  public func largePages(in ioas: ObjectID) throws(IOMMUError) -> Bool {
+    try addressSpace(ioas).largePages
+  }
+
+  /// - Throws: `EINVAL` where page tables already hold mappings.
+  public func setLargePages(_ enabled: Bool, in ioas: ObjectID) throws(IOMMUError) {
+    try addressSpace(ioas).setLargePages(enabled)
+  }
+
+  /// Reserves a range for tests of a client's handling of reserved ranges.
+  /// Linux: `IOMMU_TEST_OP_ADD_RESERVED`.
+  public func reserve(_ range: ClosedRange<UInt64>, in ioas: ObjectID) throws(IOMMUError) {
+    try addressSpace(ioas).reserve([range], for: .test)
+  }
+
+  // MARK: The address space of the compatibility calls (Linux: IOMMU_VFIO_IOAS)
+
+  /// - Throws: `ENODEV` where none was chosen.
+  public func compatibilityIOAS() throws(IOMMUError) -> ObjectID {
+    guard let id = objects.withLock({ $0.compatibilityIOAS }) else {
+      throw IOMMUError(.noSuchDevice, "no IOAS was chosen for the VFIO compatibility calls")
+    }
+    return id
+  }
+
+  /// - Parameter ioas: Nil takes the choice back.
+  /// - Throws: `ENOENT` where the id is not an IOAS.
+  public func setCompatibilityIOAS(_ ioas: ObjectID?) throws(IOMMUError) {
+    if let ioas { _ = try addressSpace(ioas) }
+    objects.withLock { $0.compatibilityIOAS = ioas }
+  }
+}

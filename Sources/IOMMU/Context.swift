@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What one open of /dev/iommu owns (Linux: `iommufd_ctx`, the proposal's `iommu_ctx`; MODEL
+// A1): the objects behind its ids, and their lives. Calls on address spaces, page tables and
+// devices are in the files beside this one.
+
+import SystemPackage
+
+/// An isolated set of address spaces, page tables and bound devices. Thread-safe.
+///
+/// Ids are local to the context. Whoever opened it calls `close()`; devices that are still
+/// bound then keep it alive until they are unbound, as an open device file does on Linux.
+public final class Context: Sendable {
+  let system: IOMMUSystem
+
+  struct Objects: Sendable {
+    var table = ObjectTable()
+    /// Reasons to stay: the open itself, and each bound device.
+    var holders = 1
+    var isClosed = false
+    var accountsPerProcess = false
+    /// The address space that the VFIO compatibility calls work on.
+    var compatibilityIOAS: ObjectID?
+  }
+
+  let objects = RankedMutex(.objects, Objects())
+  /// Serializes what changes which table a device uses.
+  let configuration = RankedMutex(.configuration, Configuration())
+
+  struct Configuration: Sendable {
+    /// Tables that attaching to an address space made, for the next compatible device.
+    var automaticTables: [ObjectID: [HWPT]] = [:]
+  }
+
+  public init(system: IOMMUSystem) {
+    self.system = system
+    system.contextOpened()
+  }
+
+  /// Ends the user's side. What no bound device needs is freed; the rest goes with the last
+  /// of them. Call once.
+  public func close() { dropHolder(closing: true) }
+
+  func addHolder() throws(IOMMUError) {
+    try objects.withLock { (objects) throws(IOMMUError) in
+      guard !objects.isClosed else {
+        throw IOMMUError(.badFileDescriptor, "the context was closed")
+      }
+      objects.holders += 1
+    }
+  }
+
+  func dropHolder(closing: Bool = false) {
+    let isLast = objects.withLock { objects in
+      if closing { objects.isClosed = true }
+      objects.holders -= 1
+      return objects.holders == 0
+    }
+    guard isLast else { return }
+    destroyAll()
+    system.contextClosed()
+  }
+
+  /// Destroys everything, users before what they use. No device is bound any more.
+  private func destroyAll() {
+    while true {
+      let ids = objects.withLock { objects in
+        objects.table.ids.filter { objects.table.users(of: $0) == 0 }
+      }
+      if ids.isEmpty { return }
+      for id in ids {
+        // Nobody else can reach the context; an object that is in use comes later.
+        try? destroy(id)
+      }
+    }
+  }
+
+  /// Objects alive: zero in a context that was closed.
+  public var objectCount: Int { objects.withLock { $0.table.count } }
+
+  /// Destroys an object.
+  ///
+  /// Linux: `IOMMU_DESTROY`.
+  /// - Throws: `ENOENT` for an id that names nothing, `EBUSY` while another object needs it.
+  public func destroy(_ id: ObjectID) throws(IOMMUError) {
+    let object = try configuration.withLock { (configuration) throws(IOMMUError) in
+      let object = try takeOut(id)
+      dismantle(object, &configuration)
+      return object
+    }
+    // Objects from above call back into the context: no lock is held for them.
+    if case .foreign(let object) = object { object.destroy() }
+  }
+
+  /// Removes an unused object from the table.
+  private func takeOut(_ id: ObjectID) throws(IOMMUError) -> ContextObject {
+    try objects.withLock { (objects) throws(IOMMUError) in
+      guard let object = objects.table[id] else {
+        throw IOMMUError(.noSuchFileOrDirectory, "this context has no object \(id)")
+      }
+      let users = objects.table.users(of: id)
+      guard users == 0 else {
+        throw IOMMUError(
+          .resourceBusy,
+          "object \(id), \(object.kind), is in use by \(users) other\(users == 1 ? "" : "s")")
+      }
+      objects.table.remove(id)
+      if objects.compatibilityIOAS == id { objects.compatibilityIOAS = nil }
+      return object
+    }
+  }
+
+  /// Frees what an object held. Its id is gone already.
+  private func dismantle(_ object: ContextObject, _ configuration: inout Configuration) {
+    switch object {
+    case .ioas(let space):
+      space.destroy()
+    case .hwpt(let table):
+      configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
+      table.addressSpace.remove(table.domain)
+      dropUser(of: table.addressSpace.id)
+    case .device(let object):
+      object.device.group.release()
+    case .foreign:
+      break
+    }
+  }
+
+  /// Destroys an automatic table that the last device has left.
+  func destroyIfUnused(_ table: HWPT, _ configuration: inout Configuration) {
+    guard table.isAutomatic, objects.withLock({ $0.table.users(of: table.id) }) == 0,
+      let object = try? takeOut(table.id)
+    else { return }
+    dismantle(object, &configuration)
+  }
+
+  /// Adds an object of a module above the engine.
+  public func insert<Object: ForeignObject>(
+    _ make: (ObjectID) -> Object
+  ) throws(IOMMUError) -> Object {
+    try objects.withLock { (objects) throws(IOMMUError) in
+      try objects.table.insert { id in
+        let object = make(id)
+        return (.foreign(object), object)
+      }
+    }
+  }
+
+  /// An object that `insert` added.
+  /// - Throws: `ENOENT` where the id names nothing, or something else.
+  public func foreignObject(_ id: ObjectID) throws(IOMMUError) -> any ForeignObject {
+    guard case .foreign(let object)? = objects.withLock({ $0.table[id] }) else {
+      throw noObject(id, wanted: "such an object")
+    }
+    return object
+  }
+
+  // MARK: Looking up
+
+  func addressSpace(_ id: ObjectID) throws(IOMMUError) -> AddressSpace {
+    guard case .ioas(let space)? = objects.withLock({ $0.table[id] }) else {
+      throw noObject(id, wanted: "an IOAS")
+    }
+    return space
+  }
+
+  func device(_ id: ObjectID) throws(IOMMUError) -> DeviceObject {
+    guard case .device(let device)? = objects.withLock({ $0.table[id] }) else {
+      throw noObject(id, wanted: "a device")
+    }
+    return device
+  }
+
+  /// `ENOENT`, as Linux says both for an id that is free and for one of another kind.
+  func noObject(_ id: ObjectID, wanted: String) -> IOMMUError {
+    let found = objects.withLock { $0.table[id]?.kind }
+    return IOMMUError(
+      .noSuchFileOrDirectory,
+      found.map { "object \(id) of this context is \($0), not \(wanted)" }
+        ?? "this context has no object \(id); \(wanted) is needed")
+  }
+
+  func addUser(of id: ObjectID) { objects.withLock { $0.table.addUser(of: id) } }
+
+  func dropUser(of id: ObjectID) { objects.withLock { $0.table.dropUser(of: id) } }
+
+  // MARK: Options
+
+  /// Whether locked memory is counted per process instead of per user.
+  ///
+  /// Linux: `IOMMU_OPTION_RLIMIT_MODE`. MODEL B6.
+  public var accountsPerProcess: Bool { objects.withLock { $0.accountsPerProcess } }
+
+  /// - Throws: `EBUSY` once the context has objects.
+  public func setAccountsPerProcess(_ value: Bool) throws(IOMMUError) {
+    try objects.withLock { (objects) throws(IOMMUError) in
+      guard objects.table.isEmpty else {
+        throw IOMMUError(
+          .resourceBusy,
+          "the accounting mode is chosen before the first object is made; the context has "
+            + "\(objects.table.count)")
+      }
+      objects.accountsPerProcess = value
+    }
+  }
+}

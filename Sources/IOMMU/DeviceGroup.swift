@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The devices that cannot be isolated from each other, who owns them, and the one security
+// context that they share (MODEL C2, C3, D3).
+
+import SystemPackage
+
+/// Linux: `iommu_group`. Thread-safe.
+public final class DeviceGroup: Sendable {
+  /// As `/sys/kernel/iommu_groups` numbers it.
+  public let id: UInt32
+
+  struct State: Sendable {
+    var devices: [PhysicalDevice] = []
+    /// The context that owns the group, and how many bindings it has in it.
+    var owner: ObjectIdentifier?
+    var ownerCount = 0
+    /// What the group's DMA goes through.
+    var attached: HWPT?
+    /// Bound devices that asked for `attached`, one by one (Linux: `igroup->device_list`).
+    var attachedDevices: [DeviceObject] = []
+  }
+
+  let state: RankedMutex<State>
+
+  init(id: UInt32) {
+    self.id = id
+    state = RankedMutex(.group, State())
+  }
+
+  public var devices: [PhysicalDevice] { state.withLock { $0.devices } }
+
+  /// Whether a context owns the group.
+  public var isOwned: Bool { state.withLock { $0.owner != nil } }
+
+  func add(_ device: PhysicalDevice) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      // A device that joins an owned group shares its fate at once.
+      if state.owner != nil {
+        let context = state.attached.map { DMAContext.paging($0.domain) } ?? .blocked
+        try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+      }
+      state.devices.append(device)
+    }
+  }
+
+  func remove(_ device: PhysicalDevice) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard state.owner == nil else {
+        throw IOMMUError(
+          .resourceBusy, "\(device.name) is in IOMMU group \(id), which a client owns")
+      }
+      state.devices.removeAll { $0 === device }
+    }
+  }
+
+  /// Makes `owner` the group's owner, or counts one more binding of it. The first one moves
+  /// the whole group to the blocked context.
+  ///
+  /// Linux: `iommu_device_claim_dma_owner`. MODEL C2, C3.
+  /// - Throws: `EPERM` where another context owns it or a host driver uses DMA; the sentence
+  ///   says who is in the way.
+  func claim(for owner: ObjectIdentifier, device: PhysicalDevice) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      if let current = state.owner {
+        guard current == owner else {
+          throw IOMMUError(
+            .notPermitted,
+            "\(device.name) is in IOMMU group \(id), which another open of /dev/iommu owns")
+        }
+        state.ownerCount += 1
+        return
+      }
+      for neighbour in state.devices {
+        if case .dma(let driver) = neighbour.hostDriver {
+          throw IOMMUError(
+            .notPermitted,
+            "IOMMU group \(id) is not viable: \(neighbour.name) is bound to the host driver "
+              + "\(driver); unbind that first")
+        }
+      }
+      try Self.switchAll(state.devices, to: .blocked, from: .host)
+      state.owner = owner
+      state.ownerCount = 1
+    }
+  }
+
+  /// Undoes one `claim`. The last one gives the group back to the host.
+  func release() {
+    state.withLock { state in
+      state.ownerCount -= 1
+      guard state.ownerCount == 0 else { return }
+      state.owner = nil
+      for device in state.devices { Self.restore(device, to: .host) }
+    }
+  }
+
+  /// Sends every device of a group through `context`, or none of them.
+  static func switchAll(
+    _ devices: [PhysicalDevice], to context: DMAContext, from old: DMAContext
+  ) throws(IOMMUError) {
+    for (index, device) in devices.enumerated() {
+      do throws(IOMMUError) {
+        try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+      } catch {
+        for device in devices[..<index] { restore(device, to: old) }
+        throw error
+      }
+    }
+  }
+
+  /// Goes back to a context that the driver has accepted before, which cannot be refused;
+  /// were it refused all the same, the device is blocked rather than left where it was.
+  static func restore(_ device: PhysicalDevice, to context: DMAContext) {
+    do throws(IOMMUError) {
+      try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+    } catch {
+      assertionFailure("\(device.name): \(error)")
+      try? device.driver.setContext(of: device.requester, pasid: nil, to: .blocked)
+    }
+  }
+}

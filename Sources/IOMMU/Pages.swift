@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One piece of memory that areas map (Linux: `iopt_pages`): pinned once however many areas,
+// address spaces and page tables use it (MODEL B6), and only while one does.
+
+import PageTables
+import SystemPackage
+
+/// Memory of a source, in whole host pages. Shared by the areas that map parts of it.
+final class Pages: Sendable {
+  let source: any MemorySource
+  /// First byte in the source, a multiple of the host's page size.
+  let address: UInt64
+  /// In bytes, a multiple of the host's page size.
+  let length: UInt64
+  /// Whether the mapping that made this asked for device writes.
+  let isWritable: Bool
+
+  private struct Pins: Sendable {
+    var users = 0
+    var segments: [Segment] = []
+  }
+
+  /// Where a stretch of the memory is in physical space.
+  private struct Segment: Sendable {
+    /// Offset of the stretch in these pages, in bytes.
+    let offset: UInt64
+    let length: UInt64
+    let physical: PhysicalAddress
+  }
+
+  private let pins = RankedMutex(.pages, Pins())
+
+  static let hostPage: UInt64 = 4096
+
+  /// - Parameters:
+  ///   - start: First byte that will be mapped, any alignment.
+  ///   - length: In bytes, any alignment.
+  /// - Throws: `EINVAL` for an empty or overlong range, `EOVERFLOW` where it wraps.
+  init(
+    source: any MemorySource, start: UInt64, length: UInt64, isWritable: Bool
+  ) throws(IOMMUError) {
+    guard length > 0, length <= UInt64.max - Self.hostPage else {
+      throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
+    }
+    guard !start.addingReportingOverflow(length).overflow else {
+      throw IOMMUError(
+        .overflow, "memory at \(hex(start)) + \(hex(length)) bytes passes the last address")
+    }
+    self.source = source
+    self.isWritable = isWritable
+    address = start & ~(Self.hostPage - 1)
+    let bytes = start - address + length
+    self.length = (bytes + Self.hostPage - 1) & ~(Self.hostPage - 1)
+  }
+
+  /// Pins the memory, or counts one more user of the pin that is there.
+  ///
+  /// Linux: `iopt_area_fill_domain`'s pinning. Each success is undone by `unpin`.
+  func pin(in memory: PhysicalMemory) throws(IOMMUError) {
+    // Sources are called under this lock so that two users never pin the same piece twice.
+    try pins.withLock { (pins) throws(IOMMUError) in
+      if pins.users == 0 { pins.segments = try place(in: memory) }
+      pins.users += 1
+    }
+  }
+
+  private func place(in memory: PhysicalMemory) throws(IOMMUError) -> [Segment] {
+    let runs = try source.pin(address: address, length: length, writable: isWritable)
+    var segments: [Segment] = []
+    segments.reserveCapacity(runs.count)
+    var offset: UInt64 = 0
+    do throws(IOMMUError) {
+      for run in runs {
+        let physical = try memory.insert(run, congruentTo: address &+ offset)
+        segments.append(Segment(offset: offset, length: run.length, physical: physical))
+        offset += run.length
+      }
+    } catch {
+      for segment in segments { memory.remove(segment.physical, length: segment.length) }
+      throw error
+    }
+    return segments
+  }
+
+  func unpin(in memory: PhysicalMemory) {
+    pins.withLock { pins in
+      pins.users -= 1
+      guard pins.users == 0 else { return }
+      for segment in pins.segments { memory.remove(segment.physical, length: segment.length) }
+      pins.segments = []
+    }
+  }
+
+  /// Calls `body` for each physically contiguous part of `start ..< start + length`, in order.
+  /// The memory is pinned by the caller.
+  func forEachSegment(
+    start: UInt64, length: UInt64,
+    _ body: (_ offset: UInt64, PhysicalAddress, _ length: UInt64) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    let segments = pins.withLock { $0.segments }
+    let end = start + length
+    for segment in segments {
+      let from = max(start, segment.offset)
+      let to = min(end, segment.offset + segment.length)
+      guard from < to else { continue }
+      let physical = PhysicalAddress(segment.physical.rawValue + (from - segment.offset))
+      try body(from - start, physical, to - from)
+    }
+  }
+}
