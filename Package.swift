@@ -14,6 +14,15 @@ let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let arguments: Target.Dependency = .product(
   name: "ArgumentParser", package: "swift-argument-parser")
 
+/// A C program of Examples/, against the kernel's interface only.
+func example(_ name: String) -> Target {
+  .executableTarget(
+    name: name, path: "Examples/\(name)",
+    cSettings: [
+      .headerSearchPath("../common"), .headerSearchPath("../../Sources/CLinuxABI/include"),
+    ])
+}
+
 let package = Package(
   name: "swift-iommu",
   products: [
@@ -59,6 +68,10 @@ let package = Package(
       name: "iommu",
       dependencies: ["Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging],
       swiftSettings: strict),
+
+    // Programs that know nothing of us: headers only, nothing linked.
+    example("dma-copy"),
+    example("trespass"),
 
     .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
     .testTarget(name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"]),
