@@ -58,7 +58,7 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "Machine",
-      dependencies: ["IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams"],
+      dependencies: ["IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams", system],
       swiftSettings: strict),
     .target(name: "CSyscalls"),
     .target(

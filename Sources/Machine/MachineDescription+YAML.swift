@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A machine as the file that would make it: for `iommu machine --yaml`, from which a user
+// starts. Written by hand so that numbers keep their notation and the comments teach.
+
+import IOMMU
+
+extension MachineDescription {
+  /// A machine file that reads back as this machine.
+  public var yaml: String {
+    var lines = [
+      "# A machine for `iommu run --machine FILE -- PROGRAM`.",
+      "name: \(quoted(name))",
+      "",
+      "# What devices' addresses are translated by. kind: intel (second-stage tables, 3 to 5",
+      "# levels: 39, 48 or 57 bits) or amd (version 1 tables, 3 to 6 levels, up to 64 bits).",
+      "iommus:",
+    ]
+    lines += iommus.flatMap(Self.lines)
+    lines += [
+      "",
+      "# Devices with one group number cannot be isolated from each other. host-driver: vfio-pci",
+      "# (offered to programs), none, or ioatdma (in use by the host: its group cannot be taken).",
+      devices.isEmpty ? "devices: []" : "devices:",
+    ]
+    lines += devices.flatMap(Self.lines)
+    lines += [
+      "",
+      "# Addresses that nothing can be mapped at, first and last inclusive; beside the window",
+      "# 0xfee00000 to 0xfeefffff, where interrupts go. kind: reserved, or direct (the host's own).",
+      reserved.isEmpty ? "reserved: []" : "reserved:",
+    ]
+    for region in reserved {
+      lines += [
+        "  - first: \(hexText(region.range.lowerBound))",
+        "    last: \(hexText(region.range.upperBound))",
+        "    kind: \(region.kind.rawValue)",
+      ]
+    }
+    return lines.joined(separator: "\n") + "\n"
+  }
+
+  private static func lines(_ iommu: IOMMUDescription) -> [String] {
+    [
+      "  - name: \(iommu.name)",
+      "    kind: \(iommu.kind.rawValue)",
+      "    levels: \(iommu.levels)",
+      "    address-width: \(iommu.addressWidth)",
+      "    pasid-bits: \(iommu.pasidBits)",
+      "    page-requests: \(iommu.pageRequests)",
+      "    snoop-control: \(iommu.snoopControl)",
+    ]
+  }
+
+  private static func lines(_ device: DeviceDescription) -> [String] {
+    var lines = [
+      "  - model: \(device.model.name)",
+      "    address: \(device.address)",
+      "    group: \(device.group)",
+      "    iommu: \(device.iommu)",
+      "    host-driver: \(device.hostDriver.rawValue)",
+    ]
+    switch device.model {
+    case .copyEngine(let engine):
+      lines += ["    version: \(hexText(engine.version))", "    fill: \(engine.fill)"]
+    }
+    return lines
+  }
+}
+
+/// A double-quoted string, as YAML and JSON both read it.
+func quoted(_ text: String) -> String {
+  var result = "\""
+  for scalar in text.unicodeScalars {
+    switch scalar {
+    case "\"": result += "\\\""
+    case "\\": result += "\\\\"
+    case "\n": result += "\\n"
+    case "\t": result += "\\t"
+    case _
+    where scalar.value < 0x20 || (0x7f...0xa0).contains(scalar.value)
+      || scalar.value == 0x2028 || scalar.value == 0x2029:
+      let digits = String(scalar.value, radix: 16)
+      result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+    default: result.unicodeScalars.append(scalar)
+    }
+  }
+  return result + "\""
+}

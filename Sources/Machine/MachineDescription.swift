@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A machine as data: its IOMMUs, the devices behind them, the groups that those form, and
+// the IOVA that nobody may map. Everything else (files, sysfs, objects) is made from this.
+
+import IOMMU
+
+/// What a machine consists of. Plain data, always consistent when it comes from the parser.
+public struct MachineDescription: Hashable, Sendable {
+  /// For titles and traces.
+  public var name: String
+  /// In the order of the file; names are unique.
+  public var iommus: [IOMMUDescription]
+  /// In the order of the file; addresses are unique.
+  public var devices: [DeviceDescription]
+  /// IOVA that no address space of any device may map, beside the MSI window that each
+  /// machine has.
+  public var reserved: [ReservedRegion]
+
+  public init(
+    name: String, iommus: [IOMMUDescription], devices: [DeviceDescription],
+    reserved: [ReservedRegion] = []
+  ) {
+    self.name = name
+    self.iommus = iommus
+    self.devices = devices
+    self.reserved = reserved
+  }
+
+  /// Where interrupts are written to, as on each x86 machine: 0xFEE00000 to 0xFEEFFFFF.
+  public static let messageWindow = ReservedRegion(0xfee0_0000...0xfeef_ffff, kind: .msi)
+
+  /// The MSI window and what the file reserves, by address.
+  public var reservedRegions: [ReservedRegion] {
+    (reserved + [Self.messageWindow]).sorted { $0.range.lowerBound < $1.range.lowerBound }
+  }
+
+  /// The groups, by number.
+  public var groups: [GroupDescription] {
+    Dictionary(grouping: devices, by: \.group)
+      .map { GroupDescription(number: $0.key, devices: $0.value.map(\.address).sorted()) }
+      .sorted { $0.number < $1.number }
+  }
+
+  /// The IOMMU of that name; nil where there is none.
+  public func iommu(named name: String) -> IOMMUDescription? {
+    iommus.first { $0.name == name }
+  }
+}
+
+/// One IOMMU.
+public struct IOMMUDescription: Hashable, Sendable {
+  /// As `/sys/class/iommu` shows it: `dmar0`.
+  public var name: String
+  public var kind: Kind
+  /// Levels of its kernel-managed page tables.
+  public var levels: Int
+  /// Width of the IOVA that those translate, in bits.
+  public var addressWidth: Int
+  /// Width of its PASIDs, in bits; 0 where it has none.
+  public var pasidBits: Int
+  /// Whether devices may ask for pages (PRI).
+  public var pageRequests: Bool
+  /// Whether it can force DMA to snoop the CPU's caches.
+  public var snoopControl: Bool
+
+  public enum Kind: String, CaseIterable, Hashable, Sendable {
+    /// VT-d: second-stage tables of 3 to 5 levels.
+    case intel
+    /// AMD-Vi: version 1 tables of 3 to 6 levels.
+    case amd
+  }
+
+  public init(
+    name: String, kind: Kind, levels: Int? = nil, addressWidth: Int = 48, pasidBits: Int = 0,
+    pageRequests: Bool = false, snoopControl: Bool = true
+  ) {
+    self.name = name
+    self.kind = kind
+    self.addressWidth = addressWidth
+    self.levels = levels ?? Self.levels(for: addressWidth)
+    self.pasidBits = pasidBits
+    self.pageRequests = pageRequests
+    self.snoopControl = snoopControl
+  }
+
+  /// Levels that a table of 9 bits a level over 4 KiB pages needs for `width` bits.
+  static func levels(for width: Int) -> Int { (width - 12 + 8) / 9 }
+
+  /// The table format's name in print: `Intel second stage`.
+  public var formatName: String {
+    switch kind {
+    case .intel: "Intel second stage"
+    case .amd: "AMD v1"
+    }
+  }
+}
+
+/// One PCI function.
+public struct DeviceDescription: Hashable, Sendable {
+  public var model: Model
+  public var address: RequesterID
+  /// Number of its group; devices that cannot be isolated from each other share one.
+  public var group: UInt32
+  /// Name of the IOMMU that its DMA goes through.
+  public var iommu: String
+  /// What the host has bound to it.
+  public var hostDriver: HostDriver
+
+  public enum Model: Hashable, Sendable {
+    case copyEngine(CopyEngineDescription)
+
+    /// As the machine file spells it.
+    public var name: String {
+      switch self {
+      case .copyEngine: "copy-engine"
+      }
+    }
+  }
+
+  public enum HostDriver: String, CaseIterable, Hashable, Sendable {
+    /// Offered to programs: `/dev/vfio/devices/vfioN` and `/dev/vfio/N`.
+    case vfio = "vfio-pci"
+    /// No driver: not offered, and not in the way of its group.
+    case none
+    /// A host driver that does DMA: not offered, and its group cannot be taken.
+    case ioatdma
+  }
+
+  public init(
+    model: Model, address: RequesterID, group: UInt32, iommu: String,
+    hostDriver: HostDriver = .vfio
+  ) {
+    self.model = model
+    self.address = address
+    self.group = group
+    self.iommu = iommu
+    self.hostDriver = hostDriver
+  }
+}
+
+/// The copy engine's parameters.
+public struct CopyEngineDescription: Hashable, Sendable {
+  /// What its VER register says: 0x32, 0x33 or 0x34.
+  public var version: UInt8
+  /// Whether it also fills memory with a pattern.
+  public var fill: Bool
+
+  public init(version: UInt8 = 0x33, fill: Bool = false) {
+    self.version = version
+    self.fill = fill
+  }
+
+  /// The versions that exist.
+  public static let versions: [UInt8] = [0x32, 0x33, 0x34]
+}
+
+/// Devices that cannot be isolated from each other.
+public struct GroupDescription: Hashable, Sendable {
+  public var number: UInt32
+  /// By address.
+  public var devices: [RequesterID]
+}

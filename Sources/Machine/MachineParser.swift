@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The machine file's schema: from YAML nodes to a consistent description, or to all the
+// problems that it has.
+
+import IOMMU
+import Yams
+
+extension MachineDescription {
+  /// Reads a machine file.
+  /// - Parameter path: `-` is standard input.
+  /// - Throws: `MachineFileError` with every problem found.
+  public init(path: String) throws(MachineFileError) {
+    self = try MachineParser(text: MachineText(path: path)).machine()
+  }
+
+  /// Reads a machine from the bytes of a file.
+  /// - Parameter file: What messages call it.
+  /// - Throws: `MachineFileError` with every problem found.
+  public init(file: String, bytes: [UInt8]) throws(MachineFileError) {
+    self = try MachineParser(text: MachineText(file: file, bytes: bytes)).machine()
+  }
+}
+
+/// One reading of one file.
+private struct MachineParser {
+  let reader: MachineReader
+
+  /// More of anything is a mistake, and would only slow every start.
+  static let iommuLimit = 16
+  static let deviceLimit = 256
+  static let reservedLimit = 64
+
+  init(text: MachineText) { reader = MachineReader(text: text) }
+
+  func machine() throws(MachineFileError) -> MachineDescription {
+    let root = try reader.root()
+    guard
+      let fields = reader.fields(
+        of: root, what: "a machine", known: ["name", "iommus", "devices", "reserved"],
+        required: ["iommus", "devices"])
+    else {
+      try reader.finish()
+      return .standard
+    }
+    let iommus = iommus(fields["iommus"])
+    let machine = MachineDescription(
+      name: fields["name"].flatMap(title) ?? "machine",
+      iommus: iommus,
+      devices: devices(fields["devices"], iommus: iommus),
+      reserved: reserved(fields["reserved"]))
+    try reader.finish()
+    return machine
+  }
+
+  private func title(_ node: Node) -> String? {
+    guard let name = reader.word(node, expected: "a name") else { return nil }
+    if name.isEmpty || name.count > 100 || name.contains(where: \.isNewline) {
+      reader.report(
+        node, "found a name of \(name.count) characters, expected one line of 1 to 100")
+    }
+    return name
+  }
+
+  // MARK: IOMMUs
+
+  private func iommus(_ node: Node?) -> [IOMMUDescription] {
+    guard let node else { return [] }
+    let items = reader.items(of: node, what: "IOMMUs", limit: Self.iommuLimit)
+    if items.isEmpty, node.sequence != nil, reader.problems.isEmpty {
+      reader.report(node, "found an empty list, expected at least one IOMMU")
+    }
+    var lines: [String: Int] = [:]
+    return items.compactMap { item in
+      guard let iommu = iommu(item) else { return nil }
+      if let line = lines[iommu.name] {
+        reader.report(
+          item,
+          "found a second IOMMU named '\(iommu.name)', expected unique names (line \(line))")
+        return nil
+      }
+      lines[iommu.name] = item.mark?.line ?? 0
+      return iommu
+    }
+  }
+
+  private func iommu(_ node: Node) -> IOMMUDescription? {
+    guard
+      let fields = reader.fields(
+        of: node, what: "an IOMMU",
+        known: [
+          "name", "kind", "levels", "address-width", "pasid-bits", "page-requests",
+          "snoop-control",
+        ],
+        required: ["name", "kind"]),
+      let name = fields["name"].flatMap(fileName),
+      let kind = fields["kind"].flatMap({
+        reader.choice($0, "a kind of IOMMU", of: IOMMUDescription.Kind.self)
+      })
+    else { return nil }
+    let size = tableSize(kind, levels: fields["levels"], width: fields["address-width"])
+    let pasidBits = fields["pasid-bits"].flatMap {
+      reader.number($0, "a width in bits", in: 0...20)
+    }
+    return IOMMUDescription(
+      name: name, kind: kind, levels: size.levels, addressWidth: size.width,
+      pasidBits: Int(pasidBits ?? 0),
+      pageRequests: fields["page-requests"].flatMap(reader.flag) ?? false,
+      snoopControl: fields["snoop-control"].flatMap(reader.flag) ?? true)
+  }
+
+  /// Levels and width belong together; either may be left out.
+  private func tableSize(
+    _ kind: IOMMUDescription.Kind, levels: Node?, width: Node?
+  ) -> (levels: Int, width: Int) {
+    let sizes = kind == .intel ? [3: 39, 4: 48, 5: 57] : [3: 39, 4: 48, 5: 57, 6: 64]
+    let deepest = UInt64(kind == .intel ? 5 : 6)
+    let chosen = levels.flatMap { reader.number($0, "a number of levels", in: 3...deepest) }
+    guard let width else {
+      let levels = Int(chosen ?? 4)
+      return (levels, sizes[levels] ?? 48)
+    }
+    let widths = sizes.values.sorted()
+    guard let bits = reader.number(width, "an address width in bits", in: 0...64) else {
+      return (4, 48)
+    }
+    guard let fitting = sizes.first(where: { $0.value == Int(bits) })?.key else {
+      let list = widths.map(String.init).joined(separator: ", ")
+      reader.report(width, "found \(bits), expected an address width of \(list) bits")
+      return (4, 48)
+    }
+    if let chosen, Int(chosen) != fitting {
+      reader.report(
+        width,
+        "found \(bits) bits beside \(chosen) levels, expected \(sizes[Int(chosen)] ?? 0) bits, "
+          + "or \(fitting) levels")
+    }
+    return (fitting, Int(bits))
+  }
+
+  /// A name that can be a file's in `/sys/class/iommu`.
+  private func fileName(_ node: Node) -> String? {
+    let expected = "a name of letters, digits, '-', '_' or '.', like dmar0"
+    guard let name = reader.word(node, expected: expected) else { return nil }
+    let allowed = name.utf8.allSatisfy { byte in
+      switch byte {
+      case 0x30...0x39, 0x41...0x5a, 0x61...0x7a, 0x2d, 0x5f, 0x2e: true
+      default: false
+      }
+    }
+    guard allowed, !name.isEmpty, name.utf8.count <= 32, name.first != "." else {
+      reader.report(node, "found \(reader.describe(node)), expected \(expected)")
+      return nil
+    }
+    return name
+  }
+
+  // MARK: Devices
+
+  private func devices(_ node: Node?, iommus: [IOMMUDescription]) -> [DeviceDescription] {
+    guard let node else { return [] }
+    var lines: [RequesterID: Int] = [:]
+    var homes: [UInt32: DeviceDescription] = [:]
+    return reader.items(of: node, what: "devices", limit: Self.deviceLimit).compactMap { item in
+      guard let device = device(item, iommus: iommus) else { return nil }
+      let address = item.mapping?["address"] ?? item
+      if let line = lines[device.address] {
+        reader.report(
+          address,
+          "found \(device.address) again, expected each address once (first on line \(line))")
+        return nil
+      }
+      lines[device.address] = address.mark?.line ?? 0
+      if let home = homes[device.group], home.iommu != device.iommu {
+        reader.report(
+          item.mapping?["group"] ?? item,
+          "found group \(device.group) behind \(device.iommu), but \(home.address) of that group "
+            + "is behind \(home.iommu); a group has one IOMMU")
+      }
+      homes[device.group] = homes[device.group] ?? device
+      return device
+    }
+  }
+
+  private func device(_ node: Node, iommus: [IOMMUDescription]) -> DeviceDescription? {
+    let common = ["model", "address", "group", "iommu", "host-driver"]
+    let models = ["copy-engine": ["version", "fill"]]
+    let model = node.mapping?["model"]?.scalar?.string
+    let parameters =
+      model.flatMap { models[$0] } ?? models.values.flatMap { $0 }.sorted()
+    guard
+      let fields = reader.fields(
+        of: node, what: "a device", known: common + parameters,
+        required: ["model", "address", "group"])
+    else { return nil }
+    let behind = iommu(of: fields, iommus: iommus)
+    let driver =
+      fields["host-driver"].map {
+        reader.choice(
+          $0, "what the host bound to it", of: DeviceDescription.HostDriver.self)
+      } ?? .vfio
+    let engine = copyEngine(fields)
+    let group = fields["group"].flatMap {
+      reader.number($0, "a group number", in: 0...0xf_ffff)
+    }
+    let address = fields["address"].flatMap(requester)
+    guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
+      let address, let group, let behind, let driver
+    else { return nil }
+    return DeviceDescription(
+      model: .copyEngine(engine), address: address, group: UInt32(truncatingIfNeeded: group),
+      iommu: behind, hostDriver: driver)
+  }
+
+  private func knownModel(_ node: Node, of models: [String]) -> Bool {
+    let expected = "a device model: \(models.sorted().joined(separator: ", "))"
+    guard let word = reader.word(node, expected: expected) else { return false }
+    if models.contains(word) { return true }
+    reader.report(node, reader.unknown(word, expected: expected, of: models))
+    return false
+  }
+
+  /// The IOMMU that a device names, or the only one there is.
+  private func iommu(
+    of fields: MachineReader.Fields, iommus: [IOMMUDescription]
+  ) -> String? {
+    let names = iommus.map(\.name)
+    guard let node = fields["iommu"] else {
+      if names.count > 1 {
+        reader.report(
+          fields.node,
+          "found a device without 'iommu', expected one of \(names.joined(separator: ", "))")
+      }
+      return names.first
+    }
+    let expected = "the name of an IOMMU: \(names.joined(separator: ", "))"
+    guard let word = reader.word(node, expected: expected) else { return nil }
+    if names.contains(word) { return word }
+    // Where the IOMMUs themselves are wrong, their errors say it all.
+    if !names.isEmpty {
+      reader.report(node, reader.unknown(word, expected: expected, of: names))
+    }
+    return nil
+  }
+
+  private func requester(_ node: Node) -> RequesterID? {
+    let expected = "a PCI address like 0000:e0:04.0 (segment:bus:device.function, hexadecimal)"
+    guard let word = reader.word(node, expected: expected) else { return nil }
+    if let address = RequesterID(word) { return address }
+    let parts = word.split(separator: ":", omittingEmptySubsequences: false)
+    if let slot = parts.last?.split(separator: "."), slot.count == 2, parts.count > 1,
+      let device = Int(slot[0], radix: 16), let function = Int(slot[1], radix: 16),
+      device > 31 || function > 7
+    {
+      reader.report(
+        node,
+        "found '\(word)', expected a device number up to 1f and a function up to 7: \(expected)"
+      )
+    } else {
+      reader.report(node, "found \(reader.describe(node)), expected \(expected)")
+    }
+    return nil
+  }
+
+  private func copyEngine(_ fields: MachineReader.Fields) -> CopyEngineDescription {
+    var engine = CopyEngineDescription()
+    if let node = fields["version"],
+      let version = reader.number(node, "a version", in: 0x32...0x34, hexadecimal: true)
+    {
+      engine.version = UInt8(truncatingIfNeeded: version)
+    }
+    if let node = fields["fill"], let fill = reader.flag(node) { engine.fill = fill }
+    return engine
+  }
+
+  // MARK: Reserved ranges
+
+  private enum ReservedKind: String, CaseIterable {
+    case reserved, direct
+  }
+
+  private func reserved(_ node: Node?) -> [ReservedRegion] {
+    guard let node else { return [] }
+    return reader.items(of: node, what: "reserved ranges", limit: Self.reservedLimit).compactMap
+    {
+      item in
+      let any: ClosedRange<UInt64> = 0...UInt64.max
+      guard
+        let fields = reader.fields(
+          of: item, what: "a reserved range", known: ["first", "last", "kind"],
+          required: ["first", "last"]),
+        let start = fields["first"],
+        let first = reader.number(start, "an address", in: any, hexadecimal: true),
+        let end = fields["last"],
+        let last = reader.number(end, "an address", in: any, hexadecimal: true)
+      else { return nil }
+      let kind = fields["kind"].map {
+        reader.choice($0, "a kind of range", of: ReservedKind.self)
+      }
+      guard first <= last else {
+        reader.report(
+          end, "found \(hexText(last)), expected an address of at least \(hexText(first))")
+        return nil
+      }
+      return ReservedRegion(
+        first...last, kind: (kind ?? .reserved) == .direct ? .direct : .reserved)
+    }
+  }
+}
