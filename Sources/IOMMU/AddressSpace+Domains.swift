@@ -48,7 +48,7 @@ extension AddressSpace {
     var filled: [Area] = []
     do throws(IOMMUError) {
       let largePages = state.largePages
-      try state.areas.forEach { (area) throws(IOMMUError) in
+      try state.areas.visit { (area) throws(IOMMUError) in
         try fill(area, into: domain, largePages: largePages)
         filled.append(area)
       }

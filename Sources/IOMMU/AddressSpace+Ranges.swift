@@ -119,7 +119,7 @@ extension AddressSpace {
   /// - Throws: `EADDRINUSE` where an area does not have this alignment.
   func checkAligned(to alignment: UInt64, in state: borrowing State) throws(IOMMUError) {
     let mask = alignment - 1
-    try state.areas.forEach { (area) throws(IOMMUError) in
+    try state.areas.visit { (area) throws(IOMMUError) in
       guard (area.first | area.length | area.start & (Pages.hostPage - 1)) & mask == 0 else {
         throw IOMMUError(
           .addressInUse,

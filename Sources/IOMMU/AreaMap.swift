@@ -88,7 +88,7 @@ struct AreaMap: Sendable {
 
   /// Adds an area that overlaps no other.
   mutating func insert(_ area: Area) {
-    count += 1
+    defer { count += 1 }
     guard let position = firstEnding(atOrAfter: area.first) else {
       append(area)
       return
@@ -137,7 +137,8 @@ struct AreaMap: Sendable {
     return area
   }
 
-  func forEach(_ body: (Area) throws(IOMMUError) -> Void) throws(IOMMUError) {
+  /// Calls `body` for each area in order of IOVA, until it throws.
+  func visit(_ body: (Area) throws(IOMMUError) -> Void) throws(IOMMUError) {
     for chunk in chunks { for area in chunk { try body(area) } }
   }
 }

@@ -252,4 +252,14 @@ extension Context {
     let device = try self.device(device).device
     return (device.driver.hardwareInformation(for: device.requester), device.capabilities)
   }
+
+  /// Why a fault queue cannot be used: `ENOENT`.
+  package func noFaultQueue(_ id: ObjectID) -> IOMMUError {
+    noObject(id, wanted: "a fault queue")
+  }
+
+  /// Why a table cannot be invalidated by the user: `ENOENT`, as it is not the user's.
+  package func notUserManaged(_ id: ObjectID) -> IOMMUError {
+    noObject(id, wanted: "a user-managed page table")
+  }
 }

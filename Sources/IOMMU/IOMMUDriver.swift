@@ -116,16 +116,19 @@ public struct IOMMUCapabilities: Hashable, Sendable {
   public var isolatedInterrupts: Bool
   /// Width of the PASIDs that this device may use with this IOMMU, in bits; 0 is none.
   public var pasidBits: UInt8
+  /// The device is known to cache no translations. `IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED`.
+  public var lacksATS: Bool
 
   public init(
     dirtyTracking: Bool = false, snoopControl: Bool = true, cacheCoherency: Bool = true,
-    isolatedInterrupts: Bool = true, pasidBits: UInt8 = 0
+    isolatedInterrupts: Bool = true, pasidBits: UInt8 = 0, lacksATS: Bool = false
   ) {
     self.dirtyTracking = dirtyTracking
     self.snoopControl = snoopControl
     self.cacheCoherency = cacheCoherency
     self.isolatedInterrupts = isolatedInterrupts
     self.pasidBits = pasidBits
+    self.lacksATS = lacksATS
   }
 }
 

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whole values in and out of a caller's memory. All of the binary face's reading and writing
+// of client structures goes through here: each is copied once, then checked.
+
+import IOMMU
+import SystemPackage
+
+extension Caller {
+  /// Copies one value in. `T` is a C structure or an integer: any bytes are a value of it
+  /// (not spelled BitwiseCopyable, which C structures with unions are not).
+  /// - Throws: `EFAULT`.
+  func load<T>(
+    _ type: T.Type = T.self, from address: UInt64, zero: T
+  ) throws(IOMMUError) -> T {
+    try load(zero, from: address, size: MemoryLayout<T>.size)
+  }
+
+  /// Copies the first `size` bytes of a value in; the rest stay as in `initial`.
+  func load<T>(
+    _ initial: T, from address: UInt64, size: Int
+  ) throws(IOMMUError) -> T {
+    var value = initial
+    let count = min(size, MemoryLayout<T>.size)
+    // SAFETY: the buffer is the value's own storage, cut to its size.
+    var failure: IOMMUError?
+    unsafe withUnsafeMutableBytes(of: &value) { bytes in
+      do throws(IOMMUError) {
+        try unsafe copyIn(
+          from: address, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<count]))
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+    return value
+  }
+
+  /// Copies the first `size` bytes of a value out.
+  /// - Throws: `EFAULT`.
+  func store<T>(
+    _ value: T, to address: UInt64, size: Int = MemoryLayout<T>.size
+  ) throws(IOMMUError) {
+    let count = min(size, MemoryLayout<T>.size)
+    var failure: IOMMUError?
+    // SAFETY: the buffer is the value's own storage, cut to its size.
+    unsafe withUnsafeBytes(of: value) { bytes in
+      do throws(IOMMUError) {
+        try unsafe copyOut(UnsafeRawBufferPointer(rebasing: bytes[..<count]), to: address)
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  /// Copies bytes out.
+  /// - Throws: `EFAULT`.
+  func store(_ bytes: [UInt8], to address: UInt64) throws(IOMMUError) {
+    var failure: IOMMUError?
+    // SAFETY: the buffer is the array's storage for the length of the closure.
+    unsafe bytes.withUnsafeBytes { buffer in
+      do throws(IOMMUError) {
+        try unsafe copyOut(buffer, to: address)
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  /// Whether `count` bytes are all zero. Linux: `check_zeroed_user`.
+  /// - Throws: `EFAULT`.
+  func isZero(at address: UInt64, count: UInt64) throws(IOMMUError) -> Bool {
+    var chunk = [UInt8](repeating: 0, count: Int(min(count, 4096)))
+    var done: UInt64 = 0
+    while done < count {
+      let step = Int(min(UInt64(chunk.count), count - done))
+      var failure: IOMMUError?
+      // SAFETY: the buffer is the array's storage, cut to `step` bytes of it.
+      unsafe chunk.withUnsafeMutableBytes { buffer in
+        do throws(IOMMUError) {
+          try unsafe copyIn(
+            from: address &+ done,
+            into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<step]))
+        } catch {
+          failure = error
+        }
+      }
+      if let failure { throw failure }
+      guard chunk[..<step].allSatisfy({ $0 == 0 }) else { return false }
+      done += UInt64(step)
+    }
+    return true
+  }
+}

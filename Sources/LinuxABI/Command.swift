@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Dispatch of commands that start with their own size (MODEL L): the forward-compatibility
+// rule is checked here and only here. A structure may be shorter than ours down to a minimum
+// (the rest is zero) and longer, if what we do not know is zero.
+
+import IOMMU
+import SystemPackage
+
+/// One row of the command table: a number, its sizes, and what it does.
+struct Command: Sendable {
+  /// As `ioctl(2)` takes it: `IOMMU_IOAS_MAP`.
+  let number: UInt32
+  let name: String
+  /// Structures below this size are `EINVAL`, in bytes.
+  let minimumSize: Int
+  /// Checks the structure, runs the command and responds.
+  let run: @Sendable (Invocation) throws(IOMMUError) -> Void
+
+  /// - Parameters:
+  ///   - minimumSize: The end of the last field that the first Linux with the command had.
+  ///   - zero: An all-zero structure: what a shorter one is filled up with.
+  ///   - body: Runs the command. It calls `respond` where there is something to say.
+  init<Structure: Sendable>(
+    _ number: UInt32, _ name: String, minimumSize: Int, zero: Structure,
+    _ body: @escaping @Sendable (Invocation, inout Structure) throws(IOMMUError) -> Void
+  ) {
+    self.number = number
+    self.name = name
+    self.minimumSize = minimumSize
+    run = { (invocation: Invocation) throws(IOMMUError) in
+      var structure = try invocation.structure(zero: zero)
+      try body(invocation, &structure)
+    }
+  }
+}
+
+/// One call of a command.
+struct Invocation {
+  let file: IOMMUFile
+  let caller: any Caller
+  /// Where the structure is in the caller's memory, and how long the caller says that it is.
+  let address: UInt64
+  let size: Int
+
+  var context: Context { file.context }
+
+  /// Linux: `copy_struct_from_user`.
+  fileprivate func structure<Structure>(
+    zero: Structure
+  ) throws(IOMMUError) -> Structure {
+    let known = MemoryLayout<Structure>.size
+    if size > known {
+      guard try caller.isZero(at: address &+ UInt64(known), count: UInt64(size - known)) else {
+        throw IOMMUError(
+          .argListTooLong,
+          "the structure says it is \(size) bytes long; only \(known) are known, and the rest "
+            + "is not zero")
+      }
+    }
+    return try caller.load(zero, from: address, size: size)
+  }
+
+  /// Writes the structure back, no further than the caller's goes.
+  func respond<Structure>(with structure: Structure) throws(IOMMUError) {
+    try caller.store(structure, to: address, size: size)
+  }
+
+  /// Writes the structure back; where that fails, takes back what the command did.
+  func respond<Structure>(
+    with structure: Structure, orUndo undo: () throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    do throws(IOMMUError) {
+      try respond(with: structure)
+    } catch {
+      try undo()
+      throw error
+    }
+  }
+}
+
+/// `EOPNOTSUPP` where a field that must be zero is not.
+func requireZero(_ value: some BinaryInteger, _ field: String) throws(IOMMUError) {
+  guard value == 0 else {
+    throw IOMMUError(.operationNotSupported, "\(field) is \(hexadecimal(value)) and must be 0")
+  }
+}
+
+/// `EOPNOTSUPP` where a flag is set that this interface does not have.
+func requireOnly(
+  _ known: UInt32, in flags: UInt32, _ field: String = "flags"
+) throws(IOMMUError) {
+  guard flags & ~known == 0 else {
+    throw IOMMUError(
+      .operationNotSupported,
+      "\(field) \(hexadecimal(flags)) has unknown bits \(hexadecimal(flags & ~known))")
+  }
+}
+
+func hexadecimal(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }

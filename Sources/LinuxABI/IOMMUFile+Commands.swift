@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The command table of /dev/iommu: a row for each command, with the size that the first Linux
+// to have it asked for. Handlers are in the files beside this one.
+
+import CLinuxABI
+
+extension Command {
+  /// Every command that needs no driver's back door.
+  static let iommufd: [Command] = [
+    Command(
+      IOMMU_DESTROY, "IOMMU_DESTROY", minimumSize: 8, zero: iommu_destroy(), destroy),
+    Command(
+      IOMMU_IOAS_ALLOC, "IOMMU_IOAS_ALLOC", minimumSize: 12, zero: iommu_ioas_alloc(),
+      ioasAlloc),
+    Command(
+      IOMMU_IOAS_ALLOW_IOVAS, "IOMMU_IOAS_ALLOW_IOVAS", minimumSize: 24,
+      zero: iommu_ioas_allow_iovas(), ioasAllowIOVAs),
+    Command(
+      IOMMU_IOAS_COPY, "IOMMU_IOAS_COPY", minimumSize: 40, zero: iommu_ioas_copy(), ioasCopy),
+    Command(
+      IOMMU_IOAS_IOVA_RANGES, "IOMMU_IOAS_IOVA_RANGES", minimumSize: 32,
+      zero: iommu_ioas_iova_ranges(), ioasIOVARanges),
+    Command(IOMMU_IOAS_MAP, "IOMMU_IOAS_MAP", minimumSize: 40, zero: iommu_ioas_map(), ioasMap),
+    Command(
+      IOMMU_IOAS_UNMAP, "IOMMU_IOAS_UNMAP", minimumSize: 24, zero: iommu_ioas_unmap(),
+      ioasUnmap),
+    Command(IOMMU_OPTION, "IOMMU_OPTION", minimumSize: 24, zero: iommu_option(), option),
+    Command(
+      IOMMU_VFIO_IOAS, "IOMMU_VFIO_IOAS", minimumSize: 12, zero: iommu_vfio_ioas(), vfioIOAS),
+    Command(
+      IOMMU_HWPT_ALLOC, "IOMMU_HWPT_ALLOC", minimumSize: 24, zero: iommu_hwpt_alloc(),
+      hwptAlloc),
+    Command(
+      IOMMU_GET_HW_INFO, "IOMMU_GET_HW_INFO", minimumSize: 32, zero: iommu_hw_info(),
+      getHWInfo),
+    Command(
+      IOMMU_HWPT_INVALIDATE, "IOMMU_HWPT_INVALIDATE", minimumSize: 32,
+      zero: iommu_hwpt_invalidate(), hwptInvalidate),
+    Command(
+      IOMMU_IOAS_MAP_FILE, "IOMMU_IOAS_MAP_FILE", minimumSize: 40, zero: iommu_ioas_map_file(),
+      ioasMapFile),
+  ]
+}

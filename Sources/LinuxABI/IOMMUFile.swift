@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// /dev/iommu: the node, an open of it, and the table of its commands (MODEL L).
+
+import CLinuxABI
+import IOMMU
+import SystemPackage
+
+/// The node `/dev/iommu`. Every open is a context of its own (MODEL A1).
+public final class IOMMUNode: DeviceNode {
+  public let path = "/dev/iommu"
+  public let number = DeviceNumber(major: 10, minor: 127)
+  private let system: IOMMUSystem
+  private let table: CommandTable
+
+  /// - Parameter system: Whose devices and memory the contexts work with.
+  public convenience init(system: IOMMUSystem) {
+    self.init(system: system, additionalCommands: [])
+  }
+
+  /// - Parameter additionalCommands: Rows of a driver's back door.
+  init(system: IOMMUSystem, additionalCommands: [Command]) {
+    self.system = system
+    table = CommandTable(Command.iommufd + additionalCommands)
+  }
+
+  public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
+    IOMMUFile(context: Context(system: system), number: number, table: table)
+  }
+}
+
+/// An open `/dev/iommu`.
+final class IOMMUFile: ContextFile {
+  let name = "iommufd"
+  let number: DeviceNumber
+  let context: Context
+  private let table: CommandTable
+
+  init(context: Context, number: DeviceNumber, table: CommandTable) {
+    self.context = context
+    self.number = number
+    self.table = table
+  }
+
+  var regionWindowSize: UInt64 { 0 }
+
+  func ioctl(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> Int {
+    guard let number = table.index(of: command) else {
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hexadecimal(command))")
+    }
+    // As on Linux, the size is read before the exact number is checked.
+    let size = Int(try caller.load(UInt32.self, from: argument, zero: 0))
+    guard let row = table[number], row.number == command else {
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hexadecimal(command))")
+    }
+    guard size >= row.minimumSize else {
+      throw IOMMUError(
+        .invalidArgument,
+        "the structure says it is \(size) bytes long; \(row.name) needs \(row.minimumSize)")
+    }
+    try row.run(Invocation(file: self, caller: caller, address: argument, size: size))
+    return 0
+  }
+
+  func read(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    throw IOMMUError(.invalidArgument, "/dev/iommu cannot be read")
+  }
+
+  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
+    throw IOMMUError(.invalidArgument, "/dev/iommu cannot be written")
+  }
+
+  func checkMap(
+    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
+  ) throws(IOMMUError) {
+    throw IOMMUError(
+      .noSuchAddressOrDevice, "/dev/iommu has nothing at \(hexadecimal(offset)) to map")
+  }
+
+  func close() { context.close() }
+}
+
+/// The rows by number, found by index.
+struct CommandTable: Sendable {
+  /// Number 0x80 comes first; nil where there is no such command.
+  private let rows: [Command?]
+
+  init(_ commands: [Command]) {
+    let last = commands.map { $0.number & 0xff }.max() ?? 0
+    var rows = [Command?](repeating: nil, count: max(0, Int(last) - 0x7f))
+    for command in commands { rows[Int(command.number & 0xff) - 0x80] = command }
+    self.rows = rows
+  }
+
+  /// The row for the low byte of a command, as Linux looks it up; nil where it is outside.
+  func index(of command: UInt32) -> Int? {
+    let index = Int(command & 0xff) - Int(IOMMUFD_CMD_BASE)
+    return rows.indices.contains(index) ? index : nil
+  }
+
+  subscript(index: Int) -> Command? { rows[index] }
+}
