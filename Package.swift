@@ -41,8 +41,10 @@ let package = Package(
     // The engine.
     .target(name: "PageTables", swiftSettings: strict),
     .target(name: "IOMMU", dependencies: ["PageTables", system], swiftSettings: strict),
-    .target(name: "SoftwareIOMMU", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
-    .target(name: "SelfTestDriver", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
+    .target(
+      name: "SoftwareIOMMU", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
+    .target(
+      name: "SelfTestDriver", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
 
     // The devices.
     .target(
@@ -58,7 +60,9 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "Machine",
-      dependencies: ["IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams", system],
+      dependencies: [
+        "IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams", system,
+      ],
       swiftSettings: strict),
     .target(name: "CSyscalls"),
     .target(
@@ -73,6 +77,9 @@ let package = Package(
     example("dma-copy"),
     example("trespass"),
 
+    .target(
+      name: "TestSupport", dependencies: ["LinuxABI", "IOMMU", system],
+      path: "Tests/TestSupport"),
     .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
     .testTarget(name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"]),
     .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),
@@ -81,7 +88,8 @@ let package = Package(
     .testTarget(name: "SoftDevicesTests", dependencies: ["SoftDevices", "SoftwareIOMMU"]),
     .testTarget(name: "MachineTests", dependencies: ["Machine"]),
     .testTarget(
-      name: "LinuxABITests", dependencies: ["LinuxABI", "CLinuxABI", "SoftwareIOMMU"],
+      name: "LinuxABITests",
+      dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU"],
       exclude: ["abi"]),
     .testTarget(name: "InterposerTests", dependencies: ["Interposer"]),
     .testTarget(name: "iommuTests", dependencies: ["Machine", "Interposer"]),

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A caller in this process: its address space is an arena that starts at page 1, its files
+// are a table. What the binary face sees of a trapped program, without a program.
+
+import IOMMU
+import LinuxABI
+import Synchronization
+import SystemPackage
+
+/// Counts what it is told.
+public final class CountingSignal: EventSignal {
+  private let value = Atomic(0)
+  public init() {}
+  public var count: Int { value.load(ordering: .sequentiallyConsistent) }
+  public func signal() { value.add(1, ordering: .sequentiallyConsistent) }
+}
+
+/// Addresses 0x1000 ..< byteCount are the caller's memory; all others fault.
+public final class LocalCaller: Caller {
+  public let arena: LocalMemory
+  private struct Files: Sendable {
+    var open: [Int32: any OpenFile] = [:]
+    var memories: [Int32: LocalMemory] = [:]
+    var signals: [Int32: CountingSignal] = [:]
+    var next: Int32 = 3
+  }
+  private let files = Mutex(Files())
+  public let userID: UInt32 = 1000
+  public let processID: Int32 = 4711
+  public let maySetResourceLimits: Bool
+
+  public init(byteCount: UInt64 = 1 << 20, maySetResourceLimits: Bool = true) throws {
+    arena = try LocalMemory(byteCount: byteCount)
+    self.maySetResourceLimits = maySetResourceLimits
+  }
+
+  private func check(_ address: UInt64, _ count: Int) throws(IOMMUError) {
+    guard address >= 0x1000, address <= arena.byteCount,
+      UInt64(count) <= arena.byteCount - address
+    else {
+      throw IOMMUError(.badAddress, "address 0x\(String(address, radix: 16)) is not mapped")
+    }
+  }
+
+  public func copyIn(
+    from address: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) {
+    try check(address, buffer.count)
+    arena.withUnsafeMutableBytes { bytes in
+      buffer.copyMemory(
+        from: UnsafeRawBufferPointer(
+          rebasing: bytes[Int(address)..<Int(address) + buffer.count]))
+    }
+  }
+
+  public func copyOut(_ buffer: UnsafeRawBufferPointer, to address: UInt64) throws(IOMMUError) {
+    try check(address, buffer.count)
+    arena.withUnsafeMutableBytes { bytes in
+      UnsafeMutableRawBufferPointer(
+        rebasing: bytes[Int(address)..<Int(address) + buffer.count]
+      ).copyMemory(from: buffer)
+    }
+  }
+
+  public func memory() throws(IOMMUError) -> any MemorySource { arena }
+
+  public func fileMemory(
+    descriptor: Int32
+  ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64) {
+    guard let memory = files.withLock({ $0.memories[descriptor] }) else {
+      throw IOMMUError(.badFileDescriptor, "descriptor \(descriptor) is not open")
+    }
+    return (memory, memory.byteCount)
+  }
+
+  public func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)? {
+    try files.withLock { (files) throws(IOMMUError) in
+      if let file = files.open[descriptor] { return file }
+      guard files.memories[descriptor] != nil || files.signals[descriptor] != nil else {
+        throw IOMMUError(.badFileDescriptor, "descriptor \(descriptor) is not open")
+      }
+      return nil
+    }
+  }
+
+  public func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal {
+    try files.withLock { (files) throws(IOMMUError) in
+      if let signal = files.signals[descriptor] { return signal }
+      guard files.open[descriptor] != nil || files.memories[descriptor] != nil else {
+        throw IOMMUError(.badFileDescriptor, "descriptor \(descriptor) is not open")
+      }
+      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not an eventfd")
+    }
+  }
+
+  public func install(
+    _ file: any OpenFile, closeOnExec: Bool
+  ) throws(IOMMUError) -> Int32 {
+    add(file)
+  }
+
+  // MARK: What a test does with it
+
+  @discardableResult
+  public func add(_ file: any OpenFile) -> Int32 {
+    files.withLock { files in
+      defer { files.next += 1 }
+      files.open[files.next] = file
+      return files.next
+    }
+  }
+
+  public func add(_ memory: LocalMemory) -> Int32 {
+    files.withLock { files in
+      defer { files.next += 1 }
+      files.memories[files.next] = memory
+      return files.next
+    }
+  }
+
+  public func add(_ signal: CountingSignal) -> Int32 {
+    files.withLock { files in
+      defer { files.next += 1 }
+      files.signals[files.next] = signal
+      return files.next
+    }
+  }
+
+  /// Closes as the last close does.
+  public func close(_ descriptor: Int32) {
+    files.withLock { $0.open.removeValue(forKey: descriptor) }?.close()
+  }
+
+  /// Puts a value into the arena.
+  public func put<T>(_ value: T, at address: UInt64) {
+    withUnsafeBytes(of: value) { bytes in
+      arena.withUnsafeMutableBytes { arena in
+        UnsafeMutableRawBufferPointer(
+          rebasing: arena[Int(address)..<Int(address) + bytes.count]
+        ).copyMemory(from: bytes)
+      }
+    }
+  }
+
+  /// Takes a value out of the arena.
+  public func get<T>(_ type: T.Type, at address: UInt64) -> T {
+    arena.withUnsafeMutableBytes { $0.loadUnaligned(fromByteOffset: Int(address), as: T.self) }
+  }
+
+  /// One ioctl with a structure at 0x2000.
+  /// - Returns: 0 or the negative errno, as the system call itself would.
+  @discardableResult
+  public func ioctl<T>(_ file: any OpenFile, _ command: UInt32, _ structure: inout T) -> Int32 {
+    put(structure, at: 0x2000)
+    let result = ioctl(file, command, at: 0x2000)
+    structure = get(T.self, at: 0x2000)
+    return result
+  }
+
+  public func ioctl(_ file: any OpenFile, _ command: UInt32, at address: UInt64) -> Int32 {
+    do {
+      return Int32(try file.ioctl(command, argument: address, by: self))
+    } catch {
+      return -error.errno.rawValue
+    }
+  }
+}
