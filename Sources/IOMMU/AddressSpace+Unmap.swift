@@ -41,6 +41,7 @@ extension AddressSpace {
   private func remove(at position: AreaMap.Position, from state: inout State) {
     let area = state.areas.remove(at: position)
     for domain in state.domains { unfill(area, from: domain) }
+    events.append(.unmap(ioas: id, iova: IOVA(area.first), length: area.length))
   }
 
   /// Empties the space for good. No page table mirrors it any more.

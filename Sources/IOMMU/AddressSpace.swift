@@ -19,6 +19,7 @@ public enum Placement: Hashable, Sendable {
 final class AddressSpace: Sendable {
   let id: ObjectID
   let memory: PhysicalMemory
+  let events: EventLog
 
   struct State: Sendable {
     var areas = AreaMap()
@@ -48,9 +49,10 @@ final class AddressSpace: Sendable {
 
   let state: RankedMutex<State>
 
-  init(id: ObjectID, memory: PhysicalMemory) {
+  init(id: ObjectID, memory: PhysicalMemory, events: EventLog) {
     self.id = id
     self.memory = memory
+    self.events = events
     state = RankedMutex(.addressSpace, State())
   }
 
@@ -146,6 +148,8 @@ final class AddressSpace: Sendable {
       throw error
     }
     state.areas.insert(area)
+    events.append(
+      .map(ioas: id, iova: IOVA(iova), length: piece.length, permissions: permissions))
   }
 
   /// Pins an area's memory and enters it into a page table.

@@ -8,9 +8,11 @@ import SystemPackage
 extension Context {
   /// Makes an empty address space. Linux: `IOMMU_IOAS_ALLOC`.
   public func allocateIOAS() throws(IOMMUError) -> ObjectID {
-    let memory = system.memory
+    let system = system
     return try objects.withLock { (objects) throws(IOMMUError) in
-      try objects.table.insert { id in (.ioas(AddressSpace(id: id, memory: memory)), id) }
+      try objects.table.insert { id in
+        (.ioas(AddressSpace(id: id, memory: system.memory, events: system.events)), id)
+      }
     }
   }
 

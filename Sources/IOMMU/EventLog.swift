@@ -9,11 +9,11 @@ import Synchronization
 /// The events of one machine. Thread-safe. Costs one relaxed load while nobody records.
 public final class EventLog: Sendable {
   public enum Event: Sendable {
-    /// Translations were added to or removed from a page table. `length` in bytes.
-    case map(domain: UInt32, iova: IOVA, length: UInt64, permissions: Permissions)
-    case unmap(domain: UInt32, iova: IOVA, length: UInt64)
-    /// An IOTLB invalidation completed.
-    case invalidate(domain: UInt32, iova: IOVA, length: UInt64)
+    /// An area was added to or taken out of an address space. `length` in bytes.
+    case map(ioas: ObjectID, iova: IOVA, length: UInt64, permissions: Permissions)
+    case unmap(ioas: ObjectID, iova: IOVA, length: UInt64)
+    /// An IOTLB invalidation completed on every port that uses an IOMMU's page table.
+    case invalidate(iommu: String, iova: IOVA, length: UInt64)
     /// DMA was aborted.
     case fault(RequesterID, iova: IOVA, access: Permissions, reason: String)
     /// A requester's DMA context was switched; the text says to what.
