@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A machine as a tree for a person: IOMMUs, the groups behind each, the devices in them.
+
+import IOMMU
+
+extension MachineDescription {
+  /// The machine, several lines, for `iommu machine`.
+  /// - Parameter colour: Whether to emphasize with terminal escapes.
+  public func tree(colour: Bool) -> String {
+    let style = TerminalStyle(enabled: colour)
+    var printer = TreePrinter(lines: ["\(style.bold(name))"])
+    for (index, iommu) in iommus.enumerated() {
+      let own = groups.filter { group in self.iommu(of: group) == iommu.name }
+      printer.add(
+        depth: [], last: index == iommus.count - 1,
+        "\(style.bold(iommu.name))  \(style.faint(iommu.summary))")
+      let below = [index == iommus.count - 1]
+      for (position, group) in own.enumerated() {
+        let last = position == own.count - 1
+        printer.add(depth: below, last: last, line(for: group, style: style))
+        for (place, address) in group.devices.enumerated() {
+          guard let device = devices.first(where: { $0.address == address }) else { continue }
+          printer.add(
+            depth: below + [last], last: place == group.devices.count - 1,
+            line(for: device, style: style))
+        }
+      }
+      if own.isEmpty { printer.add(depth: below, last: true, style.faint("no devices")) }
+    }
+    printer.lines.append("reserved addresses")
+    for region in reservedRegions {
+      let what =
+        switch region.kind {
+        case .msi: "interrupts are written here"
+        case .direct: "mapped for the host"
+        case .reserved: "reserved"
+        }
+      printer.lines.append(
+        "   \(hexText(region.range.lowerBound)) to \(hexText(region.range.upperBound))  "
+          + style.faint(what))
+    }
+    return printer.lines.joined(separator: "\n") + "\n"
+  }
+
+  /// The IOMMU that a group is behind.
+  func iommu(of group: GroupDescription) -> String? {
+    devices.first { $0.group == group.number }?.iommu
+  }
+
+  private func line(for group: GroupDescription, style: TerminalStyle) -> String {
+    var parts = ["group \(group.number)"]
+    if let path = groupPath(of: group) { parts.append(path) }
+    if group.devices.count > 1 {
+      parts.append(
+        style.faint("\(group.devices.count) devices that cannot be isolated from each other"))
+    }
+    return parts.joined(separator: "  ")
+  }
+
+  private func line(for device: DeviceDescription, style: TerminalStyle) -> String {
+    var parts = [style.bold("\(device.address)"), device.model.summary]
+    switch device.hostDriver {
+    case .vfio: parts.append(devicePath(of: device) ?? "")
+    case .none: parts.append(style.faint("no driver"))
+    case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
+    }
+    return parts.joined(separator: "  ")
+  }
+}
+
+extension IOMMUDescription {
+  /// `Intel second stage, 4 levels, 48-bit addresses, snoop control`.
+  public var summary: String {
+    var parts = [formatName, "\(levels) levels", "\(addressWidth)-bit addresses"]
+    if pasidBits > 0 { parts.append("\(pasidBits)-bit PASIDs") }
+    if pageRequests { parts.append("page requests") }
+    parts.append(snoopControl ? "snoop control" : "no snoop control")
+    return parts.joined(separator: ", ")
+  }
+}
+
+extension DeviceDescription.Model {
+  /// `copy engine 3.3, fill`.
+  public var summary: String {
+    switch self {
+    case .copyEngine(let engine):
+      "copy engine \(engine.version >> 4).\(engine.version & 15)\(engine.fill ? ", fill" : "")"
+    }
+  }
+}
+
+/// Escapes for a terminal, or none.
+struct TerminalStyle {
+  let enabled: Bool
+
+  func bold(_ text: String) -> String { enabled ? "\u{1B}[1m\(text)\u{1B}[0m" : text }
+  func faint(_ text: String) -> String { enabled ? "\u{1B}[2m\(text)\u{1B}[0m" : text }
+}
+
+private struct TreePrinter {
+  var lines: [String]
+
+  /// - Parameter depth: For each level above, whether its branch has ended.
+  mutating func add(depth: [Bool], last: Bool, _ text: String) {
+    let trunk = depth.map { $0 ? "   " : "│  " }.joined()
+    lines.append(trunk + (last ? "└─ " : "├─ ") + text)
+  }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// sysfs's PCI functions and their drivers: /sys/devices/pciDDDD:BB and /sys/bus/pci.
+//
+// Attributes that only take commands (bind, reset, drivers_probe) and the BARs as files are
+// left out: a file that swallows a command, or shows registers that are none, would lie.
+
+import Glibc
+import IOMMU
+import LinuxABI
+
+extension MachineView {
+  mutating func addBus() {
+    builder.directory("/sys/bus/pci/devices", exclusive: true)
+    builder.directory("/sys/bus/pci/drivers/vfio-pci", exclusive: true)
+    builder.link("/sys/bus/pci/drivers/vfio-pci/module", to: "/sys/module/vfio_pci")
+    for device in machine.devices {
+      builder.directory(root(of: device), exclusive: true)
+      builder.attribute("\(root(of: device))/uevent", "", mode: 0o644)
+    }
+  }
+
+  /// `/sys/devices/pci0000:e0`.
+  private func root(of device: DeviceDescription) -> String {
+    let address = device.address
+    return "/sys/devices/pci\(padded(address.segment, 4)):\(padded(address.bus, 2))"
+  }
+
+  /// `/sys/devices/pci0000:e0/0000:e0:04.0`.
+  func path(of device: DeviceDescription) -> String {
+    "\(root(of: device))/\(device.address)"
+  }
+
+  mutating func addFunction(_ device: DeviceDescription) {
+    guard let function = functions[device.address] else { return }
+    let path = path(of: device)
+    let config = ConfigurationSpace(bytes: function.configuration)
+    let alias = modalias(config)
+    builder.device(
+      path, subsystem: "/sys/bus/pci",
+      uevent: (driver(of: device).map { ["DRIVER=\($0)"] } ?? []) + [
+        "PCI_CLASS=\(String(config.classCode, radix: 16, uppercase: true))",
+        "PCI_ID=\(upper(config.vendor)):\(upper(config.device))",
+        "PCI_SUBSYS_ID=\(upper(config.subsystemVendor)):\(upper(config.subsystemDevice))",
+        "PCI_SLOT_NAME=\(device.address)",
+        "MODALIAS=\(alias)",
+      ])
+    builder.link("/sys/bus/pci/devices/\(device.address)", to: path)
+    builder.attribute("\(path)/vendor", "0x\(padded(config.vendor, 4))")
+    builder.attribute("\(path)/device", "0x\(padded(config.device, 4))")
+    builder.attribute("\(path)/subsystem_vendor", "0x\(padded(config.subsystemVendor, 4))")
+    builder.attribute("\(path)/subsystem_device", "0x\(padded(config.subsystemDevice, 4))")
+    builder.attribute("\(path)/class", "0x\(padded(config.classCode, 6))")
+    builder.attribute("\(path)/revision", "0x\(padded(config.revision, 2))")
+    builder.attribute("\(path)/modalias", alias)
+    builder.bytes("\(path)/config", function.configuration, mode: 0o644)
+    addResources(path, config: config, sizes: function.barSizes)
+    addPlacement(path)
+    addLink(path, config: config)
+    addDriver(path, device)
+    builder.link("\(path)/iommu_group", to: "/sys/kernel/iommu_groups/\(device.group)")
+    builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(device.iommu)")
+  }
+
+  private mutating func addResources(
+    _ path: String, config: ConfigurationSpace, sizes: [UInt64]
+  ) {
+    // Six base addresses, the ROM, and six of virtual functions.
+    let resources =
+      config.resources(sizes: sizes)
+      + Array(repeating: ConfigurationSpace.Resource(), count: 7)
+    let lines = resources.map { resource in
+      "0x\(padded(resource.first, 16)) 0x\(padded(resource.last, 16)) "
+        + "0x\(padded(resource.flags, 16))"
+    }
+    builder.attribute("\(path)/resource", lines.joined(separator: "\n"))
+    builder.attribute("\(path)/irq", "0")
+    builder.attribute("\(path)/enable", "0", mode: 0o644)
+    builder.attribute("\(path)/msi_bus", "1", mode: 0o644)
+    builder.attribute("\(path)/broken_parity_status", "0", mode: 0o644)
+    builder.attribute("\(path)/dma_mask_bits", "32")
+    builder.attribute("\(path)/consistent_dma_mask_bits", "32")
+    builder.attribute("\(path)/ari_enabled", "0")
+    builder.attribute("\(path)/d3cold_allowed", "1", mode: 0o644)
+    builder.attribute("\(path)/power_state", "D0")
+    if config.functionLevelReset {
+      builder.attribute("\(path)/reset_method", "flr", mode: 0o644)
+    }
+  }
+
+  /// No NUMA node, near all processors.
+  private mutating func addPlacement(_ path: String) {
+    let count = max(1, min(4096, Int(sysconf(Int32(_SC_NPROCESSORS_CONF)))))
+    var words = Array(repeating: "ffffffff", count: count / 32)
+    if count % 32 > 0 {
+      words.insert(padded((UInt64(1) << UInt64(count % 32)) - 1, count < 32 ? 0 : 8), at: 0)
+    }
+    builder.attribute("\(path)/numa_node", "-1", mode: 0o644)
+    builder.attribute("\(path)/local_cpus", words.joined(separator: ","))
+    builder.attribute("\(path)/local_cpulist", count == 1 ? "0" : "0-\(count - 1)")
+  }
+
+  private mutating func addLink(_ path: String, config: ConfigurationSpace) {
+    guard let link = config.link else { return }
+    let speeds = ["Unknown", "2.5", "5.0", "8.0", "16.0", "32.0", "64.0"]
+    func speed(_ code: Int) -> String {
+      speeds.indices.contains(code) && code > 0 ? "\(speeds[code]) GT/s PCIe" : "Unknown"
+    }
+    builder.attribute("\(path)/max_link_speed", speed(link.speed))
+    builder.attribute("\(path)/max_link_width", "\(link.width)")
+    builder.attribute("\(path)/current_link_speed", speed(link.currentSpeed))
+    builder.attribute("\(path)/current_link_width", "\(link.currentWidth)")
+  }
+
+  private mutating func addDriver(_ path: String, _ device: DeviceDescription) {
+    builder.attribute(
+      "\(path)/driver_override", device.hostDriver == .vfio ? "vfio-pci" : "(null)",
+      mode: 0o644)
+    guard let driver = driver(of: device) else { return }
+    let home = "/sys/bus/pci/drivers/\(driver)"
+    builder.directory(home, exclusive: true)
+    builder.link("\(path)/driver", to: home)
+    builder.link("\(home)/\(device.address)", to: path)
+  }
+
+  private func driver(of device: DeviceDescription) -> String? {
+    device.hostDriver == .none ? nil : device.hostDriver.rawValue
+  }
+
+  private func upper(_ value: UInt16) -> String { padded(value, 4, uppercase: true) }
+
+  /// As `drivers/pci/pci-sysfs.c` writes it for module loading.
+  private func modalias(_ config: ConfigurationSpace) -> String {
+    let code = config.classCode
+    return "pci:v\(padded(config.vendor, 8, uppercase: true))"
+      + "d\(padded(config.device, 8, uppercase: true))"
+      + "sv\(padded(config.subsystemVendor, 8, uppercase: true))"
+      + "sd\(padded(config.subsystemDevice, 8, uppercase: true))"
+      + "bc\(padded(code >> 16, 2, uppercase: true))"
+      + "sc\(padded(code >> 8 & 0xff, 2, uppercase: true))"
+      + "i\(padded(code & 0xff, 2, uppercase: true))"
+  }
+}
