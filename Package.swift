@@ -70,7 +70,9 @@ let package = Package(
       swiftSettings: strict),
     .executableTarget(
       name: "iommu",
-      dependencies: ["Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging],
+      dependencies: [
+        "Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging, "dma-copy", "trespass",
+      ],
       swiftSettings: strict),
 
     // Programs that know nothing of us: headers only, nothing linked.

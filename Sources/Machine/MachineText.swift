@@ -43,7 +43,7 @@ struct MachineText {
   init(path: String) throws(MachineFileError) {
     do {
       let descriptor =
-        path == "-" ? FileDescriptor.standardInput : try FileDescriptor.open(path, .readOnly)
+        path == "-" ? FileDescriptor.standardInput : try .open(FilePath(path), .readOnly)
       var bytes: [UInt8] = []
       var piece = [UInt8](repeating: 0, count: 65_536)
       while bytes.count <= Self.sizeLimit {

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The machine's /sys: laid out on a disk and read back the way that libraries read it.
+
+import Foundation
+import IOMMU
+import LinuxABI
+import Testing
+
+@testable import Machine
+
+/// A view as files under a temporary directory.
+private final class Tree {
+  let root: String
+
+  init(_ view: View) throws {
+    root = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString).path
+    let files = FileManager.default
+    try files.createDirectory(atPath: root, withIntermediateDirectories: true)
+    for entry in view.entries {
+      let path = root + entry.path
+      switch entry.kind {
+      case .directory, .exclusiveDirectory:
+        // One level at a time: a parent that does not come first is a failure.
+        if !files.fileExists(atPath: path) {
+          try files.createDirectory(
+            atPath: path, withIntermediateDirectories: entry.path == "/sys")
+        }
+      case .file(let contents, _):
+        try Data(contents).write(to: URL(fileURLWithPath: path))
+      case .link(let target):
+        try files.createSymbolicLink(atPath: path, withDestinationPath: target)
+      }
+    }
+  }
+
+  deinit { try? FileManager.default.removeItem(atPath: root) }
+
+  func text(_ path: String) throws -> String {
+    try String(contentsOfFile: root + path, encoding: .utf8)
+  }
+
+  func list(_ path: String) throws -> [String] {
+    try FileManager.default.contentsOfDirectory(atPath: root + path).sorted()
+  }
+
+  /// Where a path leads when all links are followed.
+  func real(_ path: String) throws -> String {
+    let base = URL(fileURLWithPath: root).resolvingSymlinksInPath().path
+    let resolved = URL(fileURLWithPath: root + path).resolvingSymlinksInPath().path
+    try #require(FileManager.default.fileExists(atPath: resolved), "\(path) leads nowhere")
+    try #require(resolved.hasPrefix(base), "\(path) leads out of the view")
+    return String(resolved.dropFirst(base.count))
+  }
+}
+
+/// A function with the copy engine's identity, a 64-bit BAR and an express capability.
+private func function() -> MachineView.Function {
+  var bytes = [UInt8](repeating: 0, count: 4096)
+  func put(_ offset: Int, _ values: UInt8...) {
+    bytes.replaceSubrange(offset..<offset + values.count, with: values)
+  }
+  put(0, 0x86, 0x80, 0x21, 0x20, 0, 0, 0x10, 0, 0x04, 0x00, 0x80, 0x08)
+  put(0x10, 0x04, 0x00, 0xbf, 0xf4, 0x01, 0, 0, 0)
+  put(0x2c, 0x86, 0x80, 0xcd, 0xab)
+  put(0x34, 0x40)
+  put(0x40, 0x10, 0x70, 0x02, 0x00, 0, 0, 0, 0x10)
+  put(0x4c, 0x03, 0x01, 0, 0, 0, 0, 0x82, 0x00)
+  put(0x70, 0x11, 0x00, 0x00, 0x00)
+  return MachineView.Function(configuration: bytes, barSizes: [0x4000])
+}
+
+private func view(of machine: MachineDescription = .standard) -> View {
+  MachineView(
+    machine: machine,
+    functions: Dictionary(
+      uniqueKeysWithValues: machine.devices.map { ($0.address, function()) }),
+    hardware: [
+      "dmar0": HardwareInformation(
+        type: 1,
+        data: Array(repeating: 0, count: 8) + [6, 0, 0, 0, 0, 0, 0, 1] + [0x20]
+          + Array(repeating: 0, count: 7))
+    ]
+  ).view(
+    contextNumber: DeviceNumber(major: 10, minor: 127),
+    containerNumber: DeviceNumber(major: 10, minor: 196))
+}
+
+@Suite("Machine view") struct MachineViewTests {
+  private let device = "/sys/bus/pci/devices/0000:e0:04.0"
+
+  @Test("parents come first and every link leads somewhere") func links() throws {
+    let view = view()
+    let tree = try Tree(view)
+    for entry in view.entries {
+      if case .link = entry.kind { _ = try tree.real(entry.path) }
+    }
+    #expect(Set(view.entries.map(\.path)).count == view.entries.count)
+  }
+
+  @Test(
+    "a function's attributes read as Linux writes them",
+    arguments: [
+      ("vendor", "0x8086\n"), ("device", "0x2021\n"), ("subsystem_vendor", "0x8086\n"),
+      ("subsystem_device", "0xabcd\n"), ("class", "0x088000\n"), ("revision", "0x04\n"),
+      ("irq", "0\n"), ("enable", "0\n"), ("numa_node", "-1\n"),
+      ("driver_override", "vfio-pci\n"), ("reset_method", "flr\n"),
+      ("modalias", "pci:v00008086d00002021sv00008086sd0000ABCDbc08sc80i00\n"),
+      ("max_link_speed", "8.0 GT/s PCIe\n"), ("max_link_width", "16\n"),
+      ("current_link_speed", "5.0 GT/s PCIe\n"), ("current_link_width", "8\n"),
+      (
+        "uevent",
+        """
+        DRIVER=vfio-pci
+        PCI_CLASS=88000
+        PCI_ID=8086:2021
+        PCI_SUBSYS_ID=8086:ABCD
+        PCI_SLOT_NAME=0000:e0:04.0
+        MODALIAS=pci:v00008086d00002021sv00008086sd0000ABCDbc08sc80i00
+
+        """
+      ),
+    ])
+  func attribute(name: String, value: String) throws {
+    #expect(try Tree(view()).text("\(device)/\(name)") == value)
+  }
+
+  @Test("resource has thirteen lines, the BAR's first") func resource() throws {
+    let lines = try Tree(view()).text("\(device)/resource").split(separator: "\n")
+    #expect(lines.count == 13)
+    #expect(lines[0] == "0x00000001f4bf0000 0x00000001f4bf3fff 0x0000000000140204")
+    #expect(
+      Set(lines.dropFirst()) == ["0x0000000000000000 0x0000000000000000 0x0000000000000000"])
+  }
+
+  @Test("config is the function's own configuration space") func config() throws {
+    for entry in view().entries where entry.path.hasSuffix("0000:e0:04.0/config") {
+      guard case .file(let contents, let mode) = entry.kind else { continue }
+      #expect(contents == function().configuration)
+      #expect(mode == 0o644)
+      return
+    }
+    Issue.record("there is no config")
+  }
+
+  @Test("a function leads to its driver, group, IOMMU and node") func functionLinks() throws {
+    let tree = try Tree(view())
+    #expect(try tree.real(device) == "/sys/devices/pci0000:e0/0000:e0:04.0")
+    #expect(try tree.real("\(device)/driver") == "/sys/bus/pci/drivers/vfio-pci")
+    #expect(try tree.real("\(device)/iommu_group") == "/sys/kernel/iommu_groups/0")
+    #expect(try tree.real("\(device)/iommu") == "/sys/devices/virtual/iommu/dmar0")
+    #expect(try tree.real("\(device)/subsystem") == "/sys/bus/pci")
+    #expect(try tree.list("\(device)/vfio-dev") == ["vfio0"])
+    #expect(try tree.text("\(device)/vfio-dev/vfio0/dev") == "511:0\n")
+    #expect(try tree.real("/sys/dev/char/511:0") == tree.real("\(device)/vfio-dev/vfio0"))
+    #expect(try tree.real("/sys/class/vfio-dev/vfio0/device") == tree.real(device))
+  }
+
+  @Test("C2: groups list their devices and what cannot be mapped") func groups() throws {
+    let tree = try Tree(view())
+    #expect(try tree.list("/sys/kernel/iommu_groups") == ["0", "1"])
+    #expect(
+      try tree.list("/sys/kernel/iommu_groups/1/devices") == ["0000:e0:05.0", "0000:e0:05.1"])
+    #expect(
+      try tree.text("/sys/kernel/iommu_groups/1/reserved_regions")
+        == "0x00000000fee00000 0x00000000feefffff msi\n")
+    #expect(try tree.text("/sys/class/vfio/1/uevent") == "MAJOR=510\nMINOR=1\nDEVNAME=vfio/1\n")
+  }
+
+  @Test("an IOMMU lists its devices and shows its registers") func iommu() throws {
+    let tree = try Tree(view())
+    #expect(try tree.list("/sys/class/iommu/dmar0/devices").count == 3)
+    #expect(try tree.text("/sys/class/iommu/dmar0/intel-iommu/cap") == "100000000000006\n")
+    #expect(try tree.text("/sys/class/iommu/dmar0/intel-iommu/ecap") == "20\n")
+    #expect(
+      try tree.text("/sys/class/iommu/dmar0/intel-iommu/domains_supported") == "65536\n")
+  }
+
+  @Test("VFIO's modules and miscellaneous devices are there") func modules() throws {
+    let tree = try Tree(view())
+    for module in ["vfio", "vfio_pci", "vfio_iommu_type1", "iommufd"] {
+      #expect(try tree.text("/sys/module/\(module)/initstate") == "live\n")
+    }
+    #expect(
+      try tree.text("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "N\n")
+    #expect(try tree.text("/sys/class/misc/iommu/dev") == "10:127\n")
+    #expect(try tree.real("/sys/dev/char/10:196") == "/sys/devices/virtual/misc/vfio")
+  }
+
+  @Test("C3: a device in use by the host has its driver and no node") func hostDriver() throws {
+    var machine = MachineDescription.standard
+    machine.devices[0].hostDriver = .ioatdma
+    machine.devices[1].hostDriver = .none
+    let tree = try Tree(view(of: machine))
+    #expect(try tree.real("\(device)/driver") == "/sys/bus/pci/drivers/ioatdma")
+    #expect(try tree.text("\(device)/driver_override") == "(null)\n")
+    #expect(!(try tree.list(device).contains("vfio-dev")))
+    #expect(!(try tree.list("/sys/bus/pci/devices/0000:e0:05.0").contains("driver")))
+    #expect(try tree.list("/sys/class/vfio-dev") == ["vfio0"])
+    #expect(try tree.list("/sys/class/vfio") == ["1"])
+  }
+}
