@@ -8,8 +8,9 @@ import SystemPackage
 
 /// An isolated set of address spaces, page tables and bound devices. Thread-safe.
 ///
-/// Ids are local to the context. Whoever opened it calls `close()`; devices that are still
-/// bound then keep it alive until they are unbound, as an open device file does on Linux.
+/// Ids are local to the context. `close()`, or the last reference to it, ends it; devices that
+/// are still bound then keep it alive until they are unbound, as an open device file does on
+/// Linux.
 public final class Context: Sendable {
   let system: IOMMUSystem
 
@@ -35,6 +36,13 @@ public final class Context: Sendable {
   public init(system: IOMMUSystem) {
     self.system = system
     system.contextOpened()
+  }
+
+  deinit {
+    // Bindings hold a reference: nothing is bound any more.
+    guard objects.withLock({ $0.holders }) > 0 else { return }
+    destroyAll()
+    system.contextClosed()
   }
 
   /// Ends the user's side. What no bound device needs is freed; the rest goes with the last
