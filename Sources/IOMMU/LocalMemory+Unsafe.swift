@@ -66,17 +66,16 @@ public final class LocalMemory: MemorySource {
 
   public func pin(
     address: UInt64, length: UInt64, writable: Bool
-  ) throws(IOMMUError) -> [PinnedRun] {
+  ) throws(IOMMUError) -> PinnedRuns {
     guard address <= byteCount, length <= byteCount - address else {
       throw IOMMUError(
         .badAddress,
         "bytes \(hex(address)) + \(hex(length)) lie outside memory of \(hex(byteCount)) bytes")
     }
-    return [
+    return PinnedRuns(
       PinnedRun(
         length: length, backing: .local(base: base + UInt(address), owner: self),
-        identity: MemoryIdentity(space: 0, object: UInt64(base), offset: address))
-    ]
+        identity: MemoryIdentity(space: 0, object: UInt64(base), offset: address)))
   }
 
   /// The bytes, for as long as the closure runs.

@@ -20,7 +20,31 @@ public protocol MemorySource: AnyObject, Sendable {
   /// - Returns: Runs that cover the range in order, without gaps. Each run keeps what it
   ///   needs alive; the engine drops it at unpin.
   /// - Throws: `EFAULT` where a page is not there or may not be written.
-  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> [PinnedRun]
+  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns
+}
+
+/// What a pin returns: runs in order, without gaps. One run, the usual case, takes no memory.
+public struct PinnedRuns: Sendable, ExpressibleByArrayLiteral {
+  enum Storage: Sendable {
+    case one(PinnedRun)
+    case many([PinnedRun])
+  }
+
+  let storage: Storage
+
+  public init(_ run: PinnedRun) { storage = .one(run) }
+
+  public init(_ runs: [PinnedRun]) { storage = runs.count == 1 ? .one(runs[0]) : .many(runs) }
+
+  public init(arrayLiteral elements: PinnedRun...) { self.init(elements) }
+
+  /// The runs as an array.
+  public var all: [PinnedRun] {
+    switch storage {
+    case .one(let run): [run]
+    case .many(let runs): runs
+    }
+  }
 }
 
 /// A stretch of pinned memory that is reached in one way.

@@ -18,7 +18,15 @@ final class Pages: Sendable {
 
   private struct Pins: Sendable {
     var users = 0
-    var segments: [Segment] = []
+    var placed = Placed.nowhere
+  }
+
+  /// Where the memory is in physical space.
+  private enum Placed: Sendable {
+    case nowhere
+    /// In one stretch, the usual case: no memory is allocated for it.
+    case one(PhysicalAddress)
+    case many([Segment])
   }
 
   /// Where a stretch of the memory is in physical space.
@@ -60,13 +68,22 @@ final class Pages: Sendable {
   func pin(in memory: PhysicalMemory) throws(IOMMUError) {
     // Sources are called under this lock so that two users never pin the same piece twice.
     try pins.withLock { (pins) throws(IOMMUError) in
-      if pins.users == 0 { pins.segments = try place(in: memory) }
+      if pins.users == 0 { pins.placed = try place(in: memory) }
       pins.users += 1
     }
   }
 
-  private func place(in memory: PhysicalMemory) throws(IOMMUError) -> [Segment] {
+  private func place(in memory: PhysicalMemory) throws(IOMMUError) -> Placed {
     let runs = try source.pin(address: address, length: length, writable: isWritable)
+    switch runs.storage {
+    case .one(let run): return .one(try memory.insert(run, congruentTo: address))
+    case .many(let runs): return .many(try place(runs, in: memory))
+    }
+  }
+
+  private func place(
+    _ runs: [PinnedRun], in memory: PhysicalMemory
+  ) throws(IOMMUError) -> [Segment] {
     var segments: [Segment] = []
     segments.reserveCapacity(runs.count)
     var offset: UInt64 = 0
@@ -87,8 +104,13 @@ final class Pages: Sendable {
     pins.withLock { pins in
       pins.users -= 1
       guard pins.users == 0 else { return }
-      for segment in pins.segments { memory.remove(segment.physical, length: segment.length) }
-      pins.segments = []
+      switch pins.placed {
+      case .nowhere: break
+      case .one(let physical): memory.remove(physical, length: length)
+      case .many(let segments):
+        for segment in segments { memory.remove(segment.physical, length: segment.length) }
+      }
+      pins.placed = .nowhere
     }
   }
 
@@ -98,14 +120,20 @@ final class Pages: Sendable {
     start: UInt64, length: UInt64,
     _ body: (_ offset: UInt64, PhysicalAddress, _ length: UInt64) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
-    let segments = pins.withLock { $0.segments }
-    let end = start + length
-    for segment in segments {
-      let from = max(start, segment.offset)
-      let to = min(end, segment.offset + segment.length)
-      guard from < to else { continue }
-      let physical = PhysicalAddress(segment.physical.rawValue + (from - segment.offset))
-      try body(from - start, physical, to - from)
+    switch pins.withLock({ $0.placed }) {
+    case .nowhere:
+      assertionFailure("memory is used that is not pinned")
+    case .one(let physical):
+      try body(0, PhysicalAddress(physical.rawValue + start), length)
+    case .many(let segments):
+      let end = start + length
+      for segment in segments {
+        let from = max(start, segment.offset)
+        let to = min(end, segment.offset + segment.length)
+        guard from < to else { continue }
+        let physical = PhysicalAddress(segment.physical.rawValue + (from - segment.offset))
+        try body(from - start, physical, to - from)
+      }
     }
   }
 }
