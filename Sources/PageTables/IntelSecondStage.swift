@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Intel VT-d second-stage tables. Intel Virtualization Technology for Directed I/O,
+// revision 4.1: section 3.7 (second-stage translation), section 9.8 (second-stage paging
+// entries), table 6 in 3.7 for the addresses that each level takes.
+
+/// VT-d second-stage format: 3 levels (39 bits), 4 (48 bits) or 5 (57 bits), with leaves of
+/// 4 KiB, 2 MiB and 1 GiB.
+public enum IntelSecondStage: PageTableFormat {
+  /// Bit 0, R: reads go through (9.8).
+  @inlinable public static var readBit: UInt64 { 1 << 0 }
+  /// Bit 1, W: writes go through (9.8). An entry with R and W clear is not present.
+  @inlinable public static var writeBit: UInt64 { 1 << 1 }
+  /// Bit 7, PS: a leaf, in SS-PDPE and SS-PDE. Reserved above them; ignored in SS-PTE.
+  @inlinable public static var pageSizeBit: UInt64 { 1 << 7 }
+  /// Bit 11, SNP: force snooping, in leaves, where the IOMMU has snoop control.
+  @inlinable public static var snoopBit: UInt64 { 1 << 11 }
+
+  @inlinable public static var levelRange: ClosedRange<Int> { 3...5 }
+
+  @inlinable
+  public static func pageSizes(levels: Int) -> PageSizes { [.size4KiB, .size2MiB, .size1GiB] }
+
+  @inlinable @inline(__always)
+  public static func isPresent(_ entry: UInt64) -> Bool { entry & (readBit | writeBit) != 0 }
+
+  /// PS above SS-PDPE, and address bits of a large leaf below its alignment.
+  @inlinable @inline(__always)
+  public static func hasReservedBits(_ entry: UInt64, level: Int) -> Bool {
+    guard entry & pageSizeBit != 0, level != 1 else { return false }
+    if level > 3 { return true }
+    return entry & addressMask & ((1 << UInt64(shift(level: level))) &- 1) != 0
+  }
+
+  @inlinable @inline(__always)
+  public static func isLeaf(_ entry: UInt64, level: Int) -> Bool {
+    level == 1 || entry & pageSizeBit != 0
+  }
+
+  @inlinable @inline(__always)
+  public static func leafShift(_ entry: UInt64, level: Int) -> Int { shift(level: level) }
+
+  @inlinable @inline(__always)
+  public static func leafAddress(_ entry: UInt64, level: Int) -> UInt64 { entry & addressMask }
+
+  @inlinable @inline(__always)
+  public static func tableAddress(_ entry: UInt64) -> UInt64 { entry & addressMask }
+
+  @inlinable @inline(__always)
+  public static func permissions(_ entry: UInt64) -> Permissions {
+    Permissions(rawValue: UInt8(truncatingIfNeeded: entry & 3))
+  }
+
+  @inlinable @inline(__always)
+  public static func tableEntry(_ address: UInt64, level: Int) -> UInt64 {
+    address | readBit | writeBit
+  }
+
+  @inlinable @inline(__always)
+  public static func leafEntry(
+    _ address: UInt64, shift: Int, level: Int, permissions: Permissions,
+    attributes: LeafAttributes
+  ) -> UInt64 {
+    address | UInt64(permissions.rawValue & 3)
+      | (level > 1 ? pageSizeBit : 0)
+      | (attributes.contains(.forceSnoop) ? snoopBit : 0)
+  }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a page table means, without page tables: a slow and obvious list of what is mapped.
+
+import PageTables
+
+/// Runs of pages that are mapped, one entry for each call of `map`.
+struct TableModel {
+  struct Area {
+    var first: UInt64
+    var length: UInt64
+    var physical: UInt64
+    var permissions: Permissions
+    var last: UInt64 { first + (length - 1) }
+  }
+  private(set) var areas: [Area] = []
+
+  func area(at address: UInt64) -> Area? {
+    areas.first { $0.first <= address && address <= $0.last }
+  }
+
+  func overlaps(_ first: UInt64, _ last: UInt64) -> Bool {
+    areas.contains { $0.first <= last && first <= $0.last }
+  }
+
+  mutating func map(_ area: Area) { areas.append(area) }
+
+  mutating func remove(at index: Int) -> Area { areas.remove(at: index) }
+
+  /// What a walk must say.
+  func walk(_ address: UInt64) -> (physical: UInt64, permissions: Permissions)? {
+    guard let area = area(at: address) else { return nil }
+    return (area.physical + (address - area.first), area.permissions)
+  }
+}
+
+/// SplitMix64: the same numbers on every run.
+struct Random: RandomNumberGenerator {
+  var state: UInt64
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+    return z ^ (z >> 31)
+  }
+}
