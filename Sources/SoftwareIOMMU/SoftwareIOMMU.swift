@@ -1,1 +1,178 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The IOMMU in software, as a driver of the engine: which context each requester's DMA goes
+// through, and the port that a device model does its DMA on.
+
+import IOMMU
+import PageTables
+import Synchronization
+
+/// One IOMMU of the machine. Thread-safe.
+///
+/// A requester that no context was set for faults. Locks: `switching`, then a domain's, then
+/// a port's mailbox; ports take none but their own mailbox's and those of the logs.
+public final class SoftwareIOMMU: IOMMUDriver {
+  public let name: String
+  public let configuration: Configuration
+  /// The interrupts of the devices behind this IOMMU.
+  public let interrupts: InterruptRemapper
+  /// DMA that was aborted.
+  public let faults: FaultLog
+  let memory: PhysicalMemory
+  let events: EventLog
+
+  /// Whose DMA a context is for.
+  struct Source: Hashable, Sendable {
+    var requester: RequesterID
+    var pasid: PASID?
+  }
+
+  private struct Entry: Sendable {
+    let port: DMAPort
+    /// Keeps the page table alive that the port goes through.
+    var context: DMAContext?
+  }
+
+  /// Held through a whole switch, waiting for the port included.
+  private let entries = Mutex<[Source: Entry]>([:])
+  private let domainCount = Atomic<UInt32>(0)
+
+  /// - Parameters:
+  ///   - name: As `/sys/class/iommu` shows it: `dmar0`.
+  ///   - memory: The physical space that page tables point into.
+  ///   - events: Where faults, interrupts, invalidations and switches are noted.
+  public init(
+    name: String, configuration: Configuration = Configuration(), memory: PhysicalMemory,
+    events: EventLog
+  ) {
+    self.name = name
+    self.configuration = configuration
+    self.memory = memory
+    self.events = events
+    interrupts = InterruptRemapper(events: events)
+    faults = FaultLog(events: events)
+  }
+
+  public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
+    IOMMUCapabilities(
+      dirtyTracking: false, snoopControl: configuration.snoopControl, cacheCoherency: true,
+      isolatedInterrupts: true, pasidBits: configuration.pasidBits)
+  }
+
+  public func reservedRegions(for device: RequesterID) -> [ReservedRegion] {
+    configuration.reservedRegions
+  }
+
+  public func hardwareInformation(for device: RequesterID) -> HardwareInformation {
+    configuration.hardwareInformation
+  }
+
+  public func makePagingDomain(
+    for device: RequesterID, attributes: PagingAttributes
+  ) throws(IOMMUError) -> any PagingDomain {
+    var supported: PagingAttributes = []
+    if configuration.pasidBits > 0 { supported.insert(.pasid) }
+    guard attributes.isSubset(of: supported) else {
+      throw IOMMUError(
+        .notSupportedOnSocket,
+        "\(name) cannot make a page table with attributes \(hex(attributes.rawValue)): "
+          + "it has neither nesting nor dirty tracking"
+          + (configuration.pasidBits > 0 ? "" : " nor PASIDs"))
+    }
+    let number = domainCount.add(1, ordering: .relaxed).newValue
+    switch configuration.format {
+    case .intelSecondStage:
+      return SoftwarePagingDomain<IntelSecondStage>(
+        number: number, configuration: configuration, memory: memory, events: events)
+    case .amdV1:
+      return SoftwarePagingDomain<AMDv1>(
+        number: number, configuration: configuration, memory: memory, events: events)
+    }
+  }
+
+  public func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext
+  ) throws(IOMMUError) {
+    if let pasid,
+      pasid.rawValue >> UInt32(configuration.pasidBits) != 0
+        || configuration.pasidBits == 0
+    {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(name) takes PASIDs of \(configuration.pasidBits) bits, not \(pasid.rawValue)")
+    }
+    let source = Source(requester: device, pasid: pasid)
+    let new: (any SoftwareDomain)?
+    let portContext: PortContext
+    switch context {
+    case .host: (new, portContext) = (nil, .host)
+    case .blocked: (new, portContext) = (nil, .blocked)
+    case .paging(let domain):
+      let fitting = try fit(domain, to: device)
+      (new, portContext) = (fitting, fitting.portContext)
+    }
+    entries.withLock { entries in
+      var entry = entries[source] ?? makeEntry(source)
+      let channel = entry.port.channel
+      // Unmaps in the new table reach the port before it first walks there, and those in the
+      // old one until it has left.
+      new?.attach(channel)
+      channel.post(portContext)
+      channel.wait()
+      if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
+        old.detach(channel)
+      }
+      entry.context = context
+      entries[source] = entry
+    }
+    events.append(.context(device, Self.describe(context, pasid)))
+  }
+
+  /// The port through which a device does its DMA: one device thread at a time uses it. The
+  /// same one each time.
+  ///
+  /// - Parameter pasid: For requests with a PASID, which have a context of their own.
+  public func port(for requester: RequesterID, pasid: PASID? = nil) -> DMAPort {
+    let source = Source(requester: requester, pasid: pasid)
+    return entries.withLock { entries in
+      if let entry = entries[source] { return entry.port }
+      let entry = makeEntry(source)
+      entries[source] = entry
+      return entry.port
+    }
+  }
+
+  private func makeEntry(_ source: Source) -> Entry {
+    Entry(
+      port: DMAPort(source: source, memory: memory, interrupts: interrupts, faults: faults),
+      context: nil)
+  }
+
+  private func fit(
+    _ domain: any PagingDomain, to device: RequesterID
+  ) throws(IOMMUError) -> any SoftwareDomain {
+    guard let own = domain as? any SoftwareDomain else {
+      throw IOMMUError(
+        .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
+    }
+    guard own.memory === memory, own.format == configuration.format,
+      own.addressBits <= configuration.addressBits
+    else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(device) is behind \(name), which cannot walk this page table: its format, "
+          + "address width or machine is another")
+    }
+    return own
+  }
+
+  private static func describe(_ context: DMAContext, _ pasid: PASID?) -> String {
+    let what =
+      switch context {
+      case .host: "host"
+      case .blocked: "blocked"
+      case .paging: "paging"
+      }
+    return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
+  }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Why DMA was aborted: what a device model sees, and what the fault log keeps.
+
+import IOMMU
+import PageTables
+
+/// A DMA access that the IOMMU aborted. Unrecoverable (MODEL H2).
+public struct DMAFault: Error, Hashable, Sendable {
+  public let requester: RequesterID
+  /// nil for requests by RID alone.
+  public let pasid: PASID?
+  /// The first byte that could not be reached. Bytes below it were transferred.
+  public let iova: IOVA
+  /// What was tried.
+  public let access: Permissions
+  public let reason: Reason
+
+  public enum Reason: UInt8, Error, Hashable, Sendable, CaseIterable {
+    /// No context was ever set for this requester.
+    case unknownRequester
+    /// The requester is blocked (MODEL C2).
+    case blocked
+    /// The requester is in the host's context. The host's memory is out of reach of a
+    /// machine in user space: nobody owns it on the device's behalf.
+    case hostMemory
+    /// The address, or the end of the access, has more bits than are translated.
+    case addressWidth
+    /// Nothing is mapped there.
+    case notPresent
+    /// A page-table entry has reserved bits set.
+    case reservedBits
+    /// Mapped, but not for reading or not for writing.
+    case permission
+    /// The translation is there and the memory behind it is gone: its owner unmapped it,
+    /// executed another program, truncated the file or died.
+    case memoryGone
+    /// A read of the interrupt window, or a write there that is not 4 aligned bytes.
+    case interruptWindow
+    /// A write to the interrupt window that is no interrupt of this requester.
+    case interruptRefused
+  }
+
+  public init(
+    requester: RequesterID, pasid: PASID? = nil, iova: IOVA, access: Permissions, reason: Reason
+  ) {
+    self.requester = requester
+    self.pasid = pasid
+    self.iova = iova
+    self.access = access
+    self.reason = reason
+  }
+}
+
+extension DMAFault.Reason: CustomStringConvertible {
+  public var description: String {
+    switch self {
+    case .unknownRequester: "no context was ever set for this requester"
+    case .blocked: "the device is blocked"
+    case .hostMemory: "nobody owns the device, and the host's memory is out of reach"
+    case .addressWidth: "the address is too wide for this IOMMU"
+    case .notPresent: "nothing is mapped there"
+    case .reservedBits: "a page-table entry has reserved bits set"
+    case .permission: "the mapping does not allow it"
+    case .memoryGone: "the memory behind the mapping is gone"
+    case .interruptWindow: "the interrupt window takes aligned writes of 4 bytes only"
+    case .interruptRefused: "this is no interrupt of the device"
+    }
+  }
+
+  init(_ fault: WalkFault) {
+    switch fault {
+    case .addressWidth: self = .addressWidth
+    case .notPresent: self = .notPresent
+    case .reservedBits: self = .reservedBits
+    case .permission: self = .permission
+    }
+  }
+}
+
+extension DMAFault: CustomStringConvertible {
+  public var description: String {
+    let verb = access == .read ? "read" : access == .write ? "write" : "access"
+    let source = pasid.map { "\(requester) (PASID \($0.rawValue))" } ?? "\(requester)"
+    return "\(source): \(verb) at \(iova) aborted: \(reason)"
+  }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The accesses of a device: reads, writes, copies and fills, piece by piece.
+
+import IOMMU
+import PageTables
+
+extension DMAPort {
+  /// Reads memory into a buffer of the device.
+  ///
+  /// - Throws: The fault at the first byte that cannot be read; those before it are in place.
+  public func read(
+    _ iova: IOVA, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(DMAFault) {
+    guard let base = buffer.baseAddress, buffer.count > 0 else { return }
+    try checkEnd(iova.rawValue, buffer.count, .read)
+    enter()
+    defer { leave() }
+    try get(iova.rawValue, to: UInt64(UInt(bitPattern: base)), count: UInt64(buffer.count))
+  }
+
+  /// Writes a buffer of the device to memory, or raises an interrupt: an aligned write of 4
+  /// bytes to 0xFEE00000 ... 0xFEEFFFFF.
+  ///
+  /// - Throws: The fault at the first byte that cannot be written.
+  public func write(_ iova: IOVA, from buffer: UnsafeRawBufferPointer) throws(DMAFault) {
+    guard let base = buffer.baseAddress, buffer.count > 0 else { return }
+    if isInterrupt(iova.rawValue, buffer.count) {
+      return try raise(iova.rawValue, data: unsafe buffer.loadUnaligned(as: UInt32.self))
+    }
+    try checkEnd(iova.rawValue, buffer.count, .write)
+    enter()
+    defer { leave() }
+    try put(iova.rawValue, from: UInt64(UInt(bitPattern: base)), count: UInt64(buffer.count))
+  }
+
+  /// Reads one little-endian integer; in one access where it is aligned.
+  public func load<T: FixedWidthInteger & BitwiseCopyable>(
+    _ iova: IOVA, as type: T.Type = T.self
+  ) throws(DMAFault) -> T {
+    let address = iova.rawValue
+    let size = MemoryLayout<T>.size
+    if address & UInt64(size &- 1) == 0 {
+      enter()
+      defer { leave() }
+      do throws(DMAFault.Reason) {
+        let hit = try find(address, IOTLB.readFlag)
+        if hit.isLocal {
+          guard let value: T = LocalMemory.load(hit.address(address)) else {
+            throw .memoryGone
+          }
+          return T(littleEndian: value)
+        }
+      } catch {
+        throw fail(error, address, .read)
+      }
+    }
+    var value: T = 0
+    try unsafe withUnsafeMutableBytes(of: &value) { bytes throws(DMAFault) in
+      try unsafe read(iova, into: bytes)
+    }
+    return T(littleEndian: value)
+  }
+
+  /// Writes one little-endian integer; in one access where it is aligned. A 4-byte one may be
+  /// an interrupt, as in `write`.
+  public func store<T: FixedWidthInteger & BitwiseCopyable>(
+    _ value: T, at iova: IOVA
+  ) throws(DMAFault) {
+    let address = iova.rawValue
+    let size = MemoryLayout<T>.size
+    if address & UInt64(size &- 1) == 0, !isInterrupt(address, size) {
+      enter()
+      defer { leave() }
+      do throws(DMAFault.Reason) {
+        let hit = try find(address, IOTLB.writeFlag)
+        if hit.isLocal {
+          guard LocalMemory.store(value.littleEndian, at: hit.address(address)) else {
+            throw .memoryGone
+          }
+          return
+        }
+      } catch {
+        throw fail(error, address, .write)
+      }
+    }
+    try unsafe withUnsafeBytes(of: value.littleEndian) { bytes throws(DMAFault) in
+      try unsafe write(iova, from: bytes)
+    }
+  }
+
+  /// Copies memory to memory in ascending order, both sides translated.
+  ///
+  /// - Parameter length: In bytes; nothing happens where it is not positive.
+  /// - Throws: The first fault of either side; what lies before it was copied.
+  public func copy(
+    from source: IOVA, to destination: IOVA, length: Int
+  ) throws(DMAFault) {
+    guard length > 0 else { return }
+    try checkEnd(source.rawValue, length, .read)
+    try checkEnd(destination.rawValue, length, .write)
+    var from = source.rawValue
+    var to = destination.rawValue
+    var rest = UInt64(length)
+    enter()
+    defer { leave() }
+    while rest > 0 {
+      checkpoint()
+      let piece = try copyPiece(from: from, to: to, limit: min(rest, Self.remotePiece))
+      from &+= piece
+      to &+= piece
+      rest &-= piece
+    }
+  }
+
+  /// Writes a pattern of 8 bytes (little-endian) again and again from `iova` on; the last time
+  /// perhaps in part.
+  ///
+  /// - Parameter length: In bytes; nothing happens where it is not positive.
+  public func fill(_ iova: IOVA, pattern: UInt64, length: Int) throws(DMAFault) {
+    guard length > 0 else { return }
+    try checkEnd(iova.rawValue, length, .write)
+    let piece = min(length, Int(Self.localPiece))
+    for offset in stride(from: 0, to: piece, by: 8) {
+      // SAFETY: the bounce buffer is longer than `localPiece`, a multiple of 8.
+      unsafe bounce.storeBytes(of: pattern.littleEndian, toByteOffset: offset, as: UInt64.self)
+    }
+    enter()
+    defer { leave() }
+    var done = 0
+    while done < length {
+      let count = min(length - done, piece)
+      try put(
+        iova.rawValue &+ UInt64(done), from: bounceAddress, count: UInt64(count))
+      done += count
+    }
+  }
+
+  // MARK: Pieces, inside a transaction
+
+  private var bounceAddress: UInt64 {
+    UInt64(UInt(bitPattern: unsafe bounce.baseAddress))
+  }
+
+  /// Copies as much as is contiguous on both sides. Returns how much that was.
+  private func copyPiece(
+    from: UInt64, to: UInt64, limit: UInt64
+  ) throws(DMAFault) -> UInt64 {
+    let source: Hit
+    do throws(DMAFault.Reason) {
+      source = try findRun(from, IOTLB.readFlag, limit: limit)
+    } catch {
+      throw fail(error, from, .read)
+    }
+    let target: Hit
+    do throws(DMAFault.Reason) {
+      target = try findRun(to, IOTLB.writeFlag, limit: min(limit, source.left))
+    } catch {
+      throw fail(error, to, .write)
+    }
+    var piece = min(limit, min(source.left, target.left))
+    if source.isLocal, target.isLocal {
+      piece = min(piece, Self.localPiece)
+      guard
+        LocalMemory.copy(
+          to: target.address(to), from: source.address(from), count: Int(piece))
+      else { throw fail(.memoryGone, from, .read) }
+    } else if source.isLocal {
+      guard writeRemote(target.address(to), from: source.address(from), count: piece) else {
+        throw fail(.memoryGone, to, .write)
+      }
+    } else if target.isLocal {
+      guard readRemote(source.address(from), to: target.address(to), count: piece) else {
+        throw fail(.memoryGone, from, .read)
+      }
+    } else {
+      guard readRemote(source.address(from), to: bounceAddress, count: piece) else {
+        throw fail(.memoryGone, from, .read)
+      }
+      guard writeRemote(target.address(to), from: bounceAddress, count: piece) else {
+        throw fail(.memoryGone, to, .write)
+      }
+    }
+    return piece
+  }
+
+  /// Reads `count` bytes to a buffer of the device, which does not move.
+  private func get(_ iova: UInt64, to buffer: UInt64, count: UInt64) throws(DMAFault) {
+    var done: UInt64 = 0
+    while done < count {
+      checkpoint()
+      let at = iova &+ done
+      let limit = min(count &- done, Self.remotePiece)
+      do throws(DMAFault.Reason) {
+        let hit = try findRun(at, IOTLB.readFlag, limit: limit)
+        var piece = min(hit.left, limit)
+        if hit.isLocal {
+          piece = min(piece, Self.localPiece)
+          guard
+            LocalMemory.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
+          else { throw .memoryGone }
+        } else {
+          guard readRemote(hit.address(at), to: buffer &+ done, count: piece) else {
+            throw .memoryGone
+          }
+        }
+        done &+= piece
+      } catch {
+        throw fail(error, at, .read)
+      }
+    }
+  }
+
+  /// Writes `count` bytes from a buffer of the device.
+  private func put(_ iova: UInt64, from buffer: UInt64, count: UInt64) throws(DMAFault) {
+    var done: UInt64 = 0
+    while done < count {
+      checkpoint()
+      let at = iova &+ done
+      let limit = min(count &- done, Self.remotePiece)
+      do throws(DMAFault.Reason) {
+        let hit = try findRun(at, IOTLB.writeFlag, limit: limit)
+        var piece = min(hit.left, limit)
+        if hit.isLocal {
+          piece = min(piece, Self.localPiece)
+          guard
+            LocalMemory.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
+          else { throw .memoryGone }
+        } else {
+          guard writeRemote(hit.address(at), from: buffer &+ done, count: piece) else {
+            throw .memoryGone
+          }
+        }
+        done &+= piece
+      } catch {
+        throw fail(error, at, .write)
+      }
+    }
+  }
+
+  // The other side of a remote access is a buffer of the device or local memory of the same
+  // piece: mapped, and held until the transaction ends.
+
+  private func readRemote(_ physical: UInt64, to address: UInt64, count: UInt64) -> Bool {
+    // SAFETY: `count` bytes from a local address that was just translated, or of a buffer.
+    unsafe memory.readRemote(
+      at: PhysicalAddress(physical),
+      into: UnsafeMutableRawBufferPointer(
+        start: UnsafeMutableRawPointer(bitPattern: UInt(address)), count: Int(count)))
+  }
+
+  private func writeRemote(_ physical: UInt64, from address: UInt64, count: UInt64) -> Bool {
+    // SAFETY: as in `readRemote`.
+    unsafe memory.writeRemote(
+      at: PhysicalAddress(physical),
+      from: UnsafeRawBufferPointer(
+        start: UnsafeRawPointer(bitPattern: UInt(address)), count: Int(count)))
+  }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Counts DMA faults by requester, and passes a few of them on to the event log: the first
+// of each kind from each source, then at a bounded rate (MODEL H2). A device that faults in a
+// loop costs a bounded amount of memory and log.
+
+import IOMMU
+import PageTables
+import Synchronization
+
+/// The faults of one IOMMU. Thread-safe.
+public final class FaultLog: Sendable {
+  /// What is known of one requester's faults.
+  public struct Record: Hashable, Sendable {
+    /// How many, since the IOMMU was made.
+    public var count: UInt64 = 0
+    /// How many of them the event log was spared.
+    public var suppressed: UInt64 = 0
+    /// The latest one.
+    public var latest: DMAFault?
+    /// Bit n: a fault with reason n was logged.
+    fileprivate var seen: UInt32 = 0
+    /// Faults that may still be logged in the current interval.
+    fileprivate var credit = FaultLog.burst
+    fileprivate var interval: ContinuousClock.Instant?
+  }
+
+  /// At most `burst` repeated faults of one requester are logged in each `interval`, as Linux
+  /// limits its messages.
+  public static let burst = 10
+  public static let interval: Duration = .seconds(5)
+
+  private let records = Mutex<[RequesterID: Record]>([:])
+  private let events: EventLog
+
+  init(events: EventLog) { self.events = events }
+
+  func record(_ fault: DMAFault) {
+    let recording = events.isRecording
+    let logs = records.withLock { records -> Bool in
+      var record = records[fault.requester] ?? Record()
+      defer { records[fault.requester] = record }
+      record.count &+= 1
+      record.latest = fault
+      guard recording else { return false }
+      let bit: UInt32 = 1 << UInt32(fault.reason.rawValue)
+      if record.seen & bit == 0 {
+        record.seen |= bit
+        return true
+      }
+      let now = ContinuousClock.now
+      if record.interval.map({ now - $0 >= Self.interval }) ?? true {
+        record.interval = now
+        record.credit = Self.burst
+      }
+      guard record.credit > 0 else {
+        record.suppressed &+= 1
+        return false
+      }
+      record.credit -= 1
+      return true
+    }
+    if logs {
+      events.append(
+        .fault(
+          fault.requester, iova: fault.iova, access: fault.access, reason: "\(fault.reason)"))
+    }
+  }
+
+  /// What is known of one requester's faults; an empty record where it never had one.
+  public subscript(requester: RequesterID) -> Record {
+    records.withLock { $0[requester] ?? Record() }
+  }
+
+  /// All faults of all requesters.
+  public var count: UInt64 { records.withLock { $0.values.reduce(0) { $0 &+ $1.count } } }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The invalidation protocol (MODEL G2) between whoever changes translations and a port that
+// does DMA.
+//
+// A port does all its DMA inside transactions. It enters one with a sequentially consistent
+// store, then looks whether mail is pending, then translates with plain loads. Whoever
+// changes a translation changes the table, posts mail to each port, and then looks (all
+// sequentially consistent) whether the port is inside a transaction. So at least one of the
+// two sees the other: either the port reads its mail before it translates, or the poster
+// waits until the port left the transaction or read its mail. Idle ports are not waited for.
+
+import IOMMU
+import PageTables
+import Synchronization
+
+/// What one port shares with the threads that change translations.
+final class PortChannel: Sendable {
+  /// Odd while the port is inside a transaction. Changes too when the port reads its mail.
+  let sequence = Atomic<UInt64>(0)
+  /// Whether there is mail.
+  let pending = Atomic<Bool>(false)
+  private let mailbox = Mutex(Mailbox())
+
+  /// What a port has to do before it translates again.
+  struct Mailbox: Sendable {
+    static let capacity = 16
+
+    /// Ranges to forget, both ends inclusive.
+    var ranges = InlineArray<16, IOVARange>(repeating: IOVARange(first: 0, last: 0))
+    var count = 0
+    /// Forget everything: the ranges overflowed, or the context changed.
+    var flushesAll = false
+    /// What the requester's DMA goes through from now on.
+    var context: PortContext?
+
+    mutating func add(_ range: IOVARange) {
+      if flushesAll { return }
+      if count > 0 {
+        // Unmaps come again at one place, or in ascending order.
+        let latest = ranges[count - 1]
+        if range.first >= latest.first,
+          range.first <= latest.last
+            || range.first == latest.last &+ 1 && range.first != 0
+        {
+          ranges[count - 1].last = max(latest.last, range.last)
+          return
+        }
+      }
+      guard count < Self.capacity else {
+        flushesAll = true
+        return
+      }
+      ranges[count] = range
+      count += 1
+    }
+  }
+
+  /// Tells the port to forget a range.
+  func post(_ range: IOVARange) {
+    mailbox.withLock { mail in
+      mail.add(range)
+      // Under the lock, so that the port's clearing cannot come between.
+      pending.store(true, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  /// Tells the port to change its context in one step, and to forget everything.
+  func post(_ context: PortContext) {
+    mailbox.withLock { mail in
+      mail.context = context
+      mail.flushesAll = true
+      pending.store(true, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  /// Returns once the port cannot use anything older than what was posted before.
+  ///
+  /// Blocks while the port is inside a transaction: at most for one chunk of a copy.
+  func wait() {
+    let seen = sequence.load(ordering: .sequentiallyConsistent)
+    guard seen & 1 == 1 else { return }
+    var backoff = Backoff()
+    while sequence.load(ordering: .acquiring) == seen { backoff.pause() }
+  }
+
+  /// The port takes its mail. Only the port's thread calls this.
+  func take() -> Mailbox {
+    mailbox.withLock { mail in
+      defer {
+        mail.count = 0
+        mail.flushesAll = false
+        mail.context = nil
+      }
+      pending.store(false, ordering: .relaxed)
+      return mail
+    }
+  }
+}
+
+/// A closed range of bus addresses, in bytes.
+struct IOVARange: Hashable, Sendable {
+  var first: UInt64
+  var last: UInt64
+}
+
+/// What a port's DMA goes through, as the DMA path wants it: values, no references. Whoever
+/// posts it keeps the table alive until the port has taken a later one.
+enum PortContext: Sendable {
+  case unknown
+  case blocked
+  case host
+  case intel(PageTableRoot<IntelSecondStage>)
+  case amd(PageTableRoot<AMDv1>)
+}

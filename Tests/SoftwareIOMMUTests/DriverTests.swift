@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the driver says of itself, what it refuses, and interrupts.
+
+import IOMMU
+import PageTables
+import SystemPackage
+import Testing
+
+@testable import SoftwareIOMMU
+
+@Suite("B8: the software IOMMU as a driver")
+struct DriverTests {
+  @Test("B8: VT-d registers agree with the configuration, bit by bit")
+  func intelRegisters() {
+    let bench = Bench(.init(format: .intelSecondStage(levels: 4)))
+    let information = bench.iommu.hardwareInformation(for: Bench.device)
+    #expect(information.type == 1)
+    #expect(information.data.count == 24)
+    func word(_ offset: Int) -> UInt64 {
+      (0..<8).reduce(0) { $0 | UInt64(information.data[offset + $1]) << UInt64(8 * $1) }
+    }
+    #expect(word(0) == 0)
+    #expect(word(8) == 0x00D2_078C_226F_0406)
+    #expect(word(16) == 0x0000_0000_00F0_50CB)
+    let five = SoftwareIOMMU.Configuration(
+      format: .intelSecondStage(levels: 5), pasidBits: 20, snoopControl: false)
+    #expect(five.capabilityRegister >> 8 & 0x1F == 0b01000)
+    #expect(five.capabilityRegister >> 16 & 0x3F == 56)
+    #expect(five.extendedCapabilityRegister >> 35 & 0x1F == 19)
+    #expect(five.extendedCapabilityRegister >> 40 & 1 == 1)
+    #expect(five.extendedCapabilityRegister >> 7 & 1 == 0)
+    let three = SoftwareIOMMU.Configuration(format: .intelSecondStage(levels: 3))
+    #expect(three.capabilityRegister >> 8 & 0x1F == 0b00010)
+  }
+
+  @Test("B8: AMD registers agree with the configuration")
+  func amdRegisters() {
+    let bench = Bench(.init(format: .amdV1, addressBits: 64))
+    let information = bench.iommu.hardwareInformation(for: Bench.device)
+    #expect(information.type == 4)
+    #expect(information.data == [0x40, 0x08] + [UInt8](repeating: 0, count: 14))
+  }
+
+  @Test("B8: geometry is what the table translates", arguments: formats)
+  func geometry(configuration: SoftwareIOMMU.Configuration) throws {
+    let domain = try Bench(configuration).domain()
+    let bits = UInt64(configuration.addressBits)
+    #expect(domain.geometry.aperture == 0...(bits == 64 ? .max : (1 << bits) - 1))
+    #expect(domain.geometry.pageSizes.smallest == 4096)
+    #expect(domain.geometry.enforcesSnoop)
+  }
+
+  @Test("B7: attributes that the IOMMU lacks are refused with EOPNOTSUPP")
+  func attributes() {
+    let bench = Bench()
+    for attribute: PagingAttributes in [.nestParent, .dirtyTracking, .pasid] {
+      #expect {
+        _ = try bench.iommu.makePagingDomain(for: Bench.device, attributes: attribute)
+      } throws: {
+        ($0 as? IOMMUError)?.errno == .notSupportedOnSocket
+      }
+    }
+  }
+
+  @Test("B8: the MSI window is always reserved, beside what the machine file reserves")
+  func reserved() {
+    let extra = ReservedRegion(0x1000...0x1FFF, kind: .direct)
+    let bench = Bench(.init(reservedRegions: [extra]))
+    #expect(
+      bench.iommu.reservedRegions(for: Bench.device) == [
+        ReservedRegion(0xFEE0_0000...0xFEEF_FFFF, kind: .msi), extra,
+      ])
+  }
+
+  @Test(
+    "B7: a page table of another format, width, machine or driver is refused; the old context stays"
+  )
+  func misfit() throws {
+    let bench = Bench()
+    let domain = try bench.attachedDomain()
+    let buffer = Buffer(4096)
+    try domain.map(
+      IOVA(0), to: try bench.pin(buffer.run(), at: 0), length: 4096, permissions: .readWrite)
+    final class Foreign: PagingDomain {
+      var geometry: DomainGeometry {
+        DomainGeometry(aperture: 0...1, pageSizes: [], enforcesSnoop: false)
+      }
+      func map(
+        _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
+      ) throws(IOMMUError) {}
+      func unmap(_ iova: IOVA, length: UInt64) {}
+      func translate(_ iova: IOVA) -> PhysicalAddress? { nil }
+    }
+    let strangers: [any PagingDomain] = [
+      Foreign(), try Bench(.init(format: .amdV1)).domain(),
+      try Bench(.init(format: .intelSecondStage(levels: 5))).domain(), try Bench().domain(),
+    ]
+    for stranger in strangers {
+      #expect {
+        try bench.iommu.setContext(of: Bench.device, pasid: nil, to: .paging(stranger))
+      } throws: {
+        ($0 as? IOMMUError)?.errno == .invalidArgument
+      }
+    }
+    try bench.port.store(UInt8(1), at: IOVA(0))
+    #expect(buffer[0] == 1)
+  }
+
+  @Test("D1: requests with a PASID go through the PASID's context, others through the RID's")
+  func pasids() throws {
+    let bench = Bench(.init(pasidBits: 4))
+    let mine = Buffer(4096)
+    let theirs = Buffer(4096)
+    let own = try bench.attachedDomain()
+    let other = try bench.iommu.makePagingDomain(for: Bench.device, attributes: .pasid)
+    try own.map(
+      IOVA(0), to: try bench.pin(mine.run(), at: 0), length: 4096, permissions: .readWrite)
+    try other.map(
+      IOVA(0), to: try bench.pin(theirs.run(), at: 0), length: 4096, permissions: .readWrite)
+    let pasid = PASID(rawValue: 15)
+    let port = bench.iommu.port(for: Bench.device, pasid: pasid)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt8(1), at: IOVA(0)) }
+        == .unknownRequester)
+    try bench.iommu.setContext(of: Bench.device, pasid: pasid, to: .paging(other))
+    try port.store(UInt8(1), at: IOVA(0))
+    try bench.port.store(UInt8(2), at: IOVA(0))
+    #expect(mine[0] == 2 && theirs[0] == 1)
+    #expect(throws: IOMMUError.self) {
+      try bench.iommu.setContext(of: Bench.device, pasid: PASID(rawValue: 16), to: .blocked)
+    }
+    #expect(throws: IOMMUError.self) {
+      try Bench().iommu.setContext(of: Bench.device, pasid: PASID(rawValue: 0), to: .blocked)
+    }
+  }
+
+  @Test("D1: a table over its memory limit answers ENOMEM and keeps nothing")
+  func memoryLimit() throws {
+    let bench = Bench(.init(maximumTablePages: 3))
+    let domain = try bench.attachedDomain()
+    #expect {
+      try domain.map(IOVA(0), to: PhysicalAddress(0), length: 4096, permissions: .read)
+    } throws: {
+      ($0 as? IOMMUError)?.errno == .noMemory
+    }
+    #expect(domain.translate(IOVA(0)) == nil)
+  }
+
+  @Test("H2: each kind of fault is logged once, then at a bounded rate, and always counted")
+  func faultLog() throws {
+    let bench = Bench()
+    bench.events.startRecording()
+    try bench.iommu.setContext(of: Bench.device, pasid: nil, to: .blocked)
+    for _ in 0..<1000 {
+      #expect(throws: DMAFault.self) { try bench.port.store(UInt8(0), at: IOVA(0x5000)) }
+    }
+    let record = bench.iommu.faults[Bench.device]
+    #expect(record.count == 1000)
+    let logged = bench.events.drain().entries.filter {
+      if case .fault = $0.event { true } else { false }
+    }
+    #expect(logged.count == 1000 - Int(record.suppressed))
+    // The loop may straddle intervals on a slow machine, but not a hundred of them.
+    #expect(logged.count >= 1 + FaultLog.burst && logged.count < 900)
+  }
+}
+
+@Suite("C4: interrupts are writes to the reserved window")
+struct InterruptTests {
+  @Test(
+    "C4: an interrupt reaches its signal in the host's and in a user's context, not when blocked"
+  )
+  func delivery() throws {
+    let bench = Bench()
+    let counter = Counter()
+    let message = try bench.iommu.interrupts.allocate(for: Bench.device, signal: counter)
+    #expect(InterruptRemapper.window.contains(message.address))
+    let port = bench.port
+    func raise() -> DMAFault.Reason? {
+      reason { () throws(DMAFault) in try port.store(message.data, at: IOVA(message.address)) }
+    }
+    #expect(raise() == .unknownRequester)
+    try bench.iommu.setContext(of: Bench.device, pasid: nil, to: .blocked)
+    #expect(raise() == .blocked)
+    #expect(counter.count == 0)
+    try bench.iommu.setContext(of: Bench.device, pasid: nil, to: .host)
+    #expect(raise() == nil)
+    #expect(counter.count == 1)
+    _ = try bench.attachedDomain()
+    #expect(raise() == nil)
+    #expect(counter.count == 2)
+    bench.iommu.interrupts.free(message)
+    #expect(raise() == .interruptRefused)
+    #expect(counter.count == 2)
+    #expect(bench.iommu.interrupts.count == 0)
+  }
+
+  @Test("C4: a device cannot raise another device's interrupt")
+  func foreign() throws {
+    let bench = Bench()
+    let counter = Counter()
+    let message = try bench.iommu.interrupts.allocate(for: Bench.neighbour, signal: counter)
+    _ = try bench.attachedDomain()
+    #expect(
+      reason { () throws(DMAFault) in
+        try bench.port.store(message.data, at: IOVA(message.address))
+      } == .interruptRefused)
+    #expect(counter.count == 0)
+  }
+
+  @Test("C4: the window takes aligned writes of 4 bytes only, whatever is mapped there")
+  func window() throws {
+    let bench = Bench()
+    let domain = try bench.attachedDomain()
+    let buffer = Buffer(4 << 20, alignment: 2 << 20)
+    // The engine never maps the window; a table that does must not be walked there.
+    let physical = try bench.pin(buffer.run(), at: 0xFEE0_0000)
+    try domain.map(IOVA(0xFEE0_0000), to: physical, length: 4 << 20, permissions: .readWrite)
+    let port = bench.port
+    let base: UInt64 = 0xFEE0_0000
+    // Beside the window, in the same 2 MiB leaf: memory.
+    try port.store(UInt8(5), at: IOVA(0xFEF0_0000))
+    #expect(buffer[0x10_0000] == 5)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt64(0), at: IOVA(base)) }
+        == .interruptWindow)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt16(0), at: IOVA(base)) }
+        == .interruptWindow)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt32(0), at: IOVA(base + 2)) }
+        == .interruptWindow)
+    #expect(
+      reason { () throws(DMAFault) in _ = try port.load(IOVA(base)) as UInt32 }
+        == .interruptWindow)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt32(0), at: IOVA(base)) }
+        == .interruptRefused)
+    #expect(
+      reason { () throws(DMAFault) in
+        try port.copy(from: IOVA(0xFEF0_0000), to: IOVA(0xFEEF_FFF8), length: 8)
+      } == .interruptWindow)
+    #expect(buffer.bytes.prefix(0x10_0000).allSatisfy { $0 == 0 })
+  }
+
+  @Test("C4: messages have VT-d's remappable format, and all handles survive it")
+  func encoding() throws {
+    #expect(InterruptRemapper.message(handle: 0) == MSIMessage(address: 0xFEE0_0010, data: 0))
+    #expect(InterruptRemapper.message(handle: 1) == MSIMessage(address: 0xFEE0_0030, data: 0))
+    #expect(InterruptRemapper.message(handle: 0x8000).address == 0xFEE0_0014)
+    for handle in 0..<InterruptRemapper.capacity {
+      let message = InterruptRemapper.message(handle: handle)
+      #expect(InterruptRemapper.handle(address: message.address, data: message.data) == handle)
+    }
+    #expect(
+      InterruptRemapper.handle(address: 0xFEE0_0000, data: 0) == nil, "compatibility format")
+    #expect(InterruptRemapper.handle(address: 0xFEE0_0010, data: 1) == nil)
+    #expect(InterruptRemapper.handle(address: 0xFEF0_0010, data: 0) == nil)
+  }
+
+  @Test("C4: interrupts run out with ENOSPC and come back")
+  func exhaustion() throws {
+    let bench = Bench()
+    let counter = Counter()
+    var messages: [MSIMessage] = []
+    for _ in 0..<InterruptRemapper.capacity {
+      messages.append(try bench.iommu.interrupts.allocate(for: Bench.device, signal: counter))
+    }
+    #expect(Set(messages).count == InterruptRemapper.capacity)
+    #expect {
+      _ = try bench.iommu.interrupts.allocate(for: Bench.device, signal: counter)
+    } throws: {
+      ($0 as? IOMMUError)?.errno == .noSpace
+    }
+    bench.iommu.interrupts.free(messages[77])
+    bench.iommu.interrupts.free(messages[77])
+    #expect(
+      try bench.iommu.interrupts.allocate(for: Bench.device, signal: counter) == messages[77])
+  }
+}
