@@ -46,7 +46,7 @@ extension DMAPort {
       do throws(DMAFault.Reason) {
         let hit = try find(address, IOTLB.readFlag)
         if hit.isLocal {
-          guard let value: T = LocalMemory.load(hit.address(address)) else {
+          guard let value: T = LocalAccess.load(hit.address(address)) else {
             throw .memoryGone
           }
           return T(littleEndian: value)
@@ -75,7 +75,7 @@ extension DMAPort {
       do throws(DMAFault.Reason) {
         let hit = try find(address, IOTLB.writeFlag)
         if hit.isLocal {
-          guard LocalMemory.store(value.littleEndian, at: hit.address(address)) else {
+          guard LocalAccess.store(value.littleEndian, at: hit.address(address)) else {
             throw .memoryGone
           }
           return
@@ -162,7 +162,7 @@ extension DMAPort {
     if source.isLocal, target.isLocal {
       piece = min(piece, Self.localPiece)
       guard
-        LocalMemory.copy(
+        LocalAccess.copy(
           to: target.address(to), from: source.address(from), count: Int(piece))
       else { throw fail(.memoryGone, from, .read) }
     } else if source.isLocal {
@@ -197,7 +197,7 @@ extension DMAPort {
         if hit.isLocal {
           piece = min(piece, Self.localPiece)
           guard
-            LocalMemory.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
+            LocalAccess.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
           else { throw .memoryGone }
         } else {
           guard readRemote(hit.address(at), to: buffer &+ done, count: piece) else {
@@ -224,7 +224,7 @@ extension DMAPort {
         if hit.isLocal {
           piece = min(piece, Self.localPiece)
           guard
-            LocalMemory.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
+            LocalAccess.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
           else { throw .memoryGone }
         } else {
           guard writeRemote(hit.address(at), from: buffer &+ done, count: piece) else {

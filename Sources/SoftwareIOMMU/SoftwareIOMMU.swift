@@ -35,7 +35,6 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   /// Held through a whole switch, waiting for the port included.
   private let entries = Mutex<[Source: Entry]>([:])
-  private let domainCount = Atomic<UInt32>(0)
 
   /// - Parameters:
   ///   - name: As `/sys/class/iommu` shows it: `dmar0`.
@@ -56,7 +55,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
   public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
     IOMMUCapabilities(
       dirtyTracking: false, snoopControl: configuration.snoopControl, cacheCoherency: true,
-      isolatedInterrupts: true, pasidBits: configuration.pasidBits)
+      isolatedInterrupts: true, pasidBits: configuration.pasidBits,
+      lacksATS: true)
   }
 
   public func reservedRegions(for device: RequesterID) -> [ReservedRegion] {
@@ -79,14 +79,13 @@ public final class SoftwareIOMMU: IOMMUDriver {
           + "it has neither nesting nor dirty tracking"
           + (configuration.pasidBits > 0 ? "" : " nor PASIDs"))
     }
-    let number = domainCount.add(1, ordering: .relaxed).newValue
     switch configuration.format {
     case .intelSecondStage:
       return SoftwarePagingDomain<IntelSecondStage>(
-        number: number, configuration: configuration, memory: memory, events: events)
+        iommu: name, configuration: configuration, memory: memory, events: events)
     case .amdV1:
       return SoftwarePagingDomain<AMDv1>(
-        number: number, configuration: configuration, memory: memory, events: events)
+        iommu: name, configuration: configuration, memory: memory, events: events)
     }
   }
 

@@ -37,7 +37,8 @@ extension AMDv1: SoftwareFormat {
 /// One kernel-managed page table. Thread-safe; the lock is held while ports are waited for,
 /// and ports never take it.
 final class SoftwarePagingDomain<Format: SoftwareFormat>: SoftwareDomain {
-  let number: UInt32
+  /// Name of the IOMMU that made it, for the event log.
+  let iommu: String
   let format: SoftwareIOMMU.Configuration.Format
   let addressBits: Int
   let geometry: DomainGeometry
@@ -56,10 +57,10 @@ final class SoftwarePagingDomain<Format: SoftwareFormat>: SoftwareDomain {
   }
 
   init(
-    number: UInt32, configuration: SoftwareIOMMU.Configuration, memory: PhysicalMemory,
+    iommu: String, configuration: SoftwareIOMMU.Configuration, memory: PhysicalMemory,
     events: EventLog
   ) {
-    self.number = number
+    self.iommu = iommu
     self.memory = memory
     self.events = events
     format = configuration.format
@@ -106,7 +107,7 @@ final class SoftwarePagingDomain<Format: SoftwareFormat>: SoftwareDomain {
     state.table.free(&state.gather)
     events.append(
       .invalidate(
-        domain: number, iova: IOVA(range.first), length: range.last &- range.first &+ 1))
+        iommu: iommu, iova: IOVA(range.first), length: range.last &- range.first &+ 1))
   }
 
   func translate(_ iova: IOVA) -> PhysicalAddress? {

@@ -8,7 +8,7 @@ import Glibc
 import Synchronization
 
 /// Copies that DMA does within this process.
-public enum LocalMemory {
+public enum LocalAccess {
   /// Copies `count` bytes; false where a page of either side was not there. It may be called
   /// on any thread, and overlapping ranges are copied as by `memmove`.
   public typealias Copier =
@@ -40,7 +40,7 @@ public enum LocalMemory {
     // a buffer that it holds: neither is zero, and both live until it returns.
     let to = unsafe UnsafeMutableRawPointer(bitPattern: UInt(destination)).unsafelyUnwrapped
     let from = unsafe UnsafeRawPointer(bitPattern: UInt(source)).unsafelyUnwrapped
-    if let guarded { return unsafe guarded(to, from, count) }
+    if let guarded = unsafe guarded { return unsafe guarded(to, from, count) }
     unsafe memmove(to, from, count)
     return true
   }
@@ -49,7 +49,7 @@ public enum LocalMemory {
   @inline(__always)
   static func load<T: FixedWidthInteger & BitwiseCopyable>(_ address: UInt64) -> T? {
     var value: T = 0
-    if let guarded {
+    if let guarded = unsafe guarded {
       let done = unsafe withUnsafeMutableBytes(of: &value) { bytes in
         // SAFETY: as in `copy`; a nonempty buffer has a base address.
         unsafe guarded(
@@ -67,7 +67,7 @@ public enum LocalMemory {
   static func store<T: FixedWidthInteger & BitwiseCopyable>(
     _ value: T, at address: UInt64
   ) -> Bool {
-    if let guarded {
+    if let guarded = unsafe guarded {
       return unsafe withUnsafeBytes(of: value) { bytes in
         // SAFETY: as in `load`.
         unsafe guarded(
