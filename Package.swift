@@ -71,7 +71,8 @@ let package = Package(
     .executableTarget(
       name: "iommu",
       dependencies: [
-        "Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging, "dma-copy", "trespass",
+        "Interposer", "Machine", "LinuxABI", "IOMMU", arguments, logging, "dma-copy",
+        "trespass",
       ],
       swiftSettings: strict),
 
@@ -88,7 +89,8 @@ let package = Package(
     .testTarget(name: "SelfTestDriverTests", dependencies: ["SelfTestDriver", "LinuxABI"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
     .testTarget(name: "SoftDevicesTests", dependencies: ["SoftDevices", "SoftwareIOMMU"]),
-    .testTarget(name: "MachineTests", dependencies: ["Machine"]),
+    .testTarget(
+      name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
     .testTarget(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU"],
