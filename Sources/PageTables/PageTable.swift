@@ -13,7 +13,7 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   public let root: PageTableRoot<Format>
   /// Sizes that leaves may have.
   public let pageSizes: PageSizes
-  @usableFromInline var pool: TablePool
+  @usableFromInline let pool: TablePool
 
   /// Makes an empty table.
   ///

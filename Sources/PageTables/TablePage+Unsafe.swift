@@ -81,10 +81,13 @@ public struct TablePage: @unchecked Sendable {
 /// Pages come back all zero (a page leaves a table only when its last entry was cleared), so
 /// that mapping and unmapping in turn writes no page anew. A chunk that is empty while another
 /// is empty too goes back to the system.
+///
+/// A class for the compiler's sake: generic builders are inlined into other modules, and those
+/// must not see how the pool is laid out. One table refers to it, and nobody else.
 @safe
 @usableFromInline
-struct TablePool: ~Copyable, @unchecked Sendable {
-  // Unchecked: the pool owns its chunks; it moves between threads as a whole.
+final class TablePool: @unchecked Sendable {
+  // Unchecked: one table owns it and guards it as it guards itself.
   @usableFromInline static var chunkSize: UInt { 256 << 10 }
   private static let allFree = ~UInt64(1)
 
@@ -100,7 +103,7 @@ struct TablePool: ~Copyable, @unchecked Sendable {
   /// Where to look for a free page first.
   private var hint = 0
   /// Pages handed out, and how many that may be.
-  @usableFromInline private(set) var used = 0
+  private(set) var used = 0
   let limit: Int
 
   init(limit: Int) { self.limit = limit }
@@ -117,7 +120,7 @@ struct TablePool: ~Copyable, @unchecked Sendable {
 
   /// A page of zero entries. The caller has asked `has`.
   @usableFromInline
-  mutating func take() -> TablePage {
+  func take() -> TablePage {
     if hint >= chunks.count || chunks[hint].free == 0 { findRoom() }
     let index = chunks[hint].free.trailingZeroBitCount
     chunks[hint].free &= chunks[hint].free &- 1
@@ -136,7 +139,7 @@ struct TablePool: ~Copyable, @unchecked Sendable {
 
   /// Takes back a page whose entries are all zero, once no walk can be in it.
   @usableFromInline
-  mutating func put(_ page: TablePage) {
+  func put(_ page: TablePage) {
     let chunkAddress = UInt(page.address) & ~(Self.chunkSize - 1)
     let index = Int((UInt(page.address) - chunkAddress) >> 12)
     if chunks[hint].address != chunkAddress {
@@ -156,7 +159,7 @@ struct TablePool: ~Copyable, @unchecked Sendable {
     }
   }
 
-  private mutating func findRoom() {
+  private func findRoom() {
     if let found = chunks.firstIndex(where: { $0.free != 0 }) {
       hint = found
       return
