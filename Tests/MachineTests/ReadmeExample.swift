@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The README's example, compiled: what stands between the markers is the README's block.
+// The README's example, compiled. All below this comment is the README's block, to the letter.
 
-import Foundation
-// README begins
 import IOMMU
 import SoftwareIOMMU
-import Testing
 
 func example() throws {
   // A machine: physical space, one IOMMU, one device alone in its group.
@@ -38,30 +35,4 @@ func example() throws {
     print("refused: \(error)")
   }
   // Leaving the scope unbinds the device and destroys the space, in the right order.
-}
-// README ends
-
-@Suite("README") struct ReadmeTests {
-  @Test("the README's example runs") func runs() throws { try example() }
-
-  @Test("the README's block is the example that is compiled") func same() throws {
-    let here = URL(fileURLWithPath: #filePath)
-    let root = here.deletingLastPathComponent().deletingLastPathComponent()
-      .deletingLastPathComponent()
-    let readme = try String(
-      contentsOf: root.appendingPathComponent("README.md"), encoding: .utf8)
-    let source = try String(contentsOf: here, encoding: .utf8)
-    let block = try #require(readme.between("```swift\n", "```"))
-    let code = try #require(source.between("// README begins\n", "// README ends"))
-    #expect(block == code)
-  }
-}
-
-extension String {
-  fileprivate func between(_ start: String, _ end: String) -> String? {
-    guard let start = range(of: start),
-      let end = self[start.upperBound...].range(of: end)
-    else { return nil }
-    return String(self[start.upperBound..<end.lowerBound])
-  }
 }

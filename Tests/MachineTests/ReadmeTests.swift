@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The README keeps its word: its example compiles and runs.
+
+import Foundation
+import Testing
+
+@Suite("README") struct ReadmeTests {
+  @Test("the README's example runs") func runs() throws { try example() }
+
+  @Test("the README's block is the example that is compiled") func same() throws {
+    let here = URL(fileURLWithPath: #filePath)
+    let root = here.deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent()
+    let readme = try String(
+      contentsOf: root.appendingPathComponent("README.md"), encoding: .utf8)
+    let source = try String(
+      contentsOf: here.deletingLastPathComponent().appendingPathComponent(
+        "ReadmeExample.swift"),
+      encoding: .utf8)
+    let block = try #require(readme.between("```swift\n", "```"))
+    let code = source.drop { $0 != "\n" }.split(separator: "\n\n", maxSplits: 1).last.map(
+      String.init)
+    #expect(block == code)
+  }
+}
+
+extension String {
+  fileprivate func between(_ start: String, _ end: String) -> String? {
+    guard let start = range(of: start),
+      let end = self[start.upperBound...].range(of: end)
+    else { return nil }
+    return String(self[start.upperBound..<end.lowerBound])
+  }
+}
