@@ -109,7 +109,8 @@ extension AddressSpace {
 
   /// The alignment that page tables and options ask for.
   func minimumAlignment(in state: borrowing State) -> UInt64 {
-    var alignment: UInt64 = state.largePages ? 1 : Pages.hostPage
+    var alignment: UInt64 =
+      state.largePages && state.pinningAccessors == 0 ? 1 : Pages.hostPage
     for domain in state.domains {
       alignment = max(alignment, domain.geometry.pageSizes.smallest)
     }

@@ -40,6 +40,7 @@ extension AddressSpace {
 
   private func remove(at position: AreaMap.Position, from state: inout State) {
     let area = state.areas.remove(at: position)
+    releasePins(touching: area.first...area.last, in: &state)
     for domain in state.domains { unfill(area, from: domain) }
     events.append(.unmap(ioas: id, iova: IOVA(area.first), length: area.length))
   }

@@ -31,6 +31,9 @@ final class AddressSpace: Sendable {
     /// Every mapping's IOVA, length and offset in its page are multiples of this, in bytes.
     var alignment: UInt64 = 1
     var largePages = true
+    /// What accessors have pinned, and how many of them may pin.
+    var accessPins: [AccessPin.Key: AccessPin] = [:]
+    var pinningAccessors = 0
     /// Set when the space is destroyed: a call that was under way finds nothing.
     var isDestroyed = false
   }

@@ -19,6 +19,8 @@ enum LockRank: Int, Comparable, Sendable {
   case configuration = 1
   /// `DeviceGroup.state`: who owns a group, and what is attached to it.
   case group
+  /// `Accessor.state`: which address space a software device is on.
+  case accessor
   /// `AddressSpace.state`: areas, reserved ranges and the page tables that mirror them. Held
   /// while memory is pinned and tables are filled, because a map is all or nothing.
   case addressSpace

@@ -73,6 +73,9 @@ final class Pages: Sendable {
     }
   }
 
+  /// Whether somebody has pinned the memory.
+  var isPinned: Bool { pins.withLock { $0.users > 0 } }
+
   private func place(in memory: PhysicalMemory) throws(IOMMUError) -> Placed {
     let runs = try source.pin(address: address, length: length, writable: isWritable)
     switch runs.storage {

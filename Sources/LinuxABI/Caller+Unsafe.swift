@@ -69,6 +69,23 @@ extension Caller {
     if let failure { throw failure }
   }
 
+  /// Copies `count` bytes in.
+  /// - Throws: `EFAULT`.
+  func bytes(at address: UInt64, count: Int) throws(IOMMUError) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    var failure: IOMMUError?
+    // SAFETY: the buffer is the array's storage for the length of the closure.
+    unsafe bytes.withUnsafeMutableBytes { buffer in
+      do throws(IOMMUError) {
+        try unsafe copyIn(from: address, into: buffer)
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+    return bytes
+  }
+
   /// Whether `count` bytes are all zero. Linux: `check_zeroed_user`.
   /// - Throws: `EFAULT`.
   func isZero(at address: UInt64, count: UInt64) throws(IOMMUError) -> Bool {

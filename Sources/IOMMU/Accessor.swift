@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a software device reaches an address space: no routing, no IOMMU; it reads, writes and
+// pins by IOVA (Linux: `struct iommufd_access`; MODEL D2, kind 3).
+
+import PageTables
+import SystemPackage
+
+/// A software device's way into one address space of a context. Thread-safe.
+///
+/// Memory never goes away under it: an unmap first takes back the pins that touch what goes
+/// (the calls run one way, MODEL A4: it is not asked), and a read or write holds the map.
+/// It keeps its context alive until `close()`.
+public final class Accessor: Sendable {
+  /// Whether it may pin: then everything in its address space is aligned to host pages.
+  public let pinsMemory: Bool
+  private let context: Context
+  private let record: Record
+
+  /// What stands for it in the context's table: in use for as long as the accessor is open.
+  private final class Record: ForeignObject {
+    let id: ObjectID
+    let kind = "an accessor"
+
+    init(id: ObjectID) { self.id = id }
+
+    func destroy() {}
+  }
+
+  private struct State: Sendable {
+    var space: AddressSpace?
+    var isClosed = false
+    var nextPin: UInt32 = 0
+  }
+
+  private let state = RankedMutex(.accessor, State())
+
+  /// Memory that was pinned.
+  public struct Pin: Sendable {
+    /// Names the pin in its accessor.
+    public let id: UInt32
+    /// Where the whole host pages around the range are, in order.
+    public let runs: [Run]
+
+    public struct Run: Sendable {
+      public let address: PhysicalAddress
+      /// In bytes.
+      public let length: UInt64
+    }
+  }
+
+  /// - Throws: `EBADF` where the context was closed, `ENOMEM`.
+  public init(context: Context, pinsMemory: Bool) throws(IOMMUError) {
+    self.context = context
+    self.pinsMemory = pinsMemory
+    try context.addHolder()
+    do throws(IOMMUError) {
+      record = try context.insert { Record(id: $0) }
+    } catch {
+      context.dropHolder()
+      throw error
+    }
+    context.addUser(of: record.id)
+  }
+
+  /// Names the accessor in its context. It cannot be destroyed by that name.
+  public var id: ObjectID { record.id }
+
+  /// Moves the accessor to an address space, its first or another. Pins in the old one end.
+  ///
+  /// Linux: `iommufd_access_attach`, `iommufd_access_replace`.
+  /// - Throws: `ENOENT`; `EADDRINUSE` where something is mapped that is not aligned to host
+  ///   pages and the accessor pins. The old space stays then.
+  public func attach(to ioas: ObjectID) throws(IOMMUError) {
+    try context.configuration.withLock { (_) throws(IOMMUError) in
+      try state.withLock { (state) throws(IOMMUError) in
+        guard !state.isClosed else {
+          throw IOMMUError(.badFileDescriptor, "the accessor was closed")
+        }
+        let space = try context.addressSpace(ioas)
+        guard space !== state.space else { return }
+        try space.addAccessor(pinsMemory: pinsMemory)
+        context.addUser(of: space.id)
+        leave(&state)
+        state.space = space
+      }
+    }
+  }
+
+  private func leave(_ state: inout State) {
+    guard let space = state.space else { return }
+    space.removeAccessor(ObjectIdentifier(self), pinsMemory: pinsMemory)
+    context.dropUser(of: space.id)
+    state.space = nil
+  }
+
+  /// Ends the accessor and all of its pins. Calling it again does nothing.
+  public func close() {
+    let wasOpen = state.withLock { state in
+      defer { state.isClosed = true }
+      leave(&state)
+      return !state.isClosed
+    }
+    guard wasOpen else { return }
+    context.dropUser(of: record.id)
+    do throws(IOMMUError) {
+      try context.destroy(record.id)
+    } catch {
+      assertionFailure("accessor \(record.id): \(error)")
+    }
+    context.dropHolder()
+  }
+
+  private func withSpace<Result>(
+    _ body: (AddressSpace, inout State) throws(IOMMUError) -> Result
+  ) throws(IOMMUError) -> Result {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard let space = state.space else {
+        throw IOMMUError(.noSuchFileOrDirectory, "the accessor is on no address space")
+      }
+      return try body(space, &state)
+    }
+  }
+
+  /// Pins a range, until `unpin`, or an unmap of anything in it.
+  ///
+  /// Linux: `iommufd_access_pin_pages`.
+  /// - Parameters:
+  ///   - length: In bytes. Areas after the first must begin, and all but the last end, on
+  ///     a page of memory.
+  ///   - access: `.read` or `.write`.
+  /// - Throws: `EINVAL`, `EOVERFLOW`; `ENOENT` where a byte is not mapped; `EPERM` where the
+  ///   mapping does not allow the access; `EFAULT` where the memory is not there.
+  public func pin(
+    _ iova: IOVA, length: UInt64, for access: Permissions
+  ) throws(IOMMUError) -> Pin {
+    guard pinsMemory else {
+      throw IOMMUError(.invalidArgument, "the accessor was not made for pinning")
+    }
+    return try withSpace { (space, state) throws(IOMMUError) in
+      let id = state.nextPin
+      let runs = try space.pin(
+        iova, length: length, for: access,
+        as: AccessPin.Key(accessor: ObjectIdentifier(self), id: id))
+      state.nextPin &+= 1
+      return Pin(id: id, runs: runs)
+    }
+  }
+
+  /// - Throws: `ENOENT` where there is no such pin: it ended with an unmap, or never was.
+  public func unpin(_ id: UInt32) throws(IOMMUError) {
+    let key = AccessPin.Key(accessor: ObjectIdentifier(self), id: id)
+    let found = state.withLock { $0.space?.unpin(key) ?? false }
+    guard found else {
+      throw IOMMUError(.noSuchFileOrDirectory, "the accessor has no pin \(id)")
+    }
+  }
+
+  /// Copies memory out of the address space. Linux: `iommufd_access_rw`.
+  /// - Throws: As `pin`; on a failure in the middle nothing is returned.
+  public func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {
+    try withSpace { (space, _) throws(IOMMUError) in try space.read(iova, count: count) }
+  }
+
+  /// Copies bytes into memory of the address space. Linux: `iommufd_access_rw`.
+  /// - Throws: As `pin`; what was written before a failure stays.
+  public func write(_ bytes: [UInt8], to iova: IOVA) throws(IOMMUError) {
+    try withSpace { (space, _) throws(IOMMUError) in try space.write(bytes, to: iova) }
+  }
+}

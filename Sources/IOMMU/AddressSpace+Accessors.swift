@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What accessors do in an address space: pins that an unmap takes back, reads and writes that
+// hold the map while they copy (MODEL D2, kind 3).
+
+import PageTables
+import SystemPackage
+
+/// Memory that an accessor has pinned.
+struct AccessPin: Sendable {
+  struct Key: Hashable, Sendable {
+    let accessor: ObjectIdentifier
+    let id: UInt32
+  }
+
+  /// The IOVA range, closed, in bytes.
+  let range: ClosedRange<UInt64>
+  /// What is pinned for it, once each.
+  let pages: [Pages]
+}
+
+extension AddressSpace {
+  /// - Throws: `EADDRINUSE` where the accessor pins and an area is not aligned to host pages.
+  func addAccessor(pinsMemory: Bool) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      guard pinsMemory else { return }
+      let alignment = max(state.alignment, Pages.hostPage)
+      if alignment != state.alignment { try checkAligned(to: alignment, in: state) }
+      state.pinningAccessors += 1
+      state.alignment = alignment
+    }
+  }
+
+  /// Ends all pins of an accessor and forgets it.
+  func removeAccessor(_ accessor: ObjectIdentifier, pinsMemory: Bool) {
+    state.withLock { state in
+      for (key, pin) in state.accessPins where key.accessor == accessor {
+        release(pin)
+        state.accessPins[key] = nil
+      }
+      guard pinsMemory else { return }
+      state.pinningAccessors -= 1
+      state.alignment = minimumAlignment(in: state)
+    }
+  }
+
+  private func release(_ pin: AccessPin) {
+    for pages in pin.pages { pages.unpin(in: memory) }
+  }
+
+  /// Ends every pin that touches a range. Called before what is mapped there goes.
+  func releasePins(touching range: ClosedRange<UInt64>, in state: inout State) {
+    guard !state.accessPins.isEmpty else { return }
+    for (key, pin) in state.accessPins where pin.range.overlaps(range) {
+      release(pin)
+      state.accessPins[key] = nil
+    }
+  }
+
+  /// - Returns: False where there is no such pin.
+  func unpin(_ key: AccessPin.Key) -> Bool {
+    state.withLock { state in
+      guard let pin = state.accessPins.removeValue(forKey: key) else { return false }
+      release(pin)
+      return true
+    }
+  }
+
+  /// Pins the host pages around a range. See `Accessor.pin`.
+  func pin(
+    _ iova: IOVA, length: UInt64, for access: Permissions, as key: AccessPin.Key
+  ) throws(IOMMUError) -> [Accessor.Pin.Run] {
+    let range = try accessRange(iova, length)
+    return try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      var pinned: [Pages] = []
+      var runs: [Accessor.Pin.Run] = []
+      do throws(IOMMUError) {
+        try forEachPart(of: range, for: access, in: state) {
+          (pages, start, length, isLast) throws(IOMMUError) in
+          let mask = Pages.hostPage - 1
+          guard start & mask == 0, isLast || (start + length) & mask == 0 else {
+            throw IOMMUError(
+              .invalidArgument,
+              "the mappings around \(iova)...\(hex(range.upperBound)) do not meet at pages")
+          }
+          let whole = (length + mask) & ~mask
+          let (target, start) = try pinnable(pages, start: start, length: whole)
+          try target.pin(in: memory)
+          pinned.append(target)
+          try target.forEachSegment(start: start, length: whole) { (_, address, length) in
+            runs.append(Accessor.Pin.Run(address: address, length: length))
+          }
+        }
+      } catch {
+        for pages in pinned { pages.unpin(in: memory) }
+        throw error
+      }
+      state.accessPins[key] = AccessPin(range: range, pages: pinned)
+      return runs
+    }
+  }
+
+  /// Copies out. See `Accessor.read`.
+  func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    try forEachSegment(iova, count: count, for: .read) {
+      (done, address, length) throws(IOMMUError) in
+      guard memory.copyOut(of: address, length: length, into: &bytes, at: done) else {
+        throw gone(iova.rawValue + UInt64(done))
+      }
+    }
+    return bytes
+  }
+
+  /// Copies in. See `Accessor.write`.
+  func write(_ bytes: [UInt8], to iova: IOVA) throws(IOMMUError) {
+    try forEachSegment(iova, count: bytes.count, for: .write) {
+      (done, address, length) throws(IOMMUError) in
+      guard memory.copyIn(to: address, length: length, from: bytes, at: done) else {
+        throw gone(iova.rawValue + UInt64(done))
+      }
+    }
+  }
+
+  private func gone(_ iova: UInt64) -> IOMMUError {
+    IOMMUError(.badAddress, "the memory mapped at IOVA \(hex(iova)) in IOAS \(id) is gone")
+  }
+
+  /// Calls `body` for each physically contiguous part of a range, pinned for as long.
+  private func forEachSegment(
+    _ iova: IOVA, count: Int, for access: Permissions,
+    _ body: (_ done: Int, PhysicalAddress, _ length: Int) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    let range = try accessRange(iova, UInt64(count))
+    try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      var done = 0
+      try forEachPart(of: range, for: access, in: state) {
+        (pages, start, length, _) throws(IOMMUError) in
+        let (target, start) = try pinnable(pages, start: start, length: length)
+        try target.pin(in: memory)
+        defer { target.unpin(in: memory) }
+        try target.forEachSegment(start: start, length: length) {
+          (_, address, length) throws(IOMMUError) in
+          try body(done, address, Int(length))
+          done += Int(length)
+        }
+      }
+    }
+  }
+
+  /// The memory itself where it is pinned already, so that it is pinned once; else only the
+  /// part that is needed, so that the rest need not be there.
+  private func pinnable(
+    _ pages: Pages, start: UInt64, length: UInt64
+  ) throws(IOMMUError) -> (Pages, start: UInt64) {
+    if pages.isPinned { return (pages, start) }
+    let part = try Pages(
+      source: pages.source, start: pages.address + start, length: length,
+      isWritable: pages.isWritable)
+    return (part, pages.address + start - part.address)
+  }
+
+  private func accessRange(
+    _ iova: IOVA, _ length: UInt64
+  ) throws(IOMMUError) -> ClosedRange<UInt64> {
+    guard length > 0 else { throw IOMMUError(.invalidArgument, "an access of no bytes") }
+    let (last, overflow) = iova.rawValue.addingReportingOverflow(length - 1)
+    guard !overflow else {
+      throw IOMMUError(.overflow, "IOVA \(iova) + \(hex(length)) bytes passes the last address")
+    }
+    return iova.rawValue...last
+  }
+
+  /// Calls `body` for each area's share of a range, in order.
+  /// - Throws: `ENOENT` at the first byte that is not mapped, `EPERM`.
+  private func forEachPart(
+    of range: ClosedRange<UInt64>, for access: Permissions, in state: borrowing State,
+    _ body: (
+      Pages, _ start: UInt64, _ length: UInt64, _ isLast: Bool
+    ) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    var cursor = range.lowerBound
+    var position = state.areas.firstEnding(atOrAfter: cursor)
+    while true {
+      guard let here = position, state.areas[here].first <= cursor else {
+        throw IOMMUError(
+          .noSuchFileOrDirectory, "IOVA \(hex(cursor)) is not mapped in IOAS \(id)")
+      }
+      let area = state.areas[here]
+      guard area.permissions.contains(access), !access.contains(.write) || area.pages.isWritable
+      else {
+        throw IOMMUError(
+          .notPermitted,
+          "the mapping \(hex(area.first))...\(hex(area.last)) of IOAS \(id) is "
+            + "\(area.permissions)")
+      }
+      let end = min(area.last, range.upperBound)
+      try body(
+        area.pages, area.start + (cursor - area.first), end - cursor + 1,
+        end == range.upperBound)
+      if end == range.upperBound { return }
+      cursor = end + 1
+      position = state.areas.position(after: here)
+    }
+  }
+}

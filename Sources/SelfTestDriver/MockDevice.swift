@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A mock device as an object of the context that made it (Linux: `struct selftest_obj`):
+// bound and attached when it is made, gone when the user destroys it.
+
+import IOMMU
+import Synchronization
+import SystemPackage
+
+/// Made by `IOMMU_TEST_OP_MOCK_DOMAIN`. Thread-safe.
+public final class MockDevice: ForeignObject {
+  public let kind = "a mock device"
+  private let driver: MockIOMMU
+  private let device: PhysicalDevice
+  /// Nil once destroyed.
+  private let binding: Mutex<Binding?>
+
+  private init(driver: MockIOMMU, device: PhysicalDevice, binding: consuming Binding) {
+    self.driver = driver
+    self.device = device
+    self.binding = Mutex(binding)
+  }
+
+  /// What the maker of a mock device learns.
+  public struct Made: Sendable {
+    /// The mock device itself, the one to destroy.
+    public let object: ObjectID
+    /// The page table that it is attached to.
+    public let table: ObjectID
+    /// The bound device.
+    public let device: ObjectID
+  }
+
+  /// Makes a device, binds it to a context and attaches it.
+  ///
+  /// - Parameter target: An address space or a page table.
+  /// - Throws: What binding and attaching throw; then nothing was made.
+  public static func make(
+    _ flags: MockIOMMU.DeviceFlags, driver: MockIOMMU, in context: Context,
+    attachedTo target: ObjectID
+  ) throws(IOMMUError) -> Made {
+    let device = try driver.makeDevice(flags)
+    do throws(IOMMUError) {
+      let binding = try context.bindInternally(device)
+      let table = try binding.attach(to: target)
+      let bound = binding.id
+      let object = MockDevice(driver: driver, device: device, binding: binding)
+      var id = ObjectID(0)
+      do throws(IOMMUError) {
+        _ = try context.insert { (new: ObjectID) -> MockDevice in
+          id = new
+          return object
+        }
+      } catch {
+        object.unbind()
+        throw error
+      }
+      return Made(object: id, table: table, device: bound)
+    } catch {
+      driver.removeDevice(device)
+      throw error
+    }
+  }
+
+  /// Moves the device to another table in one step. Linux: `iommufd_device_replace`.
+  /// - Returns: The page table.
+  public func replace(with target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try binding.withLock { (binding) throws(IOMMUError) in
+      guard let table = try binding?.attach(to: target) else {
+        throw IOMMUError(.noSuchFileOrDirectory, "\(device.name) was destroyed meanwhile")
+      }
+      return table
+    }
+  }
+
+  private func unbind() {
+    // Taken out under the lock, ended after it.
+    let binding = binding.withLock { $0.take() }
+    _ = consume binding
+  }
+
+  public func destroy() {
+    unbind()
+    driver.removeDevice(device)
+  }
+}

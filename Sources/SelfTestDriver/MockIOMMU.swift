@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The mock driver of the kernel's self-tests, behind the same protocol as the software IOMMU.
+// No DMA goes through it: what the engine does to its tables is what is tested.
+
+import IOMMU
+import PageTables
+import Synchronization
+import SystemPackage
+
+/// An IOMMU without hardware (Linux: `drivers/iommu/iommufd/selftest.c`). Thread-safe.
+///
+/// It makes its own devices, each alone in a group.
+public final class MockIOMMU: IOMMUDriver {
+  public let name = "iommufd_selftest_iommu.0"
+  /// The machine that the devices are added to.
+  public let system: IOMMUSystem
+
+  /// What a mock device can or cannot do. `MOCK_FLAGS_DEVICE_…`
+  public struct DeviceFlags: OptionSet, Hashable, Sendable {
+    public var rawValue: UInt32
+
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    public static let noDirtyTracking = DeviceFlags(rawValue: 1)
+    /// Linux 6.12; later kernels choose huge pages by the table's data.
+    public static let hugePages = DeviceFlags(rawValue: 2)
+    public static let pasid = DeviceFlags(rawValue: 4)
+    static let all: DeviceFlags = [.noDirtyTracking, .hugePages, .pasid]
+  }
+
+  private let devices = Mutex<[UInt16: DeviceFlags]>([:])
+
+  /// Requester ids of mock devices: a segment that no machine has.
+  private static let segment: UInt32 = 0xffff_0000
+
+  public init(system: IOMMUSystem) { self.system = system }
+
+  // MARK: Devices
+
+  /// Makes a device in a group of its own.
+  /// - Throws: `EINVAL` for unknown flags, `ENOSPC` where 65,536 devices are there.
+  func makeDevice(_ flags: DeviceFlags) throws(IOMMUError) -> PhysicalDevice {
+    guard DeviceFlags.all.isSuperset(of: flags) else {
+      throw IOMMUError(.invalidArgument, "mock devices have no flags \(hex(flags.rawValue))")
+    }
+    let index = devices.withLock { devices -> UInt16? in
+      guard let index = (0...UInt16.max).first(where: { devices[$0] == nil }) else {
+        return nil
+      }
+      devices[index] = flags
+      return index
+    }
+    guard let index else { throw IOMMUError(.noSpace, "there are 65,536 mock devices already") }
+    let group = system.addGroup()
+    do throws(IOMMUError) {
+      return try system.addDevice(
+        name: "iommufd_mock\(index)",
+        requester: RequesterID(rawValue: Self.segment | UInt32(index)), driver: self,
+        group: group)
+    } catch {
+      forget(index)
+      try? system.removeGroup(group)
+      throw error
+    }
+  }
+
+  /// Takes a device that nobody has bound out of the machine.
+  func removeDevice(_ device: PhysicalDevice) {
+    do throws(IOMMUError) {
+      try device.remove()
+      try system.removeGroup(device.group)
+    } catch {
+      assertionFailure("\(device.name): \(error)")
+    }
+    forget(UInt16(truncatingIfNeeded: device.requester.rawValue))
+  }
+
+  private func forget(_ index: UInt16) {
+    devices.withLock { devices in _ = devices.removeValue(forKey: index) }
+  }
+
+  private func flags(of device: RequesterID) -> DeviceFlags {
+    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)] ?? [] }
+  }
+
+  /// Mock devices that exist: zero once every context is closed.
+  public var deviceCount: Int { devices.withLock { $0.count } }
+
+  // MARK: IOMMUDriver
+
+  public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
+    let flags = flags(of: device)
+    return IOMMUCapabilities(
+      dirtyTracking: !flags.contains(.noDirtyTracking), snoopControl: false,
+      pasidBits: flags.contains(.pasid) ? 20 : 0)
+  }
+
+  public func reservedRegions(for device: RequesterID) -> [ReservedRegion] { [] }
+
+  /// `struct iommu_test_hw_info`: no flags, and a register value.
+  public func hardwareInformation(for device: RequesterID) -> HardwareInformation {
+    HardwareInformation(type: 0xfeed_beef, data: [0, 0, 0, 0, 0xef, 0xbe, 0xad, 0xde])
+  }
+
+  public func makePagingDomain(
+    for device: RequesterID, attributes: PagingAttributes
+  ) throws(IOMMUError) -> any PagingDomain {
+    let known: PagingAttributes = [.nestParent, .dirtyTracking, .pasid]
+    guard known.isSuperset(of: attributes) else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "the mock IOMMU has no tables with attributes \(hex(attributes.rawValue))")
+    }
+    return MockDomain(
+      hugePages: flags(of: device).contains(.hugePages),
+      tracksDirty: attributes.contains(.dirtyTracking))
+  }
+
+  public func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext
+  ) throws(IOMMUError) {
+    guard case .paging(let domain) = context else { return }
+    guard let domain = domain as? MockDomain else {
+      throw IOMMUError(.invalidArgument, "the page table is not the mock IOMMU's")
+    }
+    guard !domain.tracksDirty || !flags(of: device).contains(.noDirtyTracking) else {
+      throw IOMMUError(
+        .invalidArgument, "the page table tracks dirty pages, which the mock device cannot do")
+    }
+  }
+}
