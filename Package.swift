@@ -86,7 +86,9 @@ let package = Package(
     .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
     .testTarget(name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"]),
     .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),
-    .testTarget(name: "SelfTestDriverTests", dependencies: ["SelfTestDriver", "LinuxABI"]),
+    .testTarget(
+      name: "SelfTestDriverTests",
+      dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
     .testTarget(name: "SoftDevicesTests", dependencies: ["SoftDevices", "SoftwareIOMMU"]),
     .testTarget(

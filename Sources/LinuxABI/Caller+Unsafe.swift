@@ -56,7 +56,7 @@ extension Caller {
 
   /// Copies bytes out.
   /// - Throws: `EFAULT`.
-  func store(_ bytes: [UInt8], to address: UInt64) throws(IOMMUError) {
+  func store(bytes: [UInt8], to address: UInt64) throws(IOMMUError) {
     var failure: IOMMUError?
     // SAFETY: the buffer is the array's storage for the length of the closure.
     unsafe bytes.withUnsafeBytes { buffer in

@@ -41,12 +41,12 @@ extension Command {
     by caller: any Caller
   ) throws(IOMMUError) {
     let known = min(information.data.count, Int(capacity))
-    if known > 0 { try caller.store(Array(information.data[..<known]), to: address) }
+    if known > 0 { try caller.store(bytes: Array(information.data[..<known]), to: address) }
     var rest = Int(capacity) - known
     var end = address &+ UInt64(known)
     while rest > 0 {
       let step = min(rest, 65_536)
-      try caller.store([UInt8](repeating: 0, count: step), to: end)
+      try caller.store(bytes: [UInt8](repeating: 0, count: step), to: end)
       end &+= UInt64(step)
       rest -= step
     }
