@@ -114,7 +114,8 @@ extension SelfTest {
     guard !overflow else { throw IOMMUError(.badAddress, "no memory is that long") }
     // Looking is pinning that does not reach physical space: it counts nowhere.
     let runs = try caller.memory().pin(
-      address: first, length: padded & ~(Self.hostPage - 1), writable: false)
+      address: first, length: padded & ~(Self.hostPage - 1), writable: false
+    ).all
     var run = runs.startIndex
     var runStart = first
     var offset: UInt64 = 0
