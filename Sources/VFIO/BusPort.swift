@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a PCI function is plugged into: the way up to memory, through an IOMMU or straight, and
+// the interrupt messages that go the same way. Device models see memory through this only.
+
+import IOMMU
+import PageTables
+
+/// A way to memory for one bus master. Every access carries the function's requester id.
+///
+/// Used by one thread at a time; a function that masters from two threads makes two ports.
+public protocol BusPort: AnyObject, Sendable {
+  /// Fills `buffer` from memory at `address` and up.
+  /// - Throws: Where a byte could not be read. What was read before it is in the buffer.
+  func read(
+    _ address: IOVA, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(BusError)
+
+  /// Writes `buffer` to memory. A write of 4 bytes into the MSI window is an interrupt.
+  /// - Throws: Where a byte could not be written. What precedes it has been written.
+  func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError)
+
+  /// Copies memory to memory; where the two overlap the result is unspecified.
+  /// - Parameter length: In bytes, not negative.
+  func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError)
+
+  /// Repeats the 8 bytes of `pattern`, little-endian, over `length` bytes.
+  func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError)
+}
+
+/// An access that did not complete. The IOMMU has counted and logged it already.
+public struct BusError: Error, Hashable, Sendable {
+  public enum Kind: Hashable, Sendable {
+    /// The address translates to nothing that the access may use.
+    case translation
+    /// The address is right, but the memory behind it is gone.
+    case data
+    /// The function may not master the bus: bus mastering is off, or it is powered down.
+    case notMaster
+  }
+
+  public var kind: Kind
+  public var address: IOVA
+  /// `.read` or `.write`: in a copy it says which side failed.
+  public var access: Permissions
+
+  public init(kind: Kind, address: IOVA, access: Permissions) {
+    self.kind = kind
+    self.address = address
+    self.access = access
+  }
+}
+
+/// What raises an interrupt: this value, written by DMA to this address.
+public struct InterruptMessage: Hashable, Sendable {
+  public var address: UInt64
+  public var data: UInt32
+
+  public init(address: UInt64, data: UInt32) {
+    self.address = address
+    self.data = data
+  }
+}
+
+/// The bus above one function. Thread-safe.
+public protocol UpstreamBus: AnyObject, Sendable {
+  func makePort() -> any BusPort
+
+  /// Allocates a message that signals `signal` when this function, and no other, writes it.
+  /// - Throws: `ENOSPC` where no message is left.
+  func allocateInterrupt(
+    signal: any EventSignal
+  ) throws(IOMMUError) -> InterruptMessage
+
+  /// Takes a message back. When it returns, writing it signals nothing.
+  func freeInterrupt(_ message: InterruptMessage)
+}

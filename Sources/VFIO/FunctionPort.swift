@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a device model holds of the function around it: its way to memory, which the command
+// register opens and shuts, its interrupts, and its own configuration registers.
+
+import IOMMU
+import PageTables
+import Synchronization
+
+/// A model's side of a `PCIFunction`. Thread-safe, except that each DMA port is used by one
+/// thread at a time.
+public final class FunctionPort: Sendable {
+  let interrupts: InterruptVectors
+  private let config: PCIConfigSpace
+  private let upstream: any UpstreamBus
+  private let gate: MasterGate
+
+  init(
+    interrupts: InterruptVectors, config: PCIConfigSpace, upstream: any UpstreamBus,
+    gate: MasterGate
+  ) {
+    self.interrupts = interrupts
+    self.config = config
+    self.upstream = upstream
+    self.gate = gate
+  }
+
+  /// A port to memory for one thread of the model. While the function's bus mastering is off
+  /// or it is powered down, every access fails with `.notMaster`.
+  public func makePort() -> any BusPort {
+    GatedPort(port: upstream.makePort(), gate: gate)
+  }
+
+  /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
+  /// vector is out of range or MSI-X is off.
+  public func raise(vector: Int) { interrupts.raise(vector) }
+
+  /// Sets bits of a register of the model's own in configuration space.
+  public func setConfigBits(_ bits: UInt32, at offset: Int) {
+    config.setBits(bits, at: offset)
+  }
+
+  public func configValue(at offset: Int) -> UInt32 { config.value(at: offset) }
+}
+
+/// Whether a function may master the bus. Read before each access, without a lock.
+final class MasterGate: Sendable {
+  private let isOpen = Atomic(false)
+
+  var allowsMaster: Bool {
+    get { isOpen.load(ordering: .acquiring) }
+    set { isOpen.store(newValue, ordering: .releasing) }
+  }
+}
+
+/// A port that the function's command register opens and shuts.
+final class GatedPort: BusPort {
+  private let port: any BusPort
+  private let gate: MasterGate
+
+  init(port: any BusPort, gate: MasterGate) {
+    self.port = port
+    self.gate = gate
+  }
+
+  private func check(_ address: IOVA, _ access: Permissions) throws(BusError) {
+    guard gate.allowsMaster else {
+      throw BusError(kind: .notMaster, address: address, access: access)
+    }
+  }
+
+  func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {
+    try check(address, .read)
+    // SAFETY: the caller's buffer is passed on unchanged, for the length of the call.
+    try unsafe port.read(address, into: buffer)
+  }
+
+  func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
+    try check(address, .write)
+    // SAFETY: as in `read`.
+    try unsafe port.write(address, from: buffer)
+  }
+
+  func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
+    try check(source, .read)
+    try port.copy(from: source, to: destination, length: length)
+  }
+
+  func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
+    try check(address, .write)
+    try port.fill(address, pattern: pattern, length: length)
+  }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Configuration space as the user of a device sees it: 4096 bytes, each with the bits that a
+// write changes and the bits that a 1 clears. The masks are those of hardware and of Linux's
+// vfio-pci together: what vfio-pci does not let through is read-only here.
+
+import IOMMU
+import Synchronization
+import SystemPackage
+
+/// One function's configuration space. Thread-safe.
+public final class PCIConfigSpace: Sendable {
+  /// In bytes.
+  public static let size = 4096
+
+  /// What a write asked for beyond the bytes it changed.
+  struct Effects: OptionSet, Sendable {
+    let rawValue: UInt8
+    /// Memory decoding, bus mastering, the interrupt line or the power state changed.
+    static let control = Effects(rawValue: 1)
+    /// A function-level reset was asked for.
+    static let functionReset = Effects(rawValue: 2)
+  }
+
+  struct Storage: Sendable {
+    var bytes = [UInt8](repeating: 0, count: PCIConfigSpace.size)
+    var writable = [UInt8](repeating: 0, count: PCIConfigSpace.size)
+    var clearedByOne = [UInt8](repeating: 0, count: PCIConfigSpace.size)
+  }
+
+  /// Where a capability starts; 0 where there is none.
+  let layout: CapabilityLayout
+  private let initial: Storage
+  private let deviceRegisters: [ConfigRegister]
+  private let state: Mutex<Storage>
+
+  /// - Parameters:
+  ///   - bars: Their addresses on the bus, in the same order, in `barAddresses`.
+  ///   - interruptPin: 1 to 4 for INTA to INTD, 0 for none.
+  public init(
+    identity: PCIIdentity, bars: [BAR], barAddresses: [UInt64], msix: MSIXLayout? = nil,
+    interruptPin: UInt8 = 0, registers: [ConfigRegister] = []
+  ) {
+    var storage = Storage()
+    storage.writeHeader(identity, interruptPin: interruptPin)
+    for (bar, address) in zip(bars, barAddresses) { storage.write(bar, at: address) }
+    layout = storage.writeCapabilities(msix: msix)
+    for register in registers { storage.write(register) }
+    initial = storage
+    deviceRegisters = registers
+    state = Mutex(storage)
+  }
+
+  // MARK: Access by the user
+
+  /// Reads `count` bytes, which lie inside.
+  func read(at offset: Int, count: Int) -> ArraySlice<UInt8> {
+    state.withLock { $0.bytes[offset..<offset + count] }
+  }
+
+  /// Writes an aligned piece of 1, 2 or 4 bytes.
+  func write(_ data: ArraySlice<UInt8>, at offset: Int) -> Effects {
+    state.withLock { state in
+      let oldCommand = state.value16(at: Header.command)
+      var effects: Effects = []
+      for (index, byte) in zip(offset..., data) {
+        let writable = state.writable[index]
+        state.bytes[index] =
+          (state.bytes[index] & ~writable | byte & writable)
+          & ~(byte & state.clearedByOne[index])
+      }
+      if state.value16(at: Header.command) != oldCommand { effects.insert(.control) }
+      let resetByte = layout.express + Express.control + 1
+      if let byte = data.byte(at: resetByte, of: offset), byte & 0x80 != 0 {
+        effects.insert(.functionReset)
+      }
+      let power = layout.power + PowerManagement.control
+      if offset == power, let byte = data.first {
+        // D1 and D2 are not offered; asking for them changes nothing, as on Linux.
+        if byte & 3 == 0 || byte & 3 == 3 {
+          state.bytes[power] = state.bytes[power] & ~3 | byte & 3
+          effects.insert(.control)
+        }
+      }
+      return effects
+    }
+  }
+
+  // MARK: What the function itself knows and changes
+
+  var command: UInt16 { state.withLock { $0.value16(at: Header.command) } }
+  var interruptPin: UInt8 { initial.bytes[Header.interruptPin] }
+  var isPoweredDown: Bool {
+    state.withLock { $0.bytes[layout.power + PowerManagement.control] & 3 == 3 }
+  }
+
+  /// All bytes as they are now.
+  public var contents: [UInt8] { state.withLock { $0.bytes } }
+
+  /// A 32-bit register; 0 where `offset` is not one.
+  public func value(at offset: Int) -> UInt32 {
+    guard offset >= 0, offset <= Self.size - 4 else { return 0 }
+    return state.withLock { $0.value32(at: offset) }
+  }
+
+  func setBits(_ bits: UInt32, at offset: Int) {
+    guard offset >= 0, offset <= Self.size - 4 else { return }
+    state.withLock { $0.set32($0.value32(at: offset) | bits, at: offset) }
+  }
+
+  func setMSIXEnabled(_ enabled: Bool) {
+    guard layout.msix != 0 else { return }
+    state.withLock { state in
+      let index = layout.msix + 3
+      state.bytes[index] = state.bytes[index] & 0x7F | (enabled ? 0x80 : 0)
+    }
+  }
+
+  /// As after power-on and firmware. What a user finds who has just opened the device has
+  /// memory decoding on, and nothing else.
+  func resetAll(memoryEnabled: Bool) {
+    state.withLock { state in
+      state = initial
+      if memoryEnabled { state.bytes[Header.command] |= UInt8(Command.memory) }
+    }
+  }
+
+  /// What a function-level reset leaves: Linux saves and restores the header and the
+  /// capabilities around it, so only the device's own registers change.
+  func resetDeviceRegisters() {
+    state.withLock { state in
+      for register in deviceRegisters {
+        state.set32(register.initialValue, at: register.offset)
+      }
+      let power = layout.power + PowerManagement.control
+      state.bytes[power] &= ~3
+    }
+  }
+}
+
+extension PCIConfigSpace.Storage {
+  func value16(at offset: Int) -> UInt16 {
+    UInt16(bytes[offset]) | UInt16(bytes[offset + 1]) << 8
+  }
+
+  func value32(at offset: Int) -> UInt32 {
+    UInt32(value16(at: offset)) | UInt32(value16(at: offset + 2)) << 16
+  }
+
+  mutating func set16(_ value: UInt16, at offset: Int) {
+    bytes[offset] = UInt8(truncatingIfNeeded: value)
+    bytes[offset + 1] = UInt8(truncatingIfNeeded: value >> 8)
+  }
+
+  mutating func set32(_ value: UInt32, at offset: Int) {
+    set16(UInt16(truncatingIfNeeded: value), at: offset)
+    set16(UInt16(truncatingIfNeeded: value >> 16), at: offset + 2)
+  }
+}
+
+extension ArraySlice<UInt8> {
+  /// The byte that a write at `offset` puts at `index`; nil where it does not reach it.
+  fileprivate func byte(at index: Int, of offset: Int) -> UInt8? {
+    let position = index - offset
+    return position >= 0 && position < count ? self[startIndex + position] : nil
+  }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a device model is to the PCI framework: who it says it is, its BARs, its registers and
+// its reset. Whoever brings a new device implements `PCIDeviceModel`.
+
+import IOMMU
+
+/// The ids in a function's configuration header.
+public struct PCIIdentity: Hashable, Sendable {
+  public var vendor: UInt16
+  public var device: UInt16
+  public var subsystemVendor: UInt16
+  public var subsystem: UInt16
+  /// Base class, subclass and programming interface: `0x088000`.
+  public var classCode: UInt32
+  public var revision: UInt8
+
+  public init(
+    vendor: UInt16, device: UInt16, subsystemVendor: UInt16? = nil, subsystem: UInt16 = 0,
+    classCode: UInt32, revision: UInt8 = 0
+  ) {
+    self.vendor = vendor
+    self.device = device
+    self.subsystemVendor = subsystemVendor ?? vendor
+    self.subsystem = subsystem
+    self.classCode = classCode & 0xFF_FFFF
+    self.revision = revision
+  }
+}
+
+/// A memory base address register.
+public struct BAR: Hashable, Sendable {
+  /// 0 to 5; a 64-bit BAR takes the next number too.
+  public var index: Int
+  /// In bytes, a power of two of at least 16.
+  public var size: UInt64
+  public var is64Bit: Bool
+  public var isPrefetchable: Bool
+
+  /// - Precondition: `index` and `size` are as their descriptions say.
+  public init(index: Int, size: UInt64, is64Bit: Bool = true, isPrefetchable: Bool = false) {
+    precondition((0...(is64Bit ? 4 : 5)).contains(index), "a function has BARs 0 to 5")
+    precondition(
+      size >= 16 && size & (size - 1) == 0 && (is64Bit || size <= 1 << 31),
+      "the size of a BAR is a power of two that it can decode")
+    self.index = index
+    self.size = size
+    self.is64Bit = is64Bit
+    self.isPrefetchable = isPrefetchable
+  }
+}
+
+/// Where a function keeps its MSI-X table and pending bits. Both are emulated: a model never
+/// sees an access to them.
+public struct MSIXLayout: Hashable, Sendable {
+  /// Vectors, 1 to 2048.
+  public var vectors: Int
+  public var tableBAR: Int
+  /// In bytes from the start of the BAR, a multiple of 8.
+  public var tableOffset: UInt32
+  public var pendingBAR: Int
+  public var pendingOffset: UInt32
+
+  public init(
+    vectors: Int, tableBAR: Int, tableOffset: UInt32, pendingBAR: Int, pendingOffset: UInt32
+  ) {
+    precondition((1...2048).contains(vectors), "MSI-X has 1 to 2048 vectors")
+    precondition(tableOffset % 8 == 0 && pendingOffset % 8 == 0, "MSI-X offsets are aligned")
+    self.vectors = vectors
+    self.tableBAR = tableBAR
+    self.tableOffset = tableOffset
+    self.pendingBAR = pendingBAR
+    self.pendingOffset = pendingOffset
+  }
+
+  /// Offsets of the table, `end` exclusive, in its BAR.
+  var tableRange: Range<UInt64> {
+    UInt64(tableOffset)..<UInt64(tableOffset) + UInt64(vectors) * 16
+  }
+
+  var pendingRange: Range<UInt64> {
+    UInt64(pendingOffset)..<UInt64(pendingOffset) + UInt64((vectors + 63) / 64) * 8
+  }
+}
+
+/// A 32-bit register of the device's own in configuration space.
+public struct ConfigRegister: Hashable, Sendable {
+  /// In bytes, a multiple of 4, outside header and capabilities.
+  public var offset: Int
+  public var initialValue: UInt32
+  /// Bits that a write sets or clears.
+  public var writable: UInt32
+  /// Bits that writing a 1 clears.
+  public var clearedByOne: UInt32
+
+  public init(
+    offset: Int, initialValue: UInt32 = 0, writable: UInt32 = 0, clearedByOne: UInt32 = 0
+  ) {
+    self.offset = offset
+    self.initialValue = initialValue
+    self.writable = writable
+    self.clearedByOne = clearedByOne
+  }
+}
+
+/// The inside of a PCI function. Thread-safe: registers are accessed from any thread.
+public protocol PCIDeviceModel: AnyObject, Sendable {
+  var identity: PCIIdentity { get }
+  var bars: [BAR] { get }
+  /// Nil where the function raises no interrupts by MSI-X.
+  var msix: MSIXLayout? { get }
+  /// The device's own registers in configuration space.
+  var configRegisters: [ConfigRegister] { get }
+
+  /// Plugs the model in. Called once, before anything else.
+  func connect(to function: FunctionPort)
+
+  /// One register access, aligned to its width.
+  /// - Parameters:
+  ///   - bar: Index of the BAR.
+  ///   - offset: In bytes; the access lies wholly inside the BAR.
+  ///   - width: 1, 2, 4 or 8 bytes.
+  /// - Returns: The value in the low bits. Registers that are not there read as 0.
+  func readRegister(bar: Int, offset: UInt64, width: Int) -> UInt64
+
+  /// As `readRegister`. What is not there or may not be written ignores the write.
+  func writeRegister(bar: Int, offset: UInt64, width: Int, value: UInt64)
+
+  /// Function-level reset: everything is as after power-on. When it returns, the function does
+  /// no DMA and raises no interrupt that it had begun before.
+  func reset()
+
+  /// The device is taken out of the machine: as `reset`, and its threads have ended.
+  func remove()
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A PCI function on the bus: a device model with its configuration space, its BARs, its
+// interrupts and its place behind an IOMMU.
+
+import IOMMU
+import Synchronization
+import SystemPackage
+
+/// One function. Thread-safe.
+public final class PCIFunction: Sendable {
+  /// What the IOMMU layer knows of it; its requester id is the function's address.
+  public let device: PhysicalDevice
+  public let model: any PCIDeviceModel
+  public let config: PCIConfigSpace
+  public let interrupts: InterruptVectors
+  public let bars: [BAR]
+  /// Where the BARs are on the bus, in the order of `bars`, as `/sys` shows them in `resource`.
+  public let barAddresses: [UInt64]
+  private let gate = MasterGate()
+  /// Serializes resets and changes of what the command register governs.
+  private let control = Mutex(())
+
+  /// - Parameters:
+  ///   - upstream: The bus above, for this function's requester id.
+  ///   - barAddresses: Multiples of the BARs' sizes, in the order of the model's `bars`; laid
+  ///     out from `0xC000_0000` up where nil.
+  public init(
+    device: PhysicalDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
+    barAddresses: [UInt64]? = nil
+  ) {
+    self.device = device
+    self.model = model
+    bars = model.bars
+    let addresses = barAddresses ?? Self.layOut(model.bars)
+    self.barAddresses = addresses
+    config = PCIConfigSpace(
+      identity: model.identity, bars: bars, barAddresses: addresses, msix: model.msix,
+      registers: model.configRegisters)
+    interrupts = InterruptVectors(
+      msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
+      upstream: upstream, gate: gate)
+    model.connect(
+      to: FunctionPort(
+        interrupts: interrupts, config: config, upstream: upstream, gate: gate))
+  }
+
+  private static func layOut(_ bars: [BAR]) -> [UInt64] {
+    var next: UInt64 = 0xC000_0000
+    return bars.map { bar in
+      let address = (next + bar.size - 1) & ~(bar.size - 1)
+      next = address + bar.size
+      return address
+    }
+  }
+
+  /// `0000:e0:04.0`.
+  public var name: String { device.name }
+
+  /// The BAR of a number; nil where there is none, as for the upper half of a 64-bit one.
+  public func bar(_ index: Int) -> BAR? { bars.first { $0.index == index } }
+
+  // MARK: Opening, reset and closing
+
+  /// Makes the function ready for a new user: reset, memory decoding on, bus mastering off.
+  /// Linux: `vfio_pci_core_enable`.
+  func enable() {
+    control.withLock { _ in
+      gate.allowsMaster = false
+      model.reset()
+      interrupts.disableAll()
+      config.resetAll(memoryEnabled: true)
+    }
+  }
+
+  /// Takes the function from its user. When it returns, it does no DMA, raises no interrupt
+  /// and remembers nothing. Linux: `vfio_pci_core_disable`.
+  func disable() {
+    control.withLock { _ in
+      gate.allowsMaster = false
+      interrupts.disableAll()
+      model.reset()
+      config.resetAll(memoryEnabled: false)
+    }
+  }
+
+  /// A function-level reset on behalf of the user. What is in the header and the capabilities
+  /// is as before, and the set-up of interrupts too: Linux saves and restores them. When it
+  /// returns, no DMA that was begun before goes on.
+  public func reset() {
+    control.withLock { _ in
+      gate.allowsMaster = false
+      model.reset()
+      interrupts.deviceReset()
+      config.resetDeviceRegisters()
+      followControl()
+    }
+  }
+
+  /// The device is taken out of the machine: its threads end.
+  public func remove() {
+    disable()
+    model.remove()
+  }
+
+  // MARK: Configuration space
+
+  /// Carries out what a write to configuration space asked for beyond the bytes it changed.
+  func carryOut(_ effects: PCIConfigSpace.Effects) {
+    if effects.contains(.control) { control.withLock { _ in followControl() } }
+    if effects.contains(.functionReset) { reset() }
+  }
+
+  private func followControl() {
+    let command = config.command
+    gate.allowsMaster = command & Command.master != 0 && !config.isPoweredDown
+    interrupts.setLineDisabled(command & Command.interruptDisable != 0)
+  }
+
+  /// Whether the BARs answer: memory decoding is on and the function has power.
+  var isMemoryEnabled: Bool {
+    config.command & Command.memory != 0 && !config.isPoweredDown
+  }
+}
