@@ -18,10 +18,8 @@ extension BusPort {
     return Value(littleEndian: value)
   }
 
-  /// Writes one value, little-endian.
-  public func store<Value: FixedWidthInteger & BitwiseCopyable>(
-    _ value: Value, at address: IOVA
-  ) throws(BusError) {
+  /// Writes 4 bytes, little-endian: in the MSI window, an interrupt.
+  public func store(_ value: UInt32, at address: IOVA) throws(BusError) {
     let little = value.littleEndian
     // SAFETY: the buffer is the value itself, and it does not leave the closure.
     try unsafe withUnsafeBytes(of: little) { (bytes) throws(BusError) in

@@ -20,6 +20,10 @@ public protocol BusPort: AnyObject, Sendable {
   /// - Throws: Where a byte could not be written. What precedes it has been written.
   func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError)
 
+  /// Writes 8 bytes, little-endian; in one access where the address is a multiple of 8, so
+  /// that a program that polls them never sees a mixture.
+  func store(_ value: UInt64, at address: IOVA) throws(BusError)
+
   /// Copies memory to memory; where the two overlap the result is unspecified.
   /// - Parameter length: In bytes, not negative.
   func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError)

@@ -81,6 +81,11 @@ final class GatedPort: BusPort {
     try unsafe port.write(address, from: buffer)
   }
 
+  func store(_ value: UInt64, at address: IOVA) throws(BusError) {
+    try check(address, .write)
+    try port.store(value, at: address)
+  }
+
   func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
     try check(source, .read)
     try port.copy(from: source, to: destination, length: length)

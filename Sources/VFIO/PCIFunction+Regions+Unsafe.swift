@@ -33,7 +33,7 @@ extension PCIFunction {
   public func read(
     _ region: PCIRegion, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) -> Int {
-    guard !buffer.isEmpty else { return 0 }
+    guard unsafe !buffer.isEmpty else { return 0 }
     switch region {
     case .config:
       let start = try configRange(offset, buffer.count)
@@ -67,7 +67,7 @@ extension PCIFunction {
   public func write(
     _ region: PCIRegion, at offset: UInt64, from buffer: UnsafeRawBufferPointer
   ) throws(IOMMUError) -> Int {
-    guard !buffer.isEmpty else { return 0 }
+    guard unsafe !buffer.isEmpty else { return 0 }
     switch region {
     case .config:
       let start = try configRange(offset, buffer.count)

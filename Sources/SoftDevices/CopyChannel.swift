@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The state machine of the copy engine's channel: what each command, doorbell, completion and
+// error does to it. No memory is touched here and no thread is known: the engine's thread asks
+// what to do next and says how it went.
+
+/// The channel's registers and state. Every change goes through its methods.
+struct CopyChannel: Sendable {
+  /// The low 3 bits of CHANSTS.
+  enum Status: UInt64, Sendable {
+    case active = 0
+    case done = 1
+    case suspended = 2
+    case halted = 3
+    case armed = 4
+  }
+
+  /// Bits of CHANCTRL.
+  enum Control {
+    static let interruptRearm: UInt16 = 0x01
+    static let errorCompletion: UInt16 = 0x04
+    static let abortOnError: UInt16 = 0x08
+    static let errorInterrupt: UInt16 = 0x10
+    /// What reads back as it was written: re-arming is an action.
+    static let kept: UInt16 = 0x013C
+  }
+
+  /// Bits of CHANCMD.
+  enum Command {
+    static let start: UInt8 = 0x01
+    static let append: UInt8 = 0x02
+    static let suspend: UInt8 = 0x04
+    static let abort: UInt8 = 0x08
+    static let resume: UInt8 = 0x10
+    static let reset: UInt8 = 0x20
+  }
+
+  private(set) var status = Status.halted
+  private(set) var control: UInt16 = 0
+  /// DMACOUNT: the doorbell, modulo 65536.
+  private(set) var doorbell: UInt16 = 0
+  private(set) var chainAddress: UInt64 = 0
+  var completionAddress: UInt64 = 0
+  private(set) var errors: ChannelErrors = []
+  var errorMask: ChannelErrors = []
+  /// A reset was asked for while the thread is at work; CHANCMD reads back 0x20 meanwhile.
+  private(set) var isResetting = false
+  /// The thread has a descriptor in hand, or a status to write.
+  private(set) var isBusy = false
+  /// CHANSTS is to be written to CHANCMP, because of an error.
+  private var owesStatus = false
+
+  /// Whether CHAINADDR was written since the last reset.
+  private var hasChain = false
+  /// Where the next descriptor is, and whether it is the one CHAINADDR names.
+  private var nextAddress: UInt64 = 0
+  private var isFirst = true
+  /// Descriptors completed since CHAINADDR was written, modulo 65536.
+  private var completed: UInt16 = 0
+  private var lastCompleted: UInt64 = 0
+  /// The chain that the thread's descriptor belongs to; another CHAINADDR makes another one.
+  private var chain: UInt64 = 0
+  private var suspendWanted = false
+
+  private(set) var interruptArmed = true
+  /// A completion came while the interrupt was not armed: it fires when it is.
+  private(set) var interruptWaiting = false
+
+  /// CHANSTS.
+  var statusRegister: UInt64 { lastCompleted | status.rawValue }
+
+  /// Descriptors that the doorbell has announced and that are not completed.
+  var pending: UInt16 { doorbell &- completed }
+
+  /// What a register write asks the engine to do once the lock is released.
+  struct Actions: OptionSet, Sendable {
+    let rawValue: UInt8
+    /// The descriptor in hand is to be dropped at once.
+    static let cancel = Actions(rawValue: 1)
+    static let interrupt = Actions(rawValue: 2)
+  }
+
+  // MARK: Registers written by the user
+
+  mutating func writeControl(_ value: UInt16) -> Actions {
+    control = value & Control.kept
+    guard value & Control.interruptRearm != 0 else { return [] }
+    interruptArmed = true
+    guard interruptWaiting else { return [] }
+    interruptWaiting = false
+    interruptArmed = false
+    return .interrupt
+  }
+
+  /// A new chain: the count starts over. After a reset it arms the channel.
+  mutating func writeChainAddress(_ value: UInt64) -> Actions {
+    chainAddress = value
+    nextAddress = value
+    hasChain = true
+    isFirst = true
+    completed = 0
+    doorbell = 0
+    chain &+= 1
+    switch status {
+    case .halted, .done, .armed:
+      status = .armed
+      lastCompleted = 0
+      return []
+    case .active:
+      // The rest of the old chain is dropped.
+      status = .armed
+      lastCompleted = 0
+      return .cancel
+    case .suspended:
+      lastCompleted = 0
+      return []
+    }
+  }
+
+  /// The doorbell. Starts a channel that is suspended, halted or armed.
+  mutating func writeDoorbell(_ value: UInt16) -> Actions {
+    let announced = value &- completed
+    guard announced >= pending else {
+      // What was announced cannot be taken back.
+      return fail(.descriptorCount)
+    }
+    doorbell = value
+    return start()
+  }
+
+  private mutating func start() -> Actions {
+    guard pending != 0 else {
+      if hasChain, status == .suspended { status = idleStatus }
+      return []
+    }
+    guard hasChain else { return fail(.chainAddress) }
+    suspendWanted = false
+    status = .active
+    return []
+  }
+
+  /// With nothing left to do: armed until a descriptor of the chain has been completed.
+  private var idleStatus: Status { completed == 0 ? .armed : .done }
+
+  /// CHANCMD: exactly one command. 0 is none; several at once are an error.
+  mutating func writeCommand(_ value: UInt8) -> Actions {
+    switch value {
+    case 0: return []
+    case Command.reset:
+      guard isBusy else {
+        finishReset()
+        return []
+      }
+      isResetting = true
+      return .cancel
+    case Command.abort:
+      guard !isResetting else { return [] }
+      status = .halted
+      suspendWanted = false
+      return .cancel
+    case Command.suspend:
+      guard !isResetting else { return [] }
+      switch status {
+      case .active where isBusy: suspendWanted = true
+      case .active, .done, .armed: status = .suspended
+      case .suspended, .halted: break
+      }
+      return []
+    case Command.resume:
+      guard !isResetting, status == .suspended || suspendWanted else { return [] }
+      suspendWanted = false
+      status = pending == 0 ? idleStatus : .active
+      return []
+    case Command.start, Command.append:
+      return isResetting ? [] : start()
+    default:
+      return fail(.command)
+    }
+  }
+
+  mutating func clearErrors(_ bits: ChannelErrors) { errors.subtract(bits) }
+
+  // MARK: Steps of the engine's thread
+
+  /// Whether the thread has something to do that it has not in hand.
+  var hasWork: Bool { owesStatus || (status == .active && pending != 0) }
+
+  /// What the thread is to fetch.
+  struct Fetch: Sendable {
+    var address: UInt64
+    /// The error bits for an address that cannot be read, and for one that is not aligned.
+    var addressError: ChannelErrors
+    var alignmentError: ChannelErrors
+    fileprivate var chain: UInt64
+  }
+
+  /// Takes the next descriptor in hand; nil where there is nothing to do.
+  mutating func begin() -> Fetch? {
+    guard status == .active, !isBusy, !isResetting, pending != 0 else { return nil }
+    isBusy = true
+    return Fetch(
+      address: nextAddress, addressError: isFirst ? .chainAddress : .nextAddress,
+      alignmentError: isFirst ? .chainAddress : .nextAlignment, chain: chain)
+  }
+
+  /// Takes the writing of CHANSTS after an error in hand.
+  /// - Returns: Where to and what; nil where nothing of the kind is due.
+  mutating func beginStatus() -> (address: UInt64, value: UInt64)? {
+    guard owesStatus, !isBusy, !isResetting else { return nil }
+    owesStatus = false
+    isBusy = true
+    return (completionAddress, statusRegister)
+  }
+
+  /// Whether the descriptor in hand still counts.
+  func isCurrent(_ fetch: Fetch) -> Bool {
+    isBusy && !isResetting && fetch.chain == chain && (status == .active)
+  }
+
+  /// The descriptor's work is done; its status is not delivered yet.
+  /// - Returns: What CHANSTS is going to be.
+  mutating func complete(_ fetch: Fetch, next: UInt64) -> UInt64 {
+    lastCompleted = fetch.address
+    nextAddress = next
+    isFirst = false
+    completed &+= 1
+    let status: Status = suspendWanted ? .suspended : pending == 0 ? .done : .active
+    return lastCompleted | status.rawValue
+  }
+
+  /// CHANSTS shows the completion from here on; an interrupt may still be under way.
+  mutating func deliver() { if !isResetting { settle() } }
+
+  /// Nothing is in hand any more.
+  mutating func finish() {
+    isBusy = false
+    if isResetting { finishReset() } else { settle() }
+  }
+
+  private mutating func settle() {
+    if suspendWanted {
+      suspendWanted = false
+      if status == .active { status = .suspended }
+    } else if status == .active, pending == 0 {
+      status = .done
+    }
+  }
+
+  /// A completion interrupt is due.
+  /// - Returns: Whether it fires now.
+  mutating func requestInterrupt() -> Bool {
+    guard interruptArmed else {
+      interruptWaiting = true
+      return false
+    }
+    interruptArmed = false
+    return true
+  }
+
+  /// Records an error. One that is not masked halts the channel.
+  mutating func fail(_ error: ChannelErrors) -> Actions {
+    errors.formUnion(error)
+    let halts = !errorMask.isSuperset(of: error) || !error.isDisjoint(with: .chain)
+    guard halts else { return [] }
+    status = .halted
+    suspendWanted = false
+    var actions: Actions = .cancel
+    if control & Control.errorCompletion != 0 { owesStatus = true }
+    if control & Control.errorInterrupt != 0, requestInterrupt() { actions.insert(.interrupt) }
+    return actions
+  }
+
+  private mutating func finishReset() {
+    let chain = chain
+    self = CopyChannel()
+    self.chain = chain &+ 1
+  }
+
+  /// As after power-on. The thread has nothing in hand.
+  mutating func powerOn() { finishReset() }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The DMA copy engine: Intel I/OAT version 3.3 with one channel (MODEL J1's first device). What
+// drivers see of it: identity, configuration registers, BAR 0. CopyChannel is its state
+// machine, CopyEngineCore its thread.
+
+import VFIO
+
+/// A copy engine, to plug into a `PCIFunction`. Thread-safe.
+public final class CopyEngine: PCIDeviceModel {
+  /// What the machine file may say of an engine.
+  public struct Configuration: Hashable, Sendable {
+    /// VER: 0x32, 0x33 or 0x34.
+    public var version: UInt8
+    /// Log2 of the longest transfer in bytes, 12 to 24.
+    public var transferCapacity: UInt8
+    /// Whether the engine fills blocks too (DMACAPABILITY 0x40).
+    public var canFill: Bool
+
+    public init(version: UInt8 = 0x33, transferCapacity: UInt8 = 20, canFill: Bool = false) {
+      self.version = version
+      self.transferCapacity = transferCapacity
+      self.canFill = canFill
+    }
+  }
+
+  /// Offsets in configuration space.
+  enum Config {
+    static let dmaControl = 0x48
+    static let uncorrectableErrors = 0x148
+    static let channelErrors = 0x180
+    static let channelErrorMask = 0x184
+  }
+
+  let core: CopyEngineCore
+
+  public init(configuration: Configuration = Configuration()) {
+    core = CopyEngineCore(configuration: configuration)
+  }
+
+  deinit { core.stop() }
+
+  public let identity = PCIIdentity(
+    vendor: 0x8086, device: 0x2021, classCode: 0x08_8000, revision: 0x04)
+
+  public let bars = [BAR(index: 0, size: 16 << 10, is64Bit: true)]
+
+  public let msix: MSIXLayout? = MSIXLayout(
+    vectors: 1, tableBAR: 0, tableOffset: 0x2000, pendingBAR: 0, pendingOffset: 0x3000)
+
+  public let configRegisters = [
+    ConfigRegister(offset: Config.dmaControl, writable: 0xFFFF_FFFF),
+    ConfigRegister(offset: Config.uncorrectableErrors, clearedByOne: 0xFFFF_FFFF),
+    ConfigRegister(offset: Config.channelErrors, clearedByOne: 0xFFFF_FFFF),
+    ConfigRegister(offset: Config.channelErrorMask, writable: 0xFFFF_FFFF),
+  ]
+
+  public func connect(to function: FunctionPort) { core.connect(to: function) }
+
+  public func readRegister(bar: Int, offset: UInt64, width: Int) -> UInt64 {
+    guard bar == 0 else { return 0 }
+    return core.monitor.withLock { state in
+      var value: UInt64 = 0
+      for register in CopyRegister.all where register.meets(offset, width) {
+        value |= register.place(state.read(register), at: offset)
+      }
+      return value & Self.mask(width)
+    }
+  }
+
+  public func writeRegister(bar: Int, offset: UInt64, width: Int, value: UInt64) {
+    guard bar == 0 else { return }
+    core.change { state in
+      var actions: CopyChannel.Actions = []
+      for register in CopyRegister.all where register.meets(offset, width) {
+        let written = register.extract(value & Self.mask(width), from: offset)
+        let bits = register.extract(Self.mask(width), from: offset)
+        actions.formUnion(state.write(register, written, bits: bits))
+      }
+      return actions
+    }
+  }
+
+  public func reset() { core.reset() }
+
+  public func remove() { core.stop() }
+
+  private static func mask(_ width: Int) -> UInt64 {
+    width >= 8 ? .max : 1 << UInt64(width * 8) - 1
+  }
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What makes the copy engine go: its thread, which fetches descriptors and carries them out,
+// and the lock between it and the registers. Idle, the thread sleeps.
+
+import IOMMU
+import PageTables
+import Synchronization
+import VFIO
+
+/// The engine without its registers' addresses. Thread-safe.
+final class CopyEngineCore: Sendable {
+  /// Bytes copied between two looks at whether the transfer is still wanted.
+  static let pieceLength = 256 << 10
+
+  let monitor: Monitor<CopyEngineState>
+  private let function = Mutex<FunctionPort?>(nil)
+  private let thread = Mutex<DeviceThread?>(nil)
+  /// The transfer in hand is to be dropped. Set and cleared under the monitor's lock.
+  private let isCancelled = Atomic(false)
+
+  init(configuration: CopyEngine.Configuration) {
+    monitor = Monitor(CopyEngineState(configuration: configuration))
+  }
+
+  func connect(to port: FunctionPort) { function.withLock { $0 = port } }
+
+  /// Changes registers, and does what that asks for.
+  func change(_ body: (inout CopyEngineState) -> CopyChannel.Actions) {
+    let function = self.function.withLock { $0 }
+    let needsThread = monitor.change { state in
+      carryOut(body(&state), &state, function)
+      // Nobody needs a thread before the first doorbell or the first error to be reported.
+      guard !state.hasThread, !state.isStopping, state.channel.hasWork else { return false }
+      state.hasThread = true
+      return true
+    }
+    if needsThread, let function { start(function) }
+  }
+
+  private func start(_ function: FunctionPort) {
+    // Under the lock, so that `stop` either sees the thread or keeps it from being started.
+    let hasStarted = thread.withLock { thread -> Bool in
+      guard !monitor.withLock({ $0.isStopping }) else { return true }
+      thread = DeviceThread { [self] in run(function) }
+      return thread != nil
+    }
+    guard !hasStarted else { return }
+    // The host has no thread left: the transfer fails as one whose data never came, and the
+    // next doorbell tries again.
+    monitor.change { state in
+      state.hasThread = false
+      carryOut(state.channel.fail(.readData), &state, function)
+    }
+  }
+
+  /// With the monitor held, which also keeps an interrupt from coming after a reset.
+  private func carryOut(
+    _ actions: CopyChannel.Actions, _ state: inout CopyEngineState, _ function: FunctionPort?
+  ) {
+    if actions.contains(.cancel) { isCancelled.store(true, ordering: .relaxed) }
+    if actions.contains(.interrupt), state.interruptsEnabled { function?.raise(vector: 0) }
+  }
+
+  // MARK: Reset and removal
+
+  /// Function-level reset. When it returns, no DMA goes on.
+  func reset() {
+    monitor.change { state in
+      isCancelled.store(true, ordering: .relaxed)
+      _ = state.channel.writeCommand(CopyChannel.Command.reset)
+    }
+    // The thread finishes the reset where it has something in hand.
+    monitor.wait { state in
+      guard !state.channel.isBusy else { return nil as Void? }
+      state.powerOn()
+      return ()
+    }
+  }
+
+  /// Ends the thread. When it returns, no DMA goes on, now or later.
+  func stop() {
+    reset()
+    monitor.change { $0.isStopping = true }
+    thread.withLock { thread in
+      defer { thread = nil }
+      return thread
+    }?.join()
+  }
+
+  // MARK: The thread
+
+  private enum Work {
+    case descriptor(CopyChannel.Fetch)
+    case status(address: UInt64, value: UInt64)
+    case end
+  }
+
+  private func run(_ function: FunctionPort) {
+    let port = function.makePort()
+    while true {
+      let work = monitor.wait { state -> Work? in
+        if state.isStopping { return .end }
+        if let status = state.channel.beginStatus() {
+          return .status(address: status.address, value: status.value)
+        }
+        guard let fetch = state.channel.begin() else { return nil }
+        isCancelled.store(false, ordering: .relaxed)
+        return .descriptor(fetch)
+      }
+      switch work {
+      case .end: return
+      case .status(let address, let value):
+        // It reports an error already; one more in reporting it changes nothing.
+        try? port.store(value, at: IOVA(address))
+        monitor.change { $0.channel.finish() }
+      case .descriptor(let fetch):
+        execute(fetch, port, function)
+      }
+    }
+  }
+
+  private func execute(
+    _ fetch: CopyChannel.Fetch, _ port: any BusPort, _ function: FunctionPort
+  ) {
+    var next: UInt64 = fetch.address
+    var control: CopyDescriptor.Control = []
+    do throws(ChannelFailure) {
+      let descriptor = try read(fetch, port)
+      next = descriptor.next
+      control = descriptor.control
+      try check(descriptor)
+      try transfer(descriptor, port)
+    } catch {
+      guard !error.isCancelled, goesOn(after: error.errors, fetch, function) else {
+        monitor.change { $0.channel.finish() }
+        return
+      }
+    }
+    // The data is in place: now the status, then the interrupt.
+    let completion = monitor.withLock { state -> (address: UInt64, value: UInt64)? in
+      guard state.channel.isCurrent(fetch) else { return nil }
+      let value = state.channel.complete(fetch, next: next)
+      return (state.channel.completionAddress, value)
+    }
+    guard let completion else {
+      monitor.change { $0.channel.finish() }
+      return
+    }
+    var failed = false
+    if control.contains(.writeStatus) {
+      failed = !writeStatus(completion.value, at: completion.address, port)
+    }
+    let raises = monitor.change { state -> Bool in
+      if failed {
+        recordError(.completionAddress, &state, function)
+        return false
+      }
+      state.channel.deliver()
+      return control.contains(.interrupt) && state.channel.requestInterrupt()
+        && state.interruptsEnabled
+    }
+    if raises { function.raise(vector: 0) }
+    monitor.change { $0.channel.finish() }
+  }
+
+  /// Records an error of the descriptor in hand.
+  /// - Returns: Whether the channel carries on because the error is masked.
+  private func goesOn(
+    after errors: ChannelErrors, _ fetch: CopyChannel.Fetch, _ function: FunctionPort
+  ) -> Bool {
+    monitor.change { state in
+      // What happens to a transfer that was aborted meanwhile is nobody's error.
+      guard state.channel.isCurrent(fetch) else { return false }
+      recordError(errors, &state, function)
+      return state.channel.isCurrent(fetch)
+    }
+  }
+
+  private func recordError(
+    _ errors: ChannelErrors, _ state: inout CopyEngineState, _ function: FunctionPort
+  ) {
+    let mask = function.configValue(at: CopyEngine.Config.channelErrorMask)
+    function.setConfigBits(
+      errors.rawValue & ~mask, at: CopyEngine.Config.channelErrors)
+    carryOut(state.channel.fail(errors), &state, function)
+  }
+
+  private func writeStatus(_ value: UInt64, at address: UInt64, _ port: any BusPort) -> Bool {
+    guard address % 8 == 0 else { return false }
+    do throws(BusError) {
+      try port.store(value, at: IOVA(address))
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  // MARK: Descriptors
+
+  /// Why a descriptor came to nothing.
+  private struct ChannelFailure: Error {
+    var errors: ChannelErrors
+    var isCancelled = false
+  }
+
+  private func read(
+    _ fetch: CopyChannel.Fetch, _ port: any BusPort
+  ) throws(ChannelFailure) -> CopyDescriptor {
+    guard fetch.address % CopyDescriptor.size == 0 else {
+      throw ChannelFailure(errors: fetch.alignmentError)
+    }
+    do throws(BusError) {
+      return CopyDescriptor(words: try port.loadWords(IOVA(fetch.address)))
+    } catch {
+      throw ChannelFailure(errors: fetch.addressError)
+    }
+  }
+
+  private func check(_ descriptor: CopyDescriptor) throws(ChannelFailure) {
+    let configuration = monitor.withLock { $0.configuration }
+    if let errors = descriptor.error(
+      transferLimit: 1 << UInt64(configuration.transferCapacity & 31),
+      canFill: configuration.canFill)
+    {
+      throw ChannelFailure(errors: errors)
+    }
+  }
+
+  private func transfer(
+    _ descriptor: CopyDescriptor, _ port: any BusPort
+  ) throws(ChannelFailure) {
+    guard !descriptor.control.contains(.null) else { return }
+    let isFill = descriptor.operationCode == CopyDescriptor.Operation.fill.rawValue
+    let length = UInt64(descriptor.length)
+    var done: UInt64 = 0
+    while done < length {
+      guard !isCancelled.load(ordering: .relaxed) else {
+        throw ChannelFailure(errors: [], isCancelled: true)
+      }
+      let piece = min(length - done, UInt64(Self.pieceLength))
+      let destination = IOVA(descriptor.destination &+ done)
+      do throws(BusError) {
+        if isFill {
+          try port.fill(destination, pattern: descriptor.source, length: Int(piece))
+        } else {
+          try port.copy(
+            from: IOVA(descriptor.source &+ done), to: destination, length: Int(piece))
+        }
+      } catch {
+        throw ChannelFailure(errors: Self.errors(of: error))
+      }
+      done += piece
+    }
+  }
+
+  private static func errors(of error: BusError) -> ChannelErrors {
+    switch (error.kind, error.access.contains(.write)) {
+    case (.data, false): .readData
+    case (.data, true): .writeData
+    case (.translation, false), (.notMaster, false): .source
+    case (.translation, true), (.notMaster, true): .destination
+    }
+  }
+}

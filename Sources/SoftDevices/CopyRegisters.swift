@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The registers of the copy engine's BAR: where each is, how wide, what it reads as and what
+// writing it does. An access may meet several registers, or a part of one.
+
+/// One register.
+struct CopyRegister: Hashable, Sendable {
+  enum Name: Sendable {
+    case channelCount, transferCapacity, generalControl, interruptControl, attention, version
+    case interruptDelay, capability
+    case control, compatibility, command, doorbell, status, chain, completion, errors, errorMask
+  }
+
+  let name: Name
+  /// From the start of BAR 0, in bytes.
+  let offset: UInt64
+  /// In bytes.
+  let width: Int
+
+  /// In order of offset: that is the order in which a wide write reaches them.
+  static let all: [CopyRegister] = [
+    CopyRegister(name: .channelCount, offset: 0x00, width: 1),
+    CopyRegister(name: .transferCapacity, offset: 0x01, width: 1),
+    CopyRegister(name: .generalControl, offset: 0x02, width: 1),
+    CopyRegister(name: .interruptControl, offset: 0x03, width: 1),
+    CopyRegister(name: .attention, offset: 0x04, width: 4),
+    CopyRegister(name: .version, offset: 0x08, width: 1),
+    CopyRegister(name: .interruptDelay, offset: 0x0C, width: 2),
+    CopyRegister(name: .capability, offset: 0x10, width: 4),
+    CopyRegister(name: .control, offset: 0x80, width: 2),
+    CopyRegister(name: .compatibility, offset: 0x82, width: 2),
+    CopyRegister(name: .command, offset: 0x84, width: 1),
+    CopyRegister(name: .doorbell, offset: 0x86, width: 2),
+    CopyRegister(name: .status, offset: 0x88, width: 8),
+    CopyRegister(name: .chain, offset: 0x90, width: 8),
+    CopyRegister(name: .completion, offset: 0x98, width: 8),
+    CopyRegister(name: .errors, offset: 0xA8, width: 4),
+    CopyRegister(name: .errorMask, offset: 0xAC, width: 4),
+  ]
+
+  func meets(_ start: UInt64, _ width: Int) -> Bool {
+    offset < start + UInt64(width) && start < offset + UInt64(self.width)
+  }
+
+  private var mask: UInt64 { width == 8 ? .max : 1 << UInt64(width * 8) - 1 }
+
+  /// Moves the register's value to where an access at `start` sees it.
+  func place(_ value: UInt64, at start: UInt64) -> UInt64 {
+    offset >= start ? value << ((offset - start) * 8) : value >> ((start - offset) * 8)
+  }
+
+  /// Moves what an access at `start` writes to where the register sees it.
+  func extract(_ value: UInt64, from start: UInt64) -> UInt64 {
+    mask & (offset >= start ? value >> ((offset - start) * 8) : value << ((start - offset) * 8))
+  }
+}
+
+/// Everything in the engine that a register access can see or change.
+struct CopyEngineState: Sendable {
+  /// Bits of INTRCTRL.
+  enum InterruptControl {
+    static let master: UInt8 = 0x01
+    static let status: UInt8 = 0x02
+    static let interrupt: UInt8 = 0x04
+    static let vectorControl: UInt8 = 0x08
+  }
+
+  let configuration: CopyEngine.Configuration
+  var channel = CopyChannel()
+  var generalControl: UInt8 = 0
+  var interruptControl: UInt8 = 0
+  var interruptDelay: UInt16 = 0
+  /// A thread exists, or nobody needs one again.
+  var hasThread = false
+  var isStopping = false
+
+  init(configuration: CopyEngine.Configuration) { self.configuration = configuration }
+
+  /// The channel has signalled and was not re-armed since.
+  private var attention: Bool { !channel.interruptArmed }
+
+  /// Whether interrupts leave the device: by the master switch, or by MSI-X alone.
+  var interruptsEnabled: Bool {
+    interruptControl & (InterruptControl.master | InterruptControl.vectorControl) != 0
+  }
+
+  func read(_ register: CopyRegister) -> UInt64 {
+    switch register.name {
+    case .channelCount: 1
+    case .transferCapacity: UInt64(configuration.transferCapacity)
+    case .generalControl: UInt64(generalControl)
+    case .interruptControl: UInt64(interruptControlValue)
+    case .attention: attention ? 1 : 0
+    case .version: UInt64(configuration.version)
+    case .interruptDelay: UInt64(interruptDelay)
+    case .capability: configuration.canFill ? 0x40 : 0
+    case .control: UInt64(channel.control)
+    case .compatibility: 0x02
+    case .command: channel.isResetting ? UInt64(CopyChannel.Command.reset) : 0
+    case .doorbell: UInt64(channel.doorbell)
+    case .status: channel.statusRegister
+    case .chain: channel.chainAddress
+    case .completion: channel.completionAddress
+    case .errors: UInt64(channel.errors.rawValue)
+    case .errorMask: UInt64(channel.errorMask.rawValue)
+    }
+  }
+
+  private var interruptControlValue: UInt8 {
+    var value = interruptControl
+    if attention {
+      value |= InterruptControl.status
+      if value & InterruptControl.master != 0 { value |= InterruptControl.interrupt }
+    }
+    return value
+  }
+
+  /// - Parameters:
+  ///   - written: What the access writes, where the register sees it.
+  ///   - bits: Which bits of the register it reaches; the others keep their value.
+  mutating func write(
+    _ register: CopyRegister, _ written: UInt64, bits: UInt64
+  ) -> CopyChannel.Actions {
+    func merged(_ old: UInt64) -> UInt64 { old & ~bits | written & bits }
+    switch register.name {
+    case .generalControl:
+      generalControl = UInt8(truncatingIfNeeded: merged(UInt64(generalControl))) & 0x01
+    case .interruptControl:
+      interruptControl =
+        UInt8(truncatingIfNeeded: merged(UInt64(interruptControl)))
+        & (InterruptControl.master | InterruptControl.vectorControl)
+    case .interruptDelay:
+      interruptDelay = UInt16(truncatingIfNeeded: merged(UInt64(interruptDelay)))
+    case .control:
+      return channel.writeControl(
+        UInt16(truncatingIfNeeded: merged(UInt64(channel.control))))
+    case .command:
+      return channel.writeCommand(UInt8(truncatingIfNeeded: written))
+    case .doorbell:
+      return channel.writeDoorbell(
+        UInt16(truncatingIfNeeded: merged(UInt64(channel.doorbell))))
+    case .chain:
+      return channel.writeChainAddress(merged(channel.chainAddress))
+    case .completion:
+      channel.completionAddress = merged(channel.completionAddress)
+    case .errors:
+      channel.clearErrors(ChannelErrors(rawValue: UInt32(truncatingIfNeeded: written & bits)))
+    case .errorMask:
+      channel.errorMask = ChannelErrors(
+        rawValue: UInt32(truncatingIfNeeded: merged(UInt64(channel.errorMask.rawValue))))
+    case .channelCount, .transferCapacity, .attention, .version, .capability, .compatibility,
+      .status:
+      break
+    }
+    return []
+  }
+
+  /// As after power-on; the thread has nothing in hand.
+  mutating func powerOn() {
+    channel.powerOn()
+    generalControl = 0
+    interruptControl = 0
+    interruptDelay = 0
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A lock with waiting, for device models that have a thread of their own: the thread sleeps
+// until there is work, and who resets a device waits until the thread has let go.
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#endif
+
+/// State under a mutex, with a condition to wait on. Thread-safe.
+@safe
+final class Monitor<State: Sendable>: @unchecked Sendable {
+  // Unchecked: `state` is touched with the mutex held only; the pointers never change.
+  private let mutex: UnsafeMutablePointer<pthread_mutex_t>
+  private let changed: UnsafeMutablePointer<pthread_cond_t>
+  private var state: State
+
+  init(_ state: State) {
+    self.state = state
+    // SAFETY: both are allocated and initialized here, once, and freed in deinit.
+    unsafe mutex = .allocate(capacity: 1)
+    unsafe changed = .allocate(capacity: 1)
+    unsafe mutex.initialize(to: pthread_mutex_t())
+    unsafe changed.initialize(to: pthread_cond_t())
+    unsafe pthread_mutex_init(mutex, nil)
+    unsafe pthread_cond_init(changed, nil)
+  }
+
+  deinit {
+    // SAFETY: nobody waits or holds the lock: they would hold a reference.
+    unsafe pthread_cond_destroy(changed)
+    unsafe pthread_mutex_destroy(mutex)
+    unsafe changed.deallocate()
+    unsafe mutex.deallocate()
+  }
+
+  func withLock<Result>(_ body: (inout State) -> Result) -> Result {
+    // SAFETY: initialized in init; unlocked by the thread that locked it.
+    unsafe pthread_mutex_lock(mutex)
+    defer { unsafe pthread_mutex_unlock(mutex) }
+    return body(&state)
+  }
+
+  /// Like `withLock`, then wakes all who wait.
+  func change<Result>(_ body: (inout State) -> Result) -> Result {
+    // SAFETY: as in `withLock`.
+    unsafe pthread_mutex_lock(mutex)
+    defer {
+      unsafe pthread_cond_broadcast(changed)
+      unsafe pthread_mutex_unlock(mutex)
+    }
+    return body(&state)
+  }
+
+  /// Calls `body` at once and after each change until it returns something; sleeps between.
+  func wait<Result>(_ body: (inout State) -> Result?) -> Result {
+    // SAFETY: as in `withLock`; waiting gives the mutex up and takes it again.
+    unsafe pthread_mutex_lock(mutex)
+    defer { unsafe pthread_mutex_unlock(mutex) }
+    while true {
+      if let result = body(&state) { return result }
+      unsafe pthread_cond_wait(changed, mutex)
+    }
+  }
+}
+
+/// A thread of a device model, which whoever started it joins.
+@safe
+final class DeviceThread: Sendable {
+  private let thread: pthread_t
+
+  private final class Start: Sendable {
+    let body: @Sendable () -> Void
+    init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+  }
+
+  /// Starts a thread; nil where the system has none left.
+  init?(_ body: @escaping @Sendable () -> Void) {
+    var thread = pthread_t()
+    // SAFETY: the retained box is taken over, once, by the thread that is started, or released
+    // here where none was.
+    let box = unsafe Unmanaged.passRetained(Start(body))
+    // Signals are for the program's own threads.
+    var all = sigset_t()
+    var old = sigset_t()
+    unsafe sigfillset(&all)
+    unsafe pthread_sigmask(SIG_SETMASK, &all, &old)
+    let result = unsafe pthread_create(
+      &thread, nil,
+      { argument in
+        guard let argument = unsafe argument else { return nil }
+        unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue().body()
+        return nil
+      }, box.toOpaque())
+    unsafe pthread_sigmask(SIG_SETMASK, &old, nil)
+    guard result == 0 else {
+      unsafe box.release()
+      return nil
+    }
+    self.thread = thread
+  }
+
+  /// Waits for the thread's end. Called once.
+  func join() {
+    pthread_join(thread, nil)
+  }
+}
