@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a device says of itself: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, hot reset and
+// features. Facts: Linux 6.12, vfio_pci_core.c.
+
+import CLinuxABI
+import IOMMU
+import SystemPackage
+import VFIO
+
+extension VFIODeviceFile {
+  func getInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = 16
+    var info = try caller.load(vfio_device_info(), from: argument, size: minimum)
+    try check(info.argsz, atLeast: minimum)
+    info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET
+    info.num_regions = VFIO_PCI_NUM_REGIONS
+    info.num_irqs = VFIO_PCI_NUM_IRQS
+    // As much as the caller has room for; there are no capabilities.
+    try caller.store(info, to: argument, size: Int(info.argsz))
+  }
+
+  func getRegionInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = MemoryLayout<vfio_region_info>.size
+    var info = try caller.load(vfio_region_info(), from: argument, size: minimum)
+    try check(info.argsz, atLeast: minimum)
+    guard let region = PCIRegion(index: info.index), region != .vga else {
+      throw IOMMUError(.invalidArgument, "\(function.name) has no region \(info.index)")
+    }
+    info.offset = RegionWindow.offset(of: info.index)
+    info.size = function.size(of: region)
+    info.flags =
+      info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE
+    try caller.store(info, to: argument)
+  }
+
+  func getInterruptInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = MemoryLayout<vfio_irq_info>.size
+    var info = try caller.load(vfio_irq_info(), from: argument, size: minimum)
+    try check(info.argsz, atLeast: minimum)
+    guard let index = InterruptVectors.Index(rawValue: info.index) else {
+      throw IOMMUError(
+        .invalidArgument, "\(function.name) has no interrupt index \(info.index)")
+    }
+    info.count = UInt32(function.interrupts.count(of: index))
+    info.flags = VFIO_IRQ_INFO_EVENTFD
+    switch index {
+    case .line: info.flags |= VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
+    // Vectors can be added while others are in use, as with Linux's dynamic MSI-X on x86.
+    case .msix: break
+    case .msi, .error, .request: info.flags |= VFIO_IRQ_INFO_NORESIZE
+    }
+    try caller.store(info, to: argument)
+  }
+
+  // MARK: Hot reset
+
+  /// Our functions are on root buses, as integrated endpoints are: there is no slot and no
+  /// bridge above whose bus could be reset, and Linux says `ENODEV` then.
+  private var noHotReset: IOMMUError {
+    IOMMUError(
+      .noSuchDevice,
+      "\(function.name) is on a root bus, which cannot be reset; use VFIO_DEVICE_RESET")
+  }
+
+  func getHotResetInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = 12
+    let header = try caller.load(vfio_pci_hot_reset_info(), from: argument, size: minimum)
+    try check(header.argsz, atLeast: minimum)
+    throw noHotReset
+  }
+
+  func hotReset(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = 12
+    let header = try caller.load(vfio_pci_hot_reset(), from: argument, size: minimum)
+    try check(header.argsz, atLeast: minimum, flags: header.flags)
+    guard header.count == 0 else {
+      throw IOMMUError(
+        .invalidArgument, "a device that is open by its own node is reset without group fds")
+    }
+    throw noHotReset
+  }
+
+  // MARK: Features
+
+  /// No feature is offered yet; the checks before that are Linux's.
+  func feature(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = 8
+    let header = try caller.load(vfio_device_feature(), from: argument, size: minimum)
+    try check(header.argsz, atLeast: minimum)
+    let get = VFIO_DEVICE_FEATURE_GET
+    let set = VFIO_DEVICE_FEATURE_SET
+    let probe = VFIO_DEVICE_FEATURE_PROBE
+    guard header.flags & ~(VFIO_DEVICE_FEATURE_MASK | get | set | probe) == 0 else {
+      throw IOMMUError(
+        .invalidArgument, "feature flags \(hexadecimal(header.flags)) have unknown bits")
+    }
+    guard header.flags & probe != 0 || header.flags & (get | set) != get | set else {
+      throw IOMMUError(.invalidArgument, "a feature is read or set, not both at once")
+    }
+    throw IOMMUError(
+      .inappropriateIOCTLForDevice,
+      "\(function.name) has no feature \(header.flags & VFIO_DEVICE_FEATURE_MASK)")
+  }
+}

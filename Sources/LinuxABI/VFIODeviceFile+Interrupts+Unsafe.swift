@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// SET_IRQS: a header, and as many bytes or descriptors behind it as it says.
+
+import CLinuxABI
+import IOMMU
+import SystemPackage
+import VFIO
+
+extension VFIODeviceFile {
+  func setInterrupts(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let minimum = 20
+    let header = try caller.load(vfio_irq_set(), from: argument, size: minimum)
+    try check(header.argsz, atLeast: minimum)
+    guard
+      header.flags & ~(VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK) == 0
+    else {
+      throw IOMMUError(
+        .invalidArgument, "interrupt flags \(hexadecimal(header.flags)) have unknown bits")
+    }
+    let index = try function.interrupts.check(
+      index: header.index, start: header.start, count: header.count)
+    // At most the vectors that there are, from here on.
+    let count = Int(header.count)
+    let room = Int(header.argsz) - minimum
+    let data = argument &+ UInt64(minimum)
+    let arguments: InterruptVectors.Arguments
+    switch header.flags & VFIO_IRQ_SET_DATA_TYPE_MASK {
+    case VFIO_IRQ_SET_DATA_NONE:
+      arguments = .none
+    case VFIO_IRQ_SET_DATA_BOOL:
+      let bytes = try load(UInt8.self, count: count, room: room, from: data, caller)
+      arguments = .booleans(bytes.map { $0 != 0 })
+    case VFIO_IRQ_SET_DATA_EVENTFD:
+      let descriptors = try load(Int32.self, count: count, room: room, from: data, caller)
+      arguments = .events(descriptors.map { Self.event($0, caller) })
+    default:
+      throw IOMMUError(
+        .invalidArgument,
+        "interrupt flags \(hexadecimal(header.flags)) do not name one kind of data")
+    }
+    try function.interrupts.set(
+      index, action: Self.action(header.flags), start: Int(header.start),
+      arguments: arguments, count: count)
+  }
+
+  private static func action(_ flags: UInt32) -> InterruptVectors.Action? {
+    switch flags & VFIO_IRQ_SET_ACTION_TYPE_MASK {
+    case VFIO_IRQ_SET_ACTION_MASK: .mask
+    case VFIO_IRQ_SET_ACTION_UNMASK: .unmask
+    case VFIO_IRQ_SET_ACTION_TRIGGER: .trigger
+    default: nil
+    }
+  }
+
+  private static func event(
+    _ descriptor: Int32, _ caller: any Caller
+  ) -> InterruptVectors.Event {
+    guard descriptor >= 0 else { return .remove(descriptor: descriptor) }
+    do throws(IOMMUError) {
+      return .signal(try caller.eventFD(descriptor: descriptor))
+    } catch {
+      return .invalid(error)
+    }
+  }
+
+  /// Copies `count` integers in.
+  /// - Throws: `EINVAL` where `room` is too small for them; `EFAULT`.
+  private func load<Value: FixedWidthInteger & BitwiseCopyable>(
+    _ type: Value.Type, count: Int, room: Int, from address: UInt64, _ caller: any Caller
+  ) throws(IOMMUError) -> [Value] {
+    guard count * MemoryLayout<Value>.size <= room else {
+      throw IOMMUError(
+        .invalidArgument, "argsz leaves \(room) bytes for the data of \(count) vectors")
+    }
+    var values = [Value](repeating: 0, count: count)
+    guard count > 0 else { return values }
+    var failure: IOMMUError?
+    // SAFETY: the buffer is the array's storage for the length of the closure.
+    unsafe values.withUnsafeMutableBytes { bytes in
+      do throws(IOMMUError) {
+        try unsafe caller.copyIn(from: address, into: bytes)
+      } catch {
+        failure = error
+      }
+    }
+    if let failure { throw failure }
+    return values
+  }
+}

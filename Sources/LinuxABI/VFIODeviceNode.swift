@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// /dev/vfio/devices/vfioN: the device-centric node (MODEL C6), and what an open of it answers.
+// The policy is VFIO's; here are the numbers, the structures' checks and the file offsets.
+
+import CLinuxABI
+import IOMMU
+import SystemPackage
+import VFIO
+
+/// Where regions lie in the offsets of a device file. A client takes them from
+/// GET_REGION_INFO; the high bit tells them from the offsets of any file.
+enum RegionWindow {
+  static let base: UInt64 = 1 << 45
+  /// One past the last offset.
+  static let end: UInt64 = 1 << 46
+  /// Regions are 2⁴⁰ bytes apart.
+  static let shift: UInt64 = 40
+
+  static func offset(of index: UInt32) -> UInt64 { base | UInt64(index) << shift }
+
+  /// The region and the offset in it; nil outside the window.
+  static func locate(_ offset: UInt64) -> (index: UInt32, offset: UInt64)? {
+    guard (base..<end).contains(offset) else { return nil }
+    return (UInt32((offset - base) >> shift), offset & ((1 << shift) - 1))
+  }
+}
+
+extension PCIRegion {
+  /// Linux: `VFIO_PCI_…_REGION_INDEX`; nil from VFIO_PCI_NUM_REGIONS up.
+  init?(index: UInt32) {
+    switch index {
+    case VFIO_PCI_BAR0_REGION_INDEX...VFIO_PCI_BAR5_REGION_INDEX: self = .bar(Int(index))
+    case VFIO_PCI_ROM_REGION_INDEX: self = .rom
+    case VFIO_PCI_CONFIG_REGION_INDEX: self = .config
+    case VFIO_PCI_VGA_REGION_INDEX: self = .vga
+    default: return nil
+    }
+  }
+}
+
+/// The node of one device.
+public final class VFIODeviceNode: DeviceNode {
+  /// Linux gives "vfio-dev" a dynamic major, from 511 down; here it is always this one.
+  public static let major: UInt32 = 511
+
+  public let path: String
+  public let number: DeviceNumber
+  public let device: VFIODevice
+
+  public init(device: VFIODevice) {
+    self.device = device
+    path = "/dev/vfio/devices/vfio\(device.index)"
+    number = DeviceNumber(major: Self.major, minor: device.index)
+  }
+
+  /// Any number of opens succeed; one of them can be bound.
+  public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
+    VFIODeviceFile(session: device.open(), number: number)
+  }
+}
+
+/// An open device node.
+final class VFIODeviceFile: OpenFile {
+  let session: DeviceSession
+  let number: DeviceNumber
+
+  init(session: DeviceSession, number: DeviceNumber) {
+    self.session = session
+    self.number = number
+  }
+
+  var function: PCIFunction { session.device.function }
+  var name: String { "vfio-device \(function.name)" }
+  var regionWindowSize: UInt64 { RegionWindow.end }
+
+  func ioctl(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> Int {
+    if command == VFIO_DEVICE_BIND_IOMMUFD {
+      try bind(argument, caller)
+      return 0
+    }
+    try session.checkAccess()
+    switch command {
+    case VFIO_DEVICE_ATTACH_IOMMUFD_PT: try attach(argument, caller)
+    case VFIO_DEVICE_DETACH_IOMMUFD_PT: try detach(argument, caller)
+    case VFIO_DEVICE_FEATURE: try feature(argument, caller)
+    case VFIO_DEVICE_GET_INFO: try getInfo(argument, caller)
+    case VFIO_DEVICE_GET_REGION_INFO: try getRegionInfo(argument, caller)
+    case VFIO_DEVICE_GET_IRQ_INFO: try getInterruptInfo(argument, caller)
+    case VFIO_DEVICE_SET_IRQS: try setInterrupts(argument, caller)
+    case VFIO_DEVICE_RESET: function.reset()
+    case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: try getHotResetInfo(argument, caller)
+    case VFIO_DEVICE_PCI_HOT_RESET: try hotReset(argument, caller)
+    default:
+      // VFIO_DEVICE_IOEVENTFD among them: it comes with mapped registers (J1). Kernels
+      // without it answer the same.
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice, "\(name) has no command \(hexadecimal(command))")
+    }
+    return 0
+  }
+
+  func read(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    try session.checkAccess()
+    let (region, offset) = try locate(offset)
+    // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
+    return try unsafe function.read(region, at: offset, into: buffer)
+  }
+
+  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
+    try session.checkAccess()
+    let (region, offset) = try locate(offset)
+    // SAFETY: as in `read`.
+    return try unsafe function.write(region, at: offset, from: buffer)
+  }
+
+  private func locate(
+    _ offset: UInt64
+  ) throws(IOMMUError) -> (region: PCIRegion, offset: UInt64) {
+    guard let place = RegionWindow.locate(offset), let region = PCIRegion(index: place.index)
+    else {
+      throw IOMMUError(
+        .invalidArgument,
+        "file offset \(hexadecimal(offset)) is in no region; GET_REGION_INFO says where they are"
+      )
+    }
+    return (region, place.offset)
+  }
+
+  func checkMap(
+    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
+  ) throws(IOMMUError) {
+    try session.checkAccess()
+    throw IOMMUError(
+      .invalidArgument,
+      "the regions of \(function.name) cannot be mapped, as GET_REGION_INFO says; use pread "
+        + "and pwrite (mapped registers come with a later issue)")
+  }
+
+  func close() { session.close() }
+}
