@@ -81,7 +81,8 @@ let package = Package(
     example("trespass"),
 
     .target(
-      name: "TestSupport", dependencies: ["LinuxABI", "IOMMU", system],
+      name: "TestSupport",
+      dependencies: ["LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices", system],
       path: "Tests/TestSupport"),
     .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
     .testTarget(name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"]),
@@ -90,7 +91,7 @@ let package = Package(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
-    .testTarget(name: "SoftDevicesTests", dependencies: ["SoftDevices", "SoftwareIOMMU"]),
+    .testTarget(name: "SoftDevicesTests", dependencies: ["TestSupport", "SoftDevices"]),
     .testTarget(
       name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
     .testTarget(

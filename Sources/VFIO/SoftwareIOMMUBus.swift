@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A function's place behind the software IOMMU: all its ports are one requester's, and its
+// interrupt messages are the remapper's.
+
+import IOMMU
+import PageTables
+import SoftwareIOMMU
+import Synchronization
+
+/// The bus above a function that is behind a `SoftwareIOMMU`. Thread-safe.
+public final class SoftwareIOMMUBus: UpstreamBus {
+  private let iommu: SoftwareIOMMU
+  private let requester: RequesterID
+  private let port: SerializedPort
+
+  public init(iommu: SoftwareIOMMU, requester: RequesterID) {
+    self.iommu = iommu
+    self.requester = requester
+    port = SerializedPort(iommu.port(for: requester))
+  }
+
+  public func makePort() -> any BusPort { port }
+
+  public func allocateInterrupt(
+    signal: any EventSignal
+  ) throws(IOMMUError) -> InterruptMessage {
+    let message = try iommu.interrupts.allocate(for: requester, signal: signal)
+    return InterruptMessage(address: message.address, data: message.data)
+  }
+
+  public func freeInterrupt(_ message: InterruptMessage) {
+    iommu.interrupts.free(MSIMessage(address: message.address, data: message.data))
+  }
+}
+
+/// A requester has one port, which one thread at a time may use: the function's threads, and
+/// whoever makes it send an interrupt, take turns, one access each.
+private final class SerializedPort: BusPort {
+  private let port: Mutex<DMAPort>
+
+  init(_ port: DMAPort) { self.port = Mutex(port) }
+
+  private func access(
+    _ body: (DMAPort) throws(DMAFault) -> Void
+  ) throws(BusError) {
+    do throws(DMAFault) {
+      try port.withLock { (port) throws(DMAFault) in try body(port) }
+    } catch {
+      throw BusError(
+        kind: error.reason == .memoryGone ? .data : .translation, address: error.iova,
+        access: error.access)
+    }
+  }
+
+  func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {
+    // SAFETY: the caller's buffer is passed on unchanged, for the length of the call.
+    try access { (port) throws(DMAFault) in try unsafe port.read(address, into: buffer) }
+  }
+
+  func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
+    // SAFETY: as in `read`.
+    try access { (port) throws(DMAFault) in try unsafe port.write(address, from: buffer) }
+  }
+
+  func store(_ value: UInt64, at address: IOVA) throws(BusError) {
+    try access { (port) throws(DMAFault) in try port.store(value, at: address) }
+  }
+
+  func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
+    try access { (port) throws(DMAFault) in
+      try port.copy(from: source, to: destination, length: length)
+    }
+  }
+
+  func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
+    try access { (port) throws(DMAFault) in
+      try port.fill(address, pattern: pattern, length: length)
+    }
+  }
+}
