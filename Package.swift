@@ -99,6 +99,14 @@ let package = Package(
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU"],
       exclude: ["abi"]),
     .testTarget(name: "InterposerTests", dependencies: ["Interposer"]),
+    // What the interposer's tests run: a host of small devices and the programs that use them.
+    .executableTarget(
+      name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],
+      path: "Tests/Programs/interposer-host", swiftSettings: strict),
+    .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
+    .executableTarget(
+      name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",
+      linkerSettings: [.unsafeFlags(["-static-executable"])]),
     .testTarget(name: "iommuTests", dependencies: ["Machine", "Interposer"]),
   ],
   swiftLanguageModes: [.v6]

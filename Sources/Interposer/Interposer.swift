@@ -1,1 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The face of `iommu run`: what to run, on which machine, and what comes of it.
+
+import IOMMU
+import LinuxABI
+
+/// What a program gets to see: device nodes, files, and where the engine logs.
+public struct InterposedMachine: Sendable {
+  public var nodes: [any DeviceNode]
+  public var view: View
+  /// Its entries go into the trace.
+  public var events: EventLog?
+
+  public init(nodes: [any DeviceNode], view: View, events: EventLog? = nil) {
+    self.nodes = nodes
+    self.view = view
+    self.events = events
+  }
+}
+
+/// Why a program could not be run: one sentence that says what is missing and what to do.
+public struct InterposerError: Error, CustomStringConvertible, Sendable {
+  public let description: String
+
+  public init(_ description: String) { self.description = description }
+}
+
+/// What to run, and how.
+public struct RunOptions {
+  /// Where the trace of every call goes.
+  public enum Trace: Sendable {
+    case none
+    /// Chrome/Perfetto trace JSON.
+    case file(path: String)
+    /// One line for each call.
+    case standardError
+  }
+
+  /// Looked up in `PATH` where it has no slash.
+  public var program: String
+  /// Without the program's name.
+  public var arguments: [String]
+  /// `NAME=value`; nil leaves the environment as it is.
+  public var environment: [String]?
+  public var trace: Trace
+  /// Whether each failed call is explained on standard error.
+  public var explain: Bool
+  /// Builds the machine. Called in the supervisor, a process of its own in which the machine
+  /// lives; descriptors above 2 that were open before `run` are closed there.
+  public var makeMachine: () throws -> InterposedMachine
+
+  public init(
+    program: String, arguments: [String] = [], environment: [String]? = nil,
+    trace: Trace = .none, explain: Bool = false,
+    makeMachine: @escaping () throws -> InterposedMachine
+  ) {
+    self.program = program
+    self.arguments = arguments
+    self.environment = environment
+    self.trace = trace
+    self.explain = explain
+    self.makeMachine = makeMachine
+  }
+}
+
+/// Runs a program on a machine and waits for its end.
+///
+/// Call it from a process that has one thread. It takes the process's signals, standard input
+/// and output, and closes its descriptors above 2: the program has them. Where the program
+/// ends by a signal, this process does too and `run` does not return.
+/// - Returns: The program's exit status; 126 and 127 where it could not be executed, as
+///   `env(1)` has it.
+/// - Throws: Where the host refuses a part of the mechanism, or the machine cannot be made.
+public func run(_ options: RunOptions) throws(InterposerError) -> Int32 {
+  try Front.run(options)
+}

@@ -1,2 +1,180 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+//
+// System calls, numbers and layouts that Swift cannot import: variadic calls, macros, and
+// interfaces newer than the C library's headers. No policy. Every call returns what the kernel
+// returns: a negative errno where it fails.
+
+#ifndef CSYSCALLS_H
+#define CSYSCALLS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+// MARK: seccomp
+
+struct csys_bpf {
+  uint16_t code;
+  uint8_t jt, jf;
+  uint32_t k;
+};
+
+struct csys_seccomp_data {
+  int32_t nr;
+  uint32_t arch;
+  uint64_t instruction_pointer;
+  uint64_t args[6];
+};
+
+struct csys_notif {
+  uint64_t id;
+  uint32_t pid;
+  uint32_t flags;
+  struct csys_seccomp_data data;
+};
+
+struct csys_notif_resp {
+  uint64_t id;
+  int64_t val;
+  int32_t error;
+  uint32_t flags;
+};
+
+enum {
+  CSYS_NEW_LISTENER = 1 << 3,
+  CSYS_WAIT_KILLABLE_RECV = 1 << 5,
+};
+
+int csys_seccomp_install(const struct csys_bpf *program, size_t length, uint32_t flags);
+int csys_notif_receive(int listener, struct csys_notif *notification);
+int csys_notif_send(int listener, uint64_t id, int64_t value, int32_t error, uint32_t flags);
+int csys_notif_id_valid(int listener, uint64_t id);
+// Installs `source` as `target` of the notifying task, replacing what is there.
+int csys_notif_add_fd(int listener, uint64_t id, int source, int target, uint32_t fd_flags);
+int csys_notif_sync_wake_up(int listener);
+
+// MARK: processes
+
+int csys_fork(void);
+int csys_pidfd_open(int pid, uint32_t flags);
+int csys_pidfd_getfd(int pidfd, int fd);
+int csys_pidfd_send_signal(int pidfd, int signal);
+long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length);
+long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length);
+int csys_gettid(void);
+int csys_no_new_privileges(void);
+int csys_set_dumpable(int dumpable);
+int csys_unshare(int flags);
+int csys_thread_start(void (*body)(void *), void *argument);
+
+// A wait status, taken apart.
+struct csys_wait {
+  int pid;
+  int exited, signaled, stopped, continued;
+  int code;  // exit status or signal
+};
+// options: 1 WUNTRACED, WCONTINUED and WNOHANG are always on. Returns the pid, 0 where nothing
+// changed.
+int csys_wait_change(int pid, struct csys_wait *out);
+// Waits for the end of a child.
+int csys_wait_end(int pid, struct csys_wait *out);
+
+// MARK: files
+
+int csys_memfd_create(const char *name, uint32_t flags);
+int csys_fcntl(int fd, int command, long argument);
+int csys_ioctl(int fd, unsigned long command, void *argument);
+int csys_open(const char *path, int flags, uint32_t mode);
+int csys_openat(int dirfd, const char *path, int flags);
+// openat2(2): how is {flags, mode, resolve}.
+int csys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
+int csys_close_range(uint32_t first, uint32_t last);
+int csys_mount(
+    const char *source, const char *target, const char *type, unsigned long flags,
+    const char *data);
+
+struct csys_identity {
+  uint64_t device, inode;
+  uint32_t mode;
+  uint64_t size;
+};
+int csys_identity(int fd, struct csys_identity *out);
+int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
+
+int csys_send_fd(int socket, int fd);
+int csys_receive_fd(int socket);
+int csys_socketpair(int out[2], int sequenced);
+
+// MARK: layouts that are written to a program
+
+size_t csys_stat_size(void);
+size_t csys_statx_size(void);
+struct csys_character_device {
+  uint64_t inode;
+  uint32_t major, minor, user, group, permissions;
+  int64_t seconds;
+};
+// Fill the kernel's struct stat and struct statx for a character device.
+void csys_fill_stat(void *out, const struct csys_character_device *device);
+void csys_fill_statx(void *out, const struct csys_character_device *device);
+
+struct csys_procmap {
+  uint64_t start, end, flags, page_size, offset, inode;
+  uint32_t major, minor;
+};
+enum {
+  CSYS_VMA_READABLE = 1,
+  CSYS_VMA_WRITABLE = 2,
+  CSYS_VMA_SHARED = 8,
+};
+// The mapping at `address`; -ENOENT where there is none, -ENOTTY before Linux 6.11. `name` may be
+// null; it holds `capacity` bytes and is terminated.
+int csys_procmap_query(
+    int maps, uint64_t address, struct csys_procmap *out, char *name, uint32_t capacity);
+// Like pread and pwrite, with the offset as it is.
+long csys_pread(int fd, void *buffer, size_t count, uint64_t offset);
+long csys_pwrite(int fd, const void *buffer, size_t count, uint64_t offset);
+// Maps a file shared. Returns 0 and the address.
+int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintptr_t *out);
+// What mappings of a file are a multiple of: its huge pages' size on hugetlbfs, else 4096.
+uint64_t csys_map_granule(int fd);
+int csys_unmap(uintptr_t address, size_t length);
+
+// MARK: signals
+
+// Blocks every signal but the synchronous ones (SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS)
+// and keeps the old mask for csys_signals_restore.
+void csys_signals_block(void);
+// The mask that csys_signals_block found.
+void csys_signals_restore(void);
+int csys_signalfd(int only_children);
+struct csys_signal {
+  int number, code, pid, uid;
+};
+// The next pending signal of a signalfd; -EAGAIN where there is none.
+int csys_signal_next(int signalfd, struct csys_signal *out);
+// Ends the process as `number` would, without a core file.
+void csys_die_of(int number);
+void csys_stop_self(void);
+// From here on a fault on a page that a truncated file lost maps zeros there.
+int csys_guard_truncation(void);
+
+// MARK: numbers
+
+static const uint32_t CSYS_AUDIT_ARCH =
+#if defined(__x86_64__)
+    0xC000003E;
+#elif defined(__aarch64__)
+    0xC00000B7;
+#else
+#error "unsupported architecture"
+#endif
+
+// System call numbers; -1 where the architecture lacks the call.
+extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev, CSYS_NR_pread64,
+    CSYS_NR_pwrite64, CSYS_NR_preadv, CSYS_NR_pwritev, CSYS_NR_preadv2, CSYS_NR_pwritev2,
+    CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
+    CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
+    CSYS_NR_fallocate, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup;
+
+#endif

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One call of a program, as the binary face sees it: its memory, its descriptors, and the
+// descriptors that the call will give it.
+
+import CSyscalls
+import IOMMU
+import LinuxABI
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// Lives for one notification, on the serving thread.
+///
+/// Unchecked: its state and the server's are touched by the serving thread only, which is the
+/// one that calls into the binary face.
+final class ClientCaller: Caller, @unchecked Sendable {
+  /// A descriptor number that was promised, and what will be there.
+  struct Promise {
+    let number: Int32
+    let handle: Handle
+    let description: OwnedDescriptor
+    let closeOnExec: Bool
+  }
+
+  private let server: Server
+  private let id: UInt64
+  let thread: Int32
+  private(set) var promises: [Promise] = []
+
+  init(_ server: Server, id: UInt64, thread: Int32) {
+    self.server = server
+    self.id = id
+    self.thread = thread
+  }
+
+  func copyIn(
+    from address: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) {
+    guard buffer.count > 0 else { return }
+    let count = unsafe csys_process_vm_readv(
+      thread, buffer.baseAddress, address, buffer.count)
+    // What was read is the caller's only if the caller was still there after.
+    guard count == buffer.count, server.isValid(id) else { throw Self.fault(address) }
+  }
+
+  func copyOut(
+    _ buffer: UnsafeRawBufferPointer, to address: UInt64
+  ) throws(IOMMUError) {
+    guard buffer.count > 0 else { return }
+    guard server.isValid(id),
+      unsafe csys_process_vm_writev(thread, buffer.baseAddress, address, buffer.count)
+        == buffer.count
+    else { throw Self.fault(address) }
+  }
+
+  private static func fault(_ address: UInt64) -> IOMMUError {
+    IOMMUError(.badAddress, "the program's address \(hex(address)) cannot be reached")
+  }
+
+  func memory() throws(IOMMUError) -> any MemorySource {
+    guard let memory = server.tasks.memory(of: thread) else {
+      throw IOMMUError(
+        .badAddress, "the program's memory cannot be opened; `iommu doctor` says why")
+    }
+    return memory
+  }
+
+  private func copy(_ descriptor: Int32) throws(IOMMUError) -> OwnedDescriptor {
+    guard let copy = server.tasks.copy(descriptor: descriptor, of: thread) else {
+      throw IOMMUError(.badFileDescriptor, "descriptor \(descriptor) is not open")
+    }
+    return copy
+  }
+
+  func fileMemory(
+    descriptor: Int32
+  ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64) {
+    let copy = try copy(descriptor)
+    guard let identity = System.identity(copy.number), identity.mode & S_IFMT == S_IFREG,
+      server.handles.handle(FileKey(identity)) == nil
+    else {
+      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not a file in memory")
+    }
+    return (try FileMemory(copy), identity.size)
+  }
+
+  func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)? {
+    let copy = try copy(descriptor)
+    guard let identity = System.identity(copy.number) else { return nil }
+    return server.handles.handle(FileKey(identity))?.file
+  }
+
+  func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal {
+    let copy = try copy(descriptor)
+    guard System.readLink("/proc/self/fd/\(copy.number)") == "anon_inode:[eventfd]" else {
+      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not an eventfd")
+    }
+    return EventDescriptor(copy)
+  }
+
+  func install(_ file: any OpenFile, closeOnExec: Bool) throws(IOMMUError) -> Int32 {
+    try install(file, flags: O_RDWR, closeOnExec: closeOnExec)
+  }
+
+  func install(
+    _ file: any OpenFile, flags: Int32, closeOnExec: Bool
+  ) throws(IOMMUError) -> Int32 {
+    guard let number = freeNumber() else {
+      throw IOMMUError(.tooManyOpenFiles, "the program has no free descriptor")
+    }
+    let handle = try server.handles.add(file)
+    guard let description = handle.describe(flags: flags) else {
+      server.handles.forget(handle)
+      throw IOMMUError(.tooManyOpenFiles, "the supervisor cannot open another file")
+    }
+    promises.append(
+      Promise(
+        number: number, handle: handle, description: description, closeOnExec: closeOnExec))
+    return number
+  }
+
+  /// The lowest free number in the window, or the highest one below it.
+  private func freeNumber() -> Int32? {
+    let window = server.window
+    let inside = Int32(window.first)..<Int32(window.end)
+    return inside.first(where: isFree) ?? (3..<inside.lowerBound).last(where: isFree)
+  }
+
+  private func isFree(_ number: Int32) -> Bool {
+    server.tasks.copy(descriptor: number, of: thread) == nil
+      && !promises.contains { $0.number == number }
+  }
+
+  /// Puts what was promised into the program's table.
+  /// - Throws: Where the program has no room; `ESRCH` where the caller is gone.
+  func keepPromises() throws(IOMMUError) {
+    while let promise = promises.first {
+      let result = csys_notif_add_fd(
+        server.listener, id, promise.description.number, promise.number,
+        promise.closeOnExec ? UInt32(O_CLOEXEC) : 0)
+      guard result >= 0 else {
+        throw IOMMUError(
+          result == -ENOENT ? .noSuchProcess : .tooManyOpenFiles,
+          "the program cannot take descriptor \(promise.number)")
+      }
+      promises.removeFirst()
+    }
+  }
+
+  /// Takes back what has not reached the program.
+  func breakPromises() {
+    let broken = promises.map(\.handle)
+    promises = []
+    for handle in broken { server.handles.forget(handle) }
+  }
+
+  var userID: UInt32 {
+    var status = stat()
+    guard unsafe stat("/proc/\(thread)", &status) == 0 else { return 0xFFFE }
+    return status.st_uid
+  }
+
+  var processID: Int32 { server.tasks.task(thread)?.group ?? thread }
+
+  var maySetResourceLimits: Bool { Capabilities.has(.systemResource, thread: thread) }
+}
+
+/// An eventfd of a program.
+final class EventDescriptor: EventSignal {
+  private let descriptor: OwnedDescriptor
+
+  init(_ descriptor: OwnedDescriptor) { self.descriptor = descriptor }
+
+  func signal() {
+    // A full counter would block the write; then the program has not looked for 2^64 - 2
+    // signals and loses nothing.
+    var set = pollfd(fd: descriptor.number, events: Int16(POLLOUT), revents: 0)
+    guard unsafe poll(&set, 1, 0) == 1 else { return }
+    System.writeAll(descriptor.number, [1, 0, 0, 0, 0, 0, 0, 0])
+  }
+}
+
+enum Capabilities {
+  enum Name: UInt64 {
+    case systemPtrace = 19
+    case systemAdmin = 21
+    case systemResource = 24
+  }
+
+  /// Whether a thread has the capability in effect.
+  static func has(_ name: Name, thread: Int32) -> Bool {
+    guard let status = System.contents("/proc/\(thread)/status") else { return false }
+    for line in String(decoding: status, as: UTF8.self).split(separator: "\n")
+    where line.hasPrefix("CapEff:\t") {
+      return (UInt64(line.dropFirst(8), radix: 16) ?? 0) >> name.rawValue & 1 != 0
+    }
+    return false
+  }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A program's address space as a source of memory for DMA. Shared file mappings are mapped here
+// too, and reached without a call; everything else goes through `/proc/PID/mem`, which belongs
+// to the address space, not to the process number: after an exec it reads nothing.
+
+import CSyscalls
+import IOMMU
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// One address space. Thread-safe.
+final class ClientMemory: MemorySource, RemoteMemory {
+  private let number: UInt64
+  private let group: Int32
+  private let process: OwnedDescriptor
+  private let mem: OwnedDescriptor
+  private let maps: OwnedDescriptor
+  /// Where the last file mapping was found among the program's descriptors.
+  private let hint = Mutex<Int32>(-1)
+
+  /// The address space of a thread that waits for an answer; nil where the thread is gone or
+  /// may not be looked at.
+  init?(thread: Int32, group: Int32, number: UInt64) {
+    let process = csys_pidfd_open(group, 0)
+    guard process >= 0 else { return nil }
+    self.process = OwnedDescriptor(process)
+    let mem = System.open("/proc/\(thread)/mem", O_RDWR)
+    guard mem >= 0 else { return nil }
+    self.mem = OwnedDescriptor(mem)
+    let maps = System.open("/proc/\(thread)/maps", O_RDONLY)
+    guard maps >= 0 else { return nil }
+    self.maps = OwnedDescriptor(maps)
+    self.number = number
+    self.group = group
+  }
+
+  /// Whether the process that this was made for still exists.
+  var isOwnerAlive: Bool { csys_pidfd_send_signal(process.number, 0) == 0 }
+
+  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns {
+    let (end, overflow) = address.addingReportingOverflow(length)
+    guard !overflow else { throw Self.fault(address, "wraps around") }
+    var runs: [PinnedRun] = []
+    var cursor = address
+    while cursor < end {
+      guard let area = MemoryArea.find(cursor, in: maps.number), area.start <= cursor,
+        area.end > cursor
+      else { throw Self.fault(cursor, "is not mapped") }
+      guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
+      guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
+      let last = min(area.end, end)
+      runs.append(try run(cursor, length: last - cursor, area, writable: writable))
+      cursor = last
+    }
+    return PinnedRuns(runs)
+  }
+
+  private static func fault(_ address: UInt64, _ what: String) -> IOMMUError {
+    IOMMUError(.badAddress, "the program's address \(hex(address)) \(what)")
+  }
+
+  private func run(
+    _ address: UInt64, length: UInt64, _ area: MemoryArea, writable: Bool
+  ) throws(IOMMUError) -> PinnedRun {
+    guard area.isShared, area.inode != 0 else {
+      return PinnedRun(
+        length: length, backing: .remote(self, address: address),
+        identity: MemoryIdentity(space: 0, object: number, offset: address))
+    }
+    let offset = area.offset + (address - area.start)
+    let identity = MemoryIdentity(
+      space: UInt64(area.major) << 32 | UInt64(area.minor), object: area.inode, offset: offset)
+    let request = FileMapping.Request(
+      offset: offset, length: length, writable: writable, pageSize: area.pageSize)
+    if let mapping = mapFile(area, request) {
+      if mapping.isBeyondEnd {
+        throw Self.fault(address, "lies beyond the end of the file that is mapped there")
+      }
+      return PinnedRun(
+        length: length, backing: .local(base: mapping.base, owner: mapping), identity: identity)
+    }
+    return PinnedRun(
+      length: length, backing: .remote(self, address: address), identity: identity)
+  }
+
+  /// Finds the file behind a shared mapping and maps it here; nil where it cannot be had.
+  private func mapFile(_ area: MemoryArea, _ request: FileMapping.Request) -> FileMapping? {
+    func attempt(_ descriptor: Int32) -> FileMapping? {
+      guard let mapping = FileMapping(descriptor, request), mapping.shows(area) else {
+        return nil
+      }
+      return mapping
+    }
+    // What the program has open, the last place first.
+    func attempt(number: Int32) -> FileMapping? {
+      let copy = csys_pidfd_getfd(process.number, number)
+      guard copy >= 0 else { return nil }
+      defer { close(copy) }
+      guard let identity = System.identity(copy), identity.inode == area.inode else {
+        return nil
+      }
+      return attempt(copy)
+    }
+    let last = hint.withLock { $0 }
+    if last >= 0, let mapping = attempt(number: last) { return mapping }
+    for entry in System.entries("/proc/\(group)/fd") ?? [] {
+      guard let number = Int32(entry.name) else { continue }
+      var status = stat()
+      guard unsafe stat("/proc/\(group)/fd/\(number)", &status) == 0,
+        status.st_ino == area.inode, status.st_mode & S_IFMT == S_IFREG
+      else { continue }
+      if let mapping = attempt(number: number) {
+        hint.withLock { $0 = number }
+        return mapping
+      }
+    }
+    // The mapping itself, where the host lets us, or the path.
+    let access = request.writable ? O_RDWR : O_RDONLY
+    var paths = [
+      "/proc/\(group)/map_files/"
+        + "\(String(area.start, radix: 16))-\(String(area.end, radix: 16))"
+    ]
+    if let name = area.name(in: maps.number), name.hasPrefix("/") {
+      paths.append("/proc/\(group)/root" + name)
+    }
+    for path in paths {
+      let file = System.open(path, access | O_NONBLOCK | O_NOCTTY)
+      guard file >= 0 else { continue }
+      defer { close(file) }
+      if let mapping = attempt(file) { return mapping }
+    }
+    return nil
+  }
+
+  func read(at address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
+    guard buffer.count > 0 else { return true }
+    var done = 0
+    while done < buffer.count {
+      // SAFETY: `done` is below the buffer's count.
+      let count = unsafe csys_pread(
+        mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      guard count > 0 else { return false }
+      done += count
+    }
+    return true
+  }
+
+  func write(at address: UInt64, from buffer: UnsafeRawBufferPointer) -> Bool {
+    guard buffer.count > 0 else { return true }
+    var done = 0
+    while done < buffer.count {
+      // SAFETY: `done` is below the buffer's count.
+      let count = unsafe csys_pwrite(
+        mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      guard count > 0 else { return false }
+      done += count
+    }
+    return true
+  }
+}

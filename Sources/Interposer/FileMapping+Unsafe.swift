@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Files of a program, mapped here: what lies in a range of an address space, and a shared
+// mapping of exactly the pages that DMA needs.
+
+import CSyscalls
+import IOMMU
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// One mapping in an address space.
+struct MemoryArea: Sendable {
+  var start: UInt64
+  /// Exclusive.
+  var end: UInt64
+  var isReadable: Bool
+  var isWritable: Bool
+  var isShared: Bool
+  var pageSize: UInt64
+  /// In the file, in bytes.
+  var offset: UInt64
+  var major: UInt32
+  var minor: UInt32
+  /// 0 where no file is mapped.
+  var inode: UInt64
+
+  /// The mapping around an address; nil where there is none.
+  /// - Parameter maps: An open `/proc/PID/maps`.
+  static func find(_ address: UInt64, in maps: Int32) -> MemoryArea? {
+    var map = csys_procmap()
+    let result = unsafe csys_procmap_query(maps, address, &map, nil, 0)
+    guard result == -ENOTTY else {
+      guard result == 0 else { return nil }
+      return MemoryArea(
+        start: map.start, end: map.end, isReadable: map.flags & 1 != 0,
+        isWritable: map.flags & 2 != 0, isShared: map.flags & 8 != 0,
+        pageSize: max(map.page_size, 4096), offset: map.offset, major: map.major,
+        minor: map.minor, inode: map.inode)
+    }
+    return parse(maps).first { $0.0.start <= address && address < $0.0.end }?.0
+  }
+
+  /// The path that the mapping was made from, as the program's file system has it.
+  func name(in maps: Int32) -> String? {
+    var map = csys_procmap()
+    var name = [CChar](repeating: 0, count: 4096)
+    let result = unsafe csys_procmap_query(maps, start, &map, &name, 4096)
+    if result == 0 {
+      return unsafe name.withUnsafeBufferPointer { name in
+        // SAFETY: the kernel terminates the name.
+        unsafe String(cString: name.baseAddress!)
+      }
+    }
+    guard result == -ENOTTY else { return nil }
+    return Self.parse(maps).first { $0.0.start == start }?.1
+  }
+
+  /// Before Linux 6.11: the text.
+  private static func parse(_ maps: Int32) -> [(MemoryArea, String)] {
+    var text: [UInt8] = []
+    lseek(maps, 0, SEEK_SET)
+    while let some = System.readSome(maps), !some.isEmpty { text += some }
+    return text.split(separator: UInt8(ascii: "\n")).compactMap { line in
+      let fields = line.split(
+        separator: UInt8(ascii: " "), maxSplits: 5, omittingEmptySubsequences: true
+      ).map { String(decoding: $0, as: UTF8.self) }
+      guard fields.count >= 5 else { return nil }
+      let range = fields[0].split(separator: "-")
+      let device = fields[3].split(separator: ":")
+      guard range.count == 2, device.count == 2, let start = UInt64(range[0], radix: 16),
+        let end = UInt64(range[1], radix: 16), let offset = UInt64(fields[2], radix: 16),
+        let major = UInt32(device[0], radix: 16), let minor = UInt32(device[1], radix: 16),
+        let inode = UInt64(fields[4])
+      else { return nil }
+      let permissions = Array(fields[1])
+      let area = MemoryArea(
+        start: start, end: end, isReadable: permissions[0] == "r",
+        isWritable: permissions[1] == "w", isShared: permissions[3] == "s", pageSize: 4096,
+        offset: offset, major: major, minor: minor, inode: inode)
+      return (area, fields.count > 5 ? String(fields[5].drop { $0 == " " }) : "")
+    }
+  }
+}
+
+/// A shared mapping in this process; unmapped with its last reference.
+final class FileMapping: Sendable {
+  struct Request: Sendable {
+    /// In the file, in bytes, a multiple of 4 KiB as `length` is.
+    var offset: UInt64
+    var length: UInt64
+    var writable: Bool
+    /// Page size of the file system: larger for hugetlbfs.
+    var pageSize: UInt64
+  }
+
+  /// Address of the first byte that was asked for.
+  let base: UInt
+  /// Whether the file ended before the range did.
+  let isBeyondEnd: Bool
+  private let start: UInt
+  private let size: Int
+
+  init?(_ descriptor: Int32, _ request: Request) {
+    guard let identity = System.identity(descriptor), identity.mode & S_IFMT == S_IFREG else {
+      return nil
+    }
+    let mask = request.pageSize &- 1
+    let first = request.offset & ~mask
+    let (sum, overflow) = request.offset.addingReportingOverflow(request.length)
+    guard !overflow, sum <= UInt64(Int64.max) - mask else { return nil }
+    let end = (sum + mask) & ~mask
+    var address: UInt = 0
+    let result = unsafe csys_map_shared(
+      descriptor, first, Int(end - first), request.writable ? 1 : 0, &address)
+    guard result == 0 else { return nil }
+    start = address
+    size = Int(end - first)
+    base = address + UInt(request.offset - first)
+    isBeyondEnd = sum > (identity.size + 4095) & ~4095
+  }
+
+  deinit { _ = csys_unmap(start, size) }
+
+  /// Whether this is the file that another address space has mapped: the kernel's own answer,
+  /// since `stat` may name another device than a mapping does.
+  func shows(_ area: MemoryArea) -> Bool {
+    let maps = System.open("/proc/self/maps", O_RDONLY)
+    guard maps >= 0 else { return false }
+    defer { close(maps) }
+    guard let here = MemoryArea.find(UInt64(start), in: maps) else { return false }
+    return here.inode == area.inode && here.major == area.major && here.minor == area.minor
+  }
+}
+
+/// A file of a program as a source of memory: addresses are offsets.
+final class FileMemory: MemorySource {
+  private let descriptor: OwnedDescriptor
+  private let identity: MemoryIdentity
+  private let pageSize: UInt64
+
+  /// - Throws: `EINVAL` where it is not a file that can be mapped.
+  init(_ descriptor: OwnedDescriptor) throws(IOMMUError) {
+    pageSize = csys_map_granule(descriptor.number)
+    let first = FileMapping.Request(
+      offset: 0, length: pageSize, writable: false, pageSize: pageSize)
+    guard let mapping = FileMapping(descriptor.number, first) else {
+      throw IOMMUError(.invalidArgument, "the file cannot be mapped")
+    }
+    let maps = System.open("/proc/self/maps", O_RDONLY)
+    defer { close(maps) }
+    guard let area = MemoryArea.find(UInt64(mapping.base), in: maps) else {
+      throw IOMMUError(.invalidArgument, "the file cannot be mapped")
+    }
+    identity = MemoryIdentity(
+      space: UInt64(area.major) << 32 | UInt64(area.minor), object: area.inode, offset: 0)
+    self.descriptor = descriptor
+  }
+
+  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns {
+    let request = FileMapping.Request(
+      offset: address, length: length, writable: writable, pageSize: pageSize)
+    guard let mapping = FileMapping(descriptor.number, request), !mapping.isBeyondEnd else {
+      throw IOMMUError(
+        .badAddress, "the file cannot be mapped from \(hex(address)) for \(hex(length)) bytes")
+    }
+    var identity = identity
+    identity.offset = address
+    return PinnedRuns(
+      PinnedRun(
+        length: length, backing: .local(base: mapping.base, owner: mapping), identity: identity)
+    )
+  }
+}

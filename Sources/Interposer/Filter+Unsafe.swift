@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The seccomp filter: which system calls come to the supervisor. Generated from one table, for
+// the architecture that this is built for.
+
+import CSyscalls
+
+/// Numbers of descriptors that a program gets from us, where the filter can tell them apart.
+struct DescriptorWindow: Sendable {
+  /// First number, inclusive, and end, exclusive.
+  let first: UInt32
+  let end: UInt32
+
+  /// Just below 1024 (so that `select` works) or the soft limit on open files.
+  init(softLimit: UInt64) {
+    end = UInt32(min(1024, max(softLimit, 4)))
+    first = max(end - min(256, end), end / 2)
+  }
+}
+
+/// Region offsets: bit 45 set, below 2^46. No file of the host is that large.
+enum RegionWindow {
+  static let bit: UInt64 = 1 << 45
+  static let end: UInt64 = 1 << 46
+
+  static func contains(_ offset: UInt64) -> Bool { offset >= bit && offset < end }
+}
+
+/// A filter program under construction.
+struct Filter {
+  private(set) var code: [csys_bpf] = []
+
+  private enum Condition {
+    /// Argument's second-lowest byte: an ioctl's type.
+    case ioctlType(argument: Int, UInt32)
+    /// The 64-bit argument is a region offset.
+    case regionOffset(argument: Int)
+    /// The argument is one of our descriptors' numbers.
+    case descriptor(argument: Int)
+  }
+
+  /// What the supervisor is told of: call number and any of these conditions (none: always).
+  private static let table: [(number: Int32, when: [Condition])] = [
+    (CSYS_NR_read, [.descriptor(argument: 0)]),
+    (CSYS_NR_write, [.descriptor(argument: 0)]),
+    (CSYS_NR_ioctl, [.ioctlType(argument: 1, 0x3B)]),
+    (CSYS_NR_pread64, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_pwrite64, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_fstat, [.descriptor(argument: 0)]),
+    (CSYS_NR_newfstatat, [.descriptor(argument: 0)]),
+    (CSYS_NR_statx, [.descriptor(argument: 0)]),
+    (CSYS_NR_mmap, [.regionOffset(argument: 5), .descriptor(argument: 4)]),
+    (CSYS_NR_lseek, [.descriptor(argument: 0)]),
+    (CSYS_NR_openat, []),
+    (CSYS_NR_open, []),
+    (CSYS_NR_openat2, []),
+    (CSYS_NR_creat, []),
+    (CSYS_NR_readv, [.descriptor(argument: 0)]),
+    (CSYS_NR_writev, [.descriptor(argument: 0)]),
+    (CSYS_NR_preadv, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_pwritev, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_preadv2, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_pwritev2, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
+    (CSYS_NR_ftruncate, [.descriptor(argument: 0)]),
+    (CSYS_NR_fallocate, [.descriptor(argument: 0)]),
+    (CSYS_NR_execve, []),
+    (CSYS_NR_execveat, []),
+    (CSYS_NR_io_uring_setup, []),
+  ]
+
+  private static let allow: UInt32 = 0x7FFF_0000
+  private static let notify: UInt32 = 0x7FC0_0000
+  private static let noSuchCall: UInt32 = 0x0005_0000 | 38
+
+  init(window: DescriptorWindow) {
+    load(offset: 4)
+    // A program of another architecture: the supervisor says so and ends it.
+    jump(.equal, CSYS_AUDIT_ARCH, ifTrue: 1, ifFalse: 0)
+    finish(Self.notify)
+    load(offset: 0)
+    #if arch(x86_64)
+      jump(.notBelow, 0x4000_0000, ifTrue: 0, ifFalse: 1)
+      finish(Self.noSuchCall)
+    #endif
+    for (number, conditions) in Self.table where number >= 0 {
+      let block = Self.block(conditions, window)
+      jump(.equal, UInt32(number), ifTrue: 0, ifFalse: UInt8(block.count))
+      code += block
+    }
+    finish(Self.allow)
+  }
+
+  private init() {}
+
+  private static func block(_ conditions: [Condition], _ window: DescriptorWindow) -> [csys_bpf]
+  {
+    var block = Filter()
+    for condition in conditions {
+      switch condition {
+      case .ioctlType(let argument, let type):
+        block.load(offset: 16 + 8 * argument)
+        block.code.append(csys_bpf(code: 0x74, jt: 0, jf: 0, k: 8))
+        block.code.append(csys_bpf(code: 0x54, jt: 0, jf: 0, k: 0xFF))
+        block.jump(.equal, type, ifTrue: 0, ifFalse: 1)
+      case .regionOffset(let argument):
+        block.load(offset: 16 + 8 * argument + 4)
+        block.code.append(csys_bpf(code: 0x74, jt: 0, jf: 0, k: 13))
+        block.jump(.equal, 1, ifTrue: 0, ifFalse: 1)
+      case .descriptor(let argument):
+        block.load(offset: 16 + 8 * argument)
+        block.jump(.notBelow, window.first, ifTrue: 0, ifFalse: 2)
+        block.jump(.notBelow, window.end, ifTrue: 1, ifFalse: 0)
+      }
+      block.finish(notify)
+    }
+    block.finish(conditions.isEmpty ? notify : allow)
+    return block.code
+  }
+
+  private enum Comparison: UInt16 {
+    case equal = 0x15
+    case notBelow = 0x35
+  }
+
+  /// Loads a 32-bit word of `struct seccomp_data`.
+  private mutating func load(offset: Int) {
+    code.append(csys_bpf(code: 0x20, jt: 0, jf: 0, k: UInt32(offset)))
+  }
+
+  private mutating func jump(_ how: Comparison, _ k: UInt32, ifTrue: UInt8, ifFalse: UInt8) {
+    code.append(csys_bpf(code: how.rawValue, jt: ifTrue, jf: ifFalse, k: k))
+  }
+
+  private mutating func finish(_ action: UInt32) {
+    code.append(csys_bpf(code: 0x06, jt: 0, jf: 0, k: action))
+  }
+
+  /// Installs the filter on this thread and what it will start.
+  /// - Returns: The listener, and whether calls wait for the answer without being interrupted;
+  ///   or a negative errno.
+  func install() -> (listener: Int32, killableWaits: Bool) {
+    let flags = UInt32(CSYS_NEW_LISTENER)
+    let killable = flags | UInt32(CSYS_WAIT_KILLABLE_RECV)
+    return unsafe code.withUnsafeBufferPointer { code in
+      let listener = unsafe csys_seccomp_install(code.baseAddress, code.count, killable)
+      if listener != -22 { return (listener, true) }
+      return (unsafe csys_seccomp_install(code.baseAddress, code.count, flags), false)
+    }
+  }
+}

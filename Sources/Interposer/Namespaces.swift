@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The program's own mount namespace, so that it can have a /dev and a /sys of its own; inside a
+// user namespace where it is not root.
+
+import CSyscalls
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+enum Namespaces {
+  enum Mode: Sendable {
+    /// A mount namespace made with the host's own privilege: real device nodes can be made.
+    case privileged
+    /// Inside a user namespace: placeholders only.
+    case user
+  }
+
+  private static let newMounts: Int32 = 0x20000
+  private static let newUser: Int32 = 0x1000_0000
+
+  /// Moves this process, which has one thread, into namespaces of its own.
+  static func enter() throws(InterposerError) -> Mode {
+    let user = geteuid()
+    let group = getegid()
+    let mode: Mode
+    if user == 0, csys_unshare(newMounts) == 0 {
+      mode = .privileged
+    } else {
+      let result = csys_unshare(newUser | newMounts)
+      guard result == 0 else {
+        throw InterposerError(
+          "the kernel refused a user namespace (\(System.message(result))): allow unprivileged "
+            + "user namespaces (sysctl user.max_user_namespaces, "
+            + "kernel.unprivileged_userns_clone=1), or run as root")
+      }
+      _ = System.writeFile("/proc/self/setgroups", "deny")
+      let users = System.writeFile("/proc/self/uid_map", "\(user) \(user) 1\n")
+      let groups = System.writeFile("/proc/self/gid_map", "\(group) \(group) 1\n")
+      guard users == 0, groups == 0 else {
+        throw InterposerError(
+          "cannot map user \(user) and group \(group) into a user namespace "
+            + "(\(System.message(min(users, groups)))): run as root")
+      }
+      mode = .user
+    }
+    let result = unsafe csys_mount(nil, "/", nil, UInt(MS_REC | MS_PRIVATE), nil)
+    guard result == 0 else {
+      throw InterposerError(
+        "cannot make the mounts private (\(System.message(result))): on Ubuntu set "
+          + "kernel.apparmor_restrict_unprivileged_userns=0, or run as root")
+    }
+    return mode
+  }
+}

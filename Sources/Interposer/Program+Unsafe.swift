@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From the fork to the program's first instruction: namespaces, the view, the filter, exec.
+// Runs in a process with one thread, in the front's process group and session.
+
+import CSyscalls
+import LinuxABI
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+enum Program {
+  /// Sets the process up and executes the program; does not return.
+  ///
+  /// Speaks to the supervisor over `socket`: takes the encoded view; gives a length and that
+  /// much text (why it failed), or length 0 and then the filter's listener.
+  static func main(_ options: RunOptions, socket: Int32) -> Never {
+    var sentence = ""
+    do {
+      let mode = try Namespaces.enter()
+      guard let head = System.readExactly(socket, 8), let count = Int(exactly: decode(head)),
+        let bytes = System.readExactly(socket, count)
+      else { _exit(125) }
+      try MountView(WireView(bytes), mode: mode).build()
+      let listener = try installFilter()
+      System.writeAll(socket, [0, 0, 0, 0])
+      _ = csys_send_fd(socket, listener)
+      close(listener)
+    } catch {
+      sentence = error.description
+    }
+    if !sentence.isEmpty {
+      let text = Array(sentence.utf8)
+      System.writeAll(
+        socket, (0..<4).map { UInt8(truncatingIfNeeded: text.count >> (8 * $0)) } + text)
+      _exit(125)
+    }
+    execute(options)
+  }
+
+  private static func decode(_ bytes: [UInt8]) -> UInt64 {
+    bytes.enumerated().reduce(0) { $0 | UInt64($1.element) << (8 * UInt64($1.offset)) }
+  }
+
+  private static func installFilter() throws(InterposerError) -> Int32 {
+    guard csys_no_new_privileges() == 0 else {
+      throw InterposerError("the kernel has no no_new_privs; Linux 5.19 or later is needed")
+    }
+    let (listener, killable) = Filter(window: descriptorWindow()).install()
+    if listener < 0 {
+      switch -listener {
+      case EBUSY:
+        throw InterposerError(
+          "this process is already supervised by seccomp user notification (a nested `iommu run`, "
+            + "or a container runtime that uses it): run `iommu run` outside of it")
+      case EINVAL, ENOSYS:
+        throw InterposerError(
+          "the kernel has no seccomp user notification: Linux 5.19 or later is needed, with "
+            + "CONFIG_SECCOMP_FILTER")
+      default:
+        throw InterposerError(
+          "the kernel refused the seccomp filter (\(System.message(listener))): allow "
+            + "seccomp(2) in the container's own profile")
+      }
+    }
+    if !killable {
+      System.printError(
+        "iommu: this kernel cannot hold signals back while a call is answered (Linux 5.19 can): "
+          + "a signal may repeat a call")
+    }
+    return listener
+  }
+
+  /// The window for this process's limit on open files.
+  static func descriptorWindow() -> DescriptorWindow {
+    var limit = rlimit()
+    #if canImport(Glibc)
+      _ = unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    #else
+      _ = unsafe getrlimit(RLIMIT_NOFILE, &limit)
+    #endif
+    return DescriptorWindow(softLimit: UInt64(limit.rlim_cur))
+  }
+
+  private static func execute(_ options: RunOptions) -> Never {
+    csys_signals_restore()
+    var arguments = unsafe ([options.program] + options.arguments).map { unsafe strdup($0) }
+    unsafe arguments.append(nil)
+    if let environment = options.environment {
+      clearenv()
+      for entry in environment { unsafe putenv(strdup(entry)) }
+    }
+    unsafe execvp(options.program, arguments)
+    let error = errno
+    System.printError("iommu: \(options.program): \(System.message(-error))")
+    _exit(error == ENOENT || error == ENOTDIR ? 127 : 126)
+  }
+}

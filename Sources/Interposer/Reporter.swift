@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the user is told: sentences about failed calls, and the trace.
+
+import CSyscalls
+import IOMMU
+import LinuxABI
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// One call that we answered.
+struct CallRecord {
+  let call: SystemCall
+  let description: CallDescription
+  let file: (any OpenFile)?
+  let process: Int32
+  let answer: Answer
+  /// In nanoseconds of the monotonic clock.
+  let started: UInt64
+}
+
+/// Explains and traces. Thread-safe.
+final class Reporter: Sendable {
+  let isTracing: Bool
+  private let explains: Bool
+  private let lines: Bool
+  private let trace: TraceFile?
+  private let events = Mutex<EventLog?>(nil)
+  private let said = Mutex<Set<String>>([])
+
+  init(_ options: RunOptions) throws(InterposerError) {
+    explains = options.explain
+    switch options.trace {
+    case .none: (lines, trace) = (false, nil)
+    case .standardError: (lines, trace) = (true, nil)
+    case .file(let path): (lines, trace) = (false, try TraceFile(path))
+    }
+    isTracing = lines || trace != nil
+  }
+
+  /// Whether calls are to be reported at all.
+  var isActive: Bool { isTracing || explains }
+
+  /// How often to come by, in milliseconds; -1 where nothing waits.
+  var pollInterval: Int32 { isTracing ? 100 : -1 }
+
+  static func now() -> UInt64 {
+    var time = timespec()
+    _ = unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+
+  func attach(_ log: EventLog?) {
+    guard isTracing, let log else { return }
+    log.startRecording()
+    // The log counts from its first entry: find out when that was.
+    log.append(.context(RequesterID(rawValue: 0), ""))
+    let now = Int64(Self.now())
+    if let first = log.drain().entries.last { trace?.alignEvents(at: now - Int64(first.time)) }
+    events.withLock { $0 = log }
+  }
+
+  /// A sentence that the user must see, once.
+  func say(_ sentence: String) {
+    if said.withLock({ $0.insert(sentence).inserted }) {
+      System.printError("iommu: " + sentence)
+    }
+  }
+
+  /// A sentence for who asked for explanations, once.
+  func note(_ sentence: String) { if explains { say(sentence) } }
+
+  func call(_ record: CallRecord) {
+    if explains, case .failure(let error) = record.answer {
+      let on = record.file.map { " on \($0.name)" } ?? ""
+      System.printError(
+        "iommu: \(record.description.name)\(on): \(error.reason) (\(error.errno.symbol))")
+    }
+    if lines {
+      drain()
+      System.printError(record.line)
+    }
+    trace?.write(record, ended: Self.now())
+  }
+
+  /// Moves what the engine has logged into the trace.
+  func drain() {
+    guard isTracing, let log = events.withLock({ $0 }) else { return }
+    let (entries, lost) = log.drain()
+    for entry in entries {
+      if lines { System.printError("     " + entry.event.line) }
+      trace?.write(entry)
+    }
+    if lost > 0 {
+      say("\(lost) events of the engine came too fast for the trace and are missing")
+    }
+  }
+
+  func flush() { trace?.flush() }
+
+  func finish() {
+    drain()
+    trace?.flush(last: true)
+  }
+}

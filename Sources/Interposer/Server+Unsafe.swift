@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The serving thread: takes a notification, does the call or lets it go on, answers.
+
+import CSyscalls
+import IOMMU
+import LinuxABI
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// What becomes of a call.
+enum Answer {
+  case result(Int)
+  case failure(IOMMUError)
+  /// The kernel does the call.
+  case goOn
+}
+
+/// Serves the calls of one filter.
+///
+/// Unchecked: everything mutable is used by the serving thread alone.
+@safe final class Server: @unchecked Sendable {
+  let listener: Int32
+  let handles: HandleTable
+  let window: DescriptorWindow
+  let reporter: Reporter
+  let nodes: NodeTable
+  var tasks = Tasks()
+  /// Reused between calls, for what passes through us; freed with the process.
+  let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 65_536, alignment: 8)
+
+  init(
+    listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
+    reporter: Reporter
+  ) {
+    self.listener = listener
+    self.handles = handles
+    self.window = window
+    self.nodes = nodes
+    self.reporter = reporter
+  }
+
+  func isValid(_ id: UInt64) -> Bool { csys_notif_id_valid(listener, id) == 0 }
+
+  /// Serves until no program is left.
+  func serve() {
+    var notification = csys_notif()
+    while true {
+      let result = unsafe csys_notif_receive(listener, &notification)
+      guard result == 0 else {
+        // ENOENT: the caller died before we looked, or nobody is left; the monitor ends us.
+        if result == -EINTR { continue }
+        if result == -ENOENT {
+          var set = pollfd(fd: listener, events: 0, revents: 0)
+          if unsafe poll(&set, 1, 0) == 1 { return }
+          continue
+        }
+        return
+      }
+      // A close that came before this call takes effect before it.
+      handles.drain()
+      serve(notification)
+    }
+  }
+
+  private func serve(_ notification: csys_notif) {
+    let call = SystemCall(notification)
+    guard notification.data.arch == CSYS_AUDIT_ARCH else {
+      refuseForeign(call)
+      return
+    }
+    let caller = ClientCaller(self, id: call.id, thread: call.thread)
+    let started = reporter.isTracing ? Reporter.now() : 0
+    var (file, answer) = dispatch(call, caller)
+    if case .result = answer, !caller.promises.isEmpty {
+      do throws(IOMMUError) {
+        try caller.keepPromises()
+      } catch {
+        answer = .failure(error)
+      }
+    }
+    if reporter.isActive { report(call, caller, file, answer, started) }
+    switch answer {
+    case .result(let value):
+      _ = csys_notif_send(listener, call.id, Int64(value), 0, 0)
+    case .failure(let error):
+      caller.breakPromises()
+      _ = csys_notif_send(listener, call.id, 0, -error.errno.rawValue, 0)
+    case .goOn:
+      _ = csys_notif_send(listener, call.id, 0, 0, 1)
+    }
+    file = nil
+  }
+
+  /// Says once what a program of another architecture is missing, and ends it.
+  private func refuseForeign(_ call: SystemCall) {
+    let name = System.readLink("/proc/\(call.thread)/exe") ?? "process \(call.thread)"
+    reporter.say(
+      "\(name) is a 32-bit program: /dev/iommu can be shown to 64-bit programs only; it is killed"
+    )
+    if let task = tasks.task(call.thread) { kill(task.group, SIGKILL) }
+    _ = csys_notif_send(listener, call.id, 0, -ENOSYS, 0)
+  }
+
+  private func dispatch(
+    _ call: SystemCall, _ caller: ClientCaller
+  ) -> (file: (any OpenFile)?, Answer) {
+    switch call.number {
+    case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:
+      return open(call, caller)
+    case CSYS_NR_execve, CSYS_NR_execveat:
+      tasks.willExecute(call.thread)
+      return (nil, .goOn)
+    case CSYS_NR_io_uring_setup:
+      reporter.note(
+        "process \(call.thread) sets up io_uring: what it submits there does not come by here; "
+          + "/dev/iommu and /dev/vfio cannot be opened through it")
+      return (nil, .goOn)
+    default:
+      break
+    }
+    let number = Int32(truncatingIfNeeded: call[call.number == CSYS_NR_mmap ? 4 : 0])
+    guard let copy = tasks.copy(descriptor: number, of: call.thread),
+      let identity = System.identity(copy.number),
+      let handle = handles.handle(FileKey(identity))
+    else { return (nil, .goOn) }
+    do throws(IOMMUError) {
+      return (handle.file, try perform(call, caller, handle, copy))
+    } catch {
+      return (handle.file, .failure(error))
+    }
+  }
+
+  private func perform(
+    _ call: SystemCall, _ caller: ClientCaller, _ handle: Handle, _ copy: OwnedDescriptor
+  ) throws(IOMMUError) -> Answer {
+    let file = handle.file
+    switch call.number {
+    case CSYS_NR_ioctl:
+      return .result(
+        try file.ioctl(UInt32(truncatingIfNeeded: call[1]), argument: call[2], by: caller))
+    case CSYS_NR_mmap:
+      return try checkMap(call, file)
+    case CSYS_NR_fstat:
+      return try status(call[1], handle, caller, extended: false)
+    case CSYS_NR_newfstatat:
+      guard try isEmptyPath(call[1], flags: call[3], caller) else { return .goOn }
+      return try status(call[2], handle, caller, extended: false)
+    case CSYS_NR_statx:
+      guard try isEmptyPath(call[1], flags: call[2], caller) else { return .goOn }
+      return try status(call[4], handle, caller, extended: true)
+    case CSYS_NR_lseek:
+      throw IOMMUError(.illegalSeek, "\(file.name) has no file position")
+    case CSYS_NR_ftruncate:
+      throw IOMMUError(.invalidArgument, "\(file.name) is a device and cannot be truncated")
+    case CSYS_NR_fallocate:
+      throw IOMMUError(.noSuchDevice, "\(file.name) is a device and has no space to allocate")
+    default:
+      return .result(try transfer(call, caller, file, copy))
+    }
+  }
+
+  private func checkMap(_ call: SystemCall, _ file: any OpenFile) throws(IOMMUError) -> Answer {
+    guard file.regionWindowSize > 0 else {
+      throw IOMMUError(.noSuchDevice, "\(file.name) has nothing to map")
+    }
+    let flags = Int32(truncatingIfNeeded: call[3])
+    let sharing = flags & 0xF
+    try file.checkMap(
+      at: call[5], length: call[1],
+      writable: Int32(truncatingIfNeeded: call[2]) & PROT_WRITE != 0,
+      shared: sharing == MAP_SHARED || sharing == 3)
+    return .goOn
+  }
+
+  /// Whether a `stat` by path is one of the descriptor itself.
+  private func isEmptyPath(
+    _ path: UInt64, flags: UInt64, _ caller: ClientCaller
+  ) throws(IOMMUError) -> Bool {
+    guard flags & 0x1000 != 0 else { return false }
+    if path == 0 { return true }
+    var first: UInt8 = 1
+    try unsafe withUnsafeMutableBytes(of: &first) { (byte) throws(IOMMUError) in
+      try unsafe caller.copyIn(from: path, into: byte)
+    }
+    return first == 0
+  }
+
+  /// Answers `fstat` with what Linux says of such a file: a character device.
+  private func status(
+    _ address: UInt64, _ handle: Handle, _ caller: ClientCaller, extended: Bool
+  ) throws(IOMMUError) -> Answer {
+    var device = csys_character_device()
+    device.inode = handle.key.inode
+    device.major = handle.file.number.major
+    device.minor = handle.file.number.minor
+    device.permissions = 0o666
+    device.seconds = Int64(time(nil))
+    let size = extended ? csys_statx_size() : csys_stat_size()
+    try unsafe withUnsafeTemporaryAllocation(byteCount: size, alignment: 8) {
+      (out) throws(IOMMUError) in
+      // SAFETY: the allocation has the structure's size.
+      if extended {
+        unsafe csys_fill_statx(out.baseAddress, &device)
+      } else {
+        unsafe csys_fill_stat(out.baseAddress, &device)
+      }
+      try unsafe caller.copyOut(UnsafeRawBufferPointer(out), to: address)
+    }
+    return .result(0)
+  }
+
+  private func report(
+    _ call: SystemCall, _ caller: ClientCaller, _ file: (any OpenFile)?, _ answer: Answer,
+    _ started: UInt64
+  ) {
+    if case .goOn = answer, file == nil { return }
+    if case .result = answer, !reporter.isTracing { return }
+    reporter.call(
+      CallRecord(
+        call: call, description: CallDescription(call, file, caller), file: file,
+        process: caller.processID, answer: answer, started: started))
+  }
+}
+
+/// A notification's call.
+struct SystemCall: Sendable {
+  let id: UInt64
+  let thread: Int32
+  let number: Int32
+  private let arguments: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
+
+  init(_ notification: csys_notif) {
+    id = notification.id
+    thread = Int32(bitPattern: notification.pid)
+    number = notification.data.nr
+    arguments = notification.data.args
+  }
+
+  subscript(index: Int) -> UInt64 {
+    switch index {
+    case 0: arguments.0
+    case 1: arguments.1
+    case 2: arguments.2
+    case 3: arguments.3
+    case 4: arguments.4
+    default: arguments.5
+    }
+  }
+}

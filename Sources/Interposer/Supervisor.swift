@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The process in which the machine lives. Its first thread watches over the program, the front
+// and closed files; a second one serves calls. It leaves the terminal's session, so that no
+// key ends it before the program.
+
+import CSyscalls
+import LinuxABI
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+enum Supervisor {
+  /// Starts the program, serves it to its end and that of all its descendants.
+  static func main(_ options: RunOptions, front: Int32) -> Never {
+    do {
+      let supervision = try Supervision(options, front: front)
+      supervision.watch()
+    } catch {
+      System.writeAll(front, Report.failed(error.description).bytes)
+      _exit(125)
+    }
+  }
+}
+
+/// A program under supervision.
+final class Supervision {
+  private let front: Int32
+  private let program: Int32
+  private let listener: Int32
+  private let children: Int32
+  private let handles: HandleTable
+  private let reporter: Reporter
+  private var frontIsOpen = true
+  private var programIsAlive = true
+  private var frontIsStopped = false
+
+  init(_ options: RunOptions, front: Int32) throws(InterposerError) {
+    self.front = front
+    guard let (ours, theirs) = socketPair(sequenced: false) else {
+      throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
+    }
+    // Forked before the machine can start threads, and before this process leaves the session.
+    program = System.fork()
+    guard program >= 0 else {
+      throw InterposerError("cannot start the program: \(System.message(program))")
+    }
+    if program == 0 {
+      close(ours)
+      close(front)
+      Program.main(options, socket: theirs)
+    }
+    close(theirs)
+    let window = Program.descriptorWindow()
+    reporter = try Self.prepare(options, keeping: [front, ours], killing: program)
+    let machine: InterposedMachine
+    do {
+      machine = try options.makeMachine()
+    } catch {
+      kill(program, SIGKILL)
+      throw InterposerError("\(error)")
+    }
+    let wire = WireView(nodes: machine.nodes, view: machine.view).bytes
+    System.writeAll(ours, (0..<8).map { UInt8(truncatingIfNeeded: wire.count >> (8 * $0)) })
+    System.writeAll(ours, wire)
+    listener = try Self.listener(from: ours)
+    close(ours)
+    unsafe chdir("/")
+    children = csys_signalfd(1)
+    handles = try HandleTable()
+    reporter.attach(machine.events)
+    _ = csys_notif_sync_wake_up(listener)
+    _ = csys_guard_truncation()
+    let nodes = try NodeTable(machine.nodes, root: "/proc/\(program)/root")
+    let server = Server(
+      listener: listener, handles: handles, window: window, nodes: nodes, reporter: reporter)
+    guard System.startThread({ server.serve() }) else {
+      kill(program, SIGKILL)
+      throw InterposerError("cannot start the serving thread")
+    }
+    System.writeAll(front, Report.started(pid: program).bytes)
+  }
+
+  /// Leaves the session, gives back the program's descriptors, opens the trace.
+  private static func prepare(
+    _ options: RunOptions, keeping kept: [Int32], killing program: Int32
+  ) throws(InterposerError) -> Reporter {
+    setsid()
+    closeAll(above: 2, except: kept)
+    detachStandardStreams(keepError: true)
+    var limit = rlimit()
+    #if canImport(Glibc)
+      let files = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
+    #else
+      let files = RLIMIT_NOFILE
+    #endif
+    if unsafe getrlimit(files, &limit) == 0 {
+      limit.rlim_cur = limit.rlim_max
+      _ = unsafe setrlimit(files, &limit)
+    }
+    do {
+      return try Reporter(options)
+    } catch {
+      kill(program, SIGKILL)
+      throw error
+    }
+  }
+
+  /// The filter's listener, or why there is none.
+  private static func listener(from socket: Int32) throws(InterposerError) -> Int32 {
+    guard let head = System.readExactly(socket, 4) else {
+      throw InterposerError("the program's process ended before it was set up")
+    }
+    let count = head.reversed().reduce(0) { $0 << 8 | Int($1) }
+    if count > 0 {
+      let text = System.readExactly(socket, count) ?? []
+      throw InterposerError(String(decoding: text, as: UTF8.self))
+    }
+    let listener = csys_receive_fd(socket)
+    guard listener >= 0 else {
+      throw InterposerError("the filter could not be handed over: \(System.message(listener))")
+    }
+    return listener
+  }
+
+  /// Watches until nobody uses the filter any more.
+  func watch() -> Never {
+    var pause: Int32 = 1
+    while true {
+      let ready = wait(milliseconds: handles.needsAttention ? pause : reporter.pollInterval)
+      // A close is confirmed soon or, where the file is open twice, at leisure.
+      pause = handles.needsAttention ? min(pause * 2, 1000) : 1
+      handles.drain()
+      reporter.drain()
+      if ready.children { noteChanges() }
+      if ready.front { listenToFront() }
+      if ready.hungUp, !programIsAlive { finish() }
+    }
+  }
+
+  private func wait(milliseconds: Int32) -> (children: Bool, front: Bool, hungUp: Bool) {
+    var set = [
+      pollfd(fd: children, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: frontIsOpen ? front : -1, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: listener, events: 0, revents: 0),
+      pollfd(fd: handles.descriptor, events: Int16(POLLIN), revents: 0),
+    ]
+    // A descriptor that nobody is behind stays ready: do not look at it while it waits for
+    // the program's end, which comes as a signal.
+    guard unsafe poll(&set, 4, milliseconds) > 0 else { return (false, false, false) }
+    return (set[0].revents != 0, set[1].revents != 0, set[2].revents != 0)
+  }
+
+  private func noteChanges() {
+    var signal = csys_signal()
+    while unsafe csys_signal_next(children, &signal) == 0 {}
+    var change = csys_wait()
+    while unsafe csys_wait_change(-1, &change) > 0 {
+      guard change.pid == program else { continue }
+      if change.stopped != 0 {
+        frontIsStopped = true
+        tell(.stopped)
+      } else if change.continued != 0 {
+        // Whoever continued the program continues the front too.
+        if frontIsStopped { kill(getppid(), SIGCONT) }
+        frontIsStopped = false
+      } else {
+        programIsAlive = false
+        end(change.exited != 0 ? .exited(status: change.code) : .signaled(change.code))
+      }
+    }
+  }
+
+  /// The program is gone; what it started may live on.
+  private func end(_ report: Report) {
+    var set = pollfd(fd: listener, events: 0, revents: 0)
+    handles.drain()
+    if unsafe poll(&set, 1, 0) > 0 {
+      handles.closeAll()
+      reporter.finish()
+      tell(report)
+      _exit(0)
+    }
+    reporter.drain()
+    reporter.flush()
+    detachStandardStreams(keepError: false)
+    tell(report)
+    close(front)
+    frontIsOpen = false
+  }
+
+  private func finish() -> Never {
+    handles.closeAll()
+    reporter.finish()
+    _exit(0)
+  }
+
+  private func tell(_ report: Report) {
+    if frontIsOpen { System.writeAll(front, report.bytes) }
+  }
+
+  /// Signals for the program; or the front is gone, and the program goes with it.
+  private func listenToFront() {
+    guard let bytes = System.readSome(front, limit: 64), let signal = bytes.first else {
+      if programIsAlive { kill(program, SIGKILL) }
+      close(front)
+      frontIsOpen = false
+      return
+    }
+    if programIsAlive { kill(program, Int32(signal)) }
+  }
+}

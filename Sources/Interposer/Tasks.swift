@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The threads that call: how to reach their descriptors and their address spaces. Used by the
+// serving thread only.
+
+import CSyscalls
+import IOMMU
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// Cached handles of threads and processes.
+///
+/// A cached pidfd is right while its task lives, and a task that waits for an answer lives: a
+/// stale entry answers ESRCH and is made anew.
+struct Tasks {
+  struct Task {
+    let descriptor: OwnedDescriptor
+    let group: Int32
+  }
+
+  /// An exec that was let go ahead; until its outcome is known nothing may be cached.
+  private struct PendingExec {
+    let thread: Int32
+  }
+
+  private var tasks: [Int32: Task] = [:]
+  private var memories: [Int32: ClientMemory] = [:]
+  private var pending: [Int32: PendingExec] = [:]
+  private var nextNumber: UInt64 = 1
+  private static let threadFlag: UInt32 = 0x80  // PIDFD_THREAD (O_EXCL)
+
+  /// The thread's pidfd and group. `renew` where the cached one turned out stale.
+  mutating func task(_ thread: Int32, renew: Bool = false) -> Task? {
+    if !renew, let task = tasks[thread] { return task }
+    guard let group = Self.group(of: thread) else { return nil }
+    var number = csys_pidfd_open(thread, Self.threadFlag)
+    if number == -EINVAL { number = csys_pidfd_open(group, 0) }
+    guard number >= 0 else { return nil }
+    if tasks.count >= 512 { tasks.removeAll(keepingCapacity: true) }
+    let task = Task(descriptor: OwnedDescriptor(number), group: group)
+    tasks[thread] = task
+    return task
+  }
+
+  private static func group(of thread: Int32) -> Int32? {
+    guard let status = System.contents("/proc/\(thread)/status") else { return nil }
+    let text = String(decoding: status, as: UTF8.self)
+    for line in text.split(separator: "\n") where line.hasPrefix("Tgid:") {
+      return Int32(line.dropFirst(5).drop { $0 == "\t" || $0 == " " })
+    }
+    return nil
+  }
+
+  /// A copy of a thread's descriptor; nil where it is not open.
+  mutating func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
+    guard let task = task(thread) else { return nil }
+    var number = csys_pidfd_getfd(task.descriptor.number, descriptor)
+    if number == -ESRCH, let task = self.task(thread, renew: true) {
+      number = csys_pidfd_getfd(task.descriptor.number, descriptor)
+    }
+    return number < 0 ? nil : OwnedDescriptor(number)
+  }
+
+  /// The address space of a thread that waits for an answer.
+  mutating func memory(of thread: Int32) -> ClientMemory? {
+    guard let group = task(thread)?.group else { return nil }
+    var mayCache = true
+    if let exec = pending[group] {
+      let isGone = unsafe access("/proc/\(group)/task/\(exec.thread)", F_OK) != 0
+      if exec.thread == thread || thread == group && isGone {
+        pending[group] = nil
+      } else {
+        mayCache = false
+      }
+    }
+    if let memory = memories[group], mayCache, memory.isOwnerAlive { return memory }
+    guard let memory = ClientMemory(thread: thread, group: group, number: nextNumber) else {
+      return nil
+    }
+    nextNumber += 1
+    if mayCache {
+      if memories.count >= 256 { memories = memories.filter { $0.value.isOwnerAlive } }
+      memories[group] = memory
+    }
+    return memory
+  }
+
+  /// The thread is about to execute another program.
+  mutating func willExecute(_ thread: Int32) {
+    guard let group = Self.group(of: thread) else { return }
+    tasks[thread] = nil
+    memories[group] = nil
+    pending[group] = PendingExec(thread: thread)
+  }
+}
