@@ -96,7 +96,7 @@ let package = Package(
       name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
     .testTarget(
       name: "LinuxABITests",
-      dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU"],
+      dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],
       exclude: ["abi"]),
     .testTarget(name: "InterposerTests", dependencies: ["Interposer"]),
     // What the interposer's tests run: a host of small devices and the programs that use them.

@@ -62,14 +62,22 @@ final class VFIOGroupFile: OpenFile {
       }
     case VFIO_GROUP_UNSET_CONTAINER: throw noContainer()
     case VFIO_GROUP_GET_DEVICE_FD:
-      // The name is read first on Linux; without a container no name gets further.
-      _ = try caller.load(UInt8.self, from: argument, zero: 0)
+      let wanted = try caller.text(at: argument)
+      guard group.group.devices.contains(where: { Self.names(wanted, $0.name) }) else {
+        throw IOMMUError(
+          .noSuchDevice, "group \(group.group.id) has no device \(wanted)")
+      }
       throw noContainer()
     default:
       throw IOMMUError(
         .inappropriateIOCTLForDevice, "\(name) has no command \(hexadecimal(command))")
     }
     return 0
+  }
+
+  /// Whether a text names a device: its address, and options after a space.
+  private static func names(_ text: String, _ name: String) -> Bool {
+    text == name || text.hasPrefix(name + " ")
   }
 
   private func noContainer() -> IOMMUError {
@@ -142,6 +150,20 @@ extension OpenFile where Self: VFIOFileWithoutRegions {
     at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
   ) throws(IOMMUError) {
     throw IOMMUError(.noSuchDevice, "\(name) cannot be mapped")
+  }
+}
+
+extension Caller {
+  /// A text of the caller's that ends with a zero byte. Linux: `strndup_user`.
+  /// - Throws: `EFAULT`; `EINVAL` where it has not ended after 4096 bytes.
+  fileprivate func text(at address: UInt64) throws(IOMMUError) -> String {
+    var bytes: [UInt8] = []
+    while bytes.count < 4096 {
+      let byte = try load(UInt8.self, from: address &+ UInt64(bytes.count), zero: 0)
+      if byte == 0 { return String(decoding: bytes, as: UTF8.self) }
+      bytes.append(byte)
+    }
+    throw IOMMUError(.invalidArgument, "the device's name does not end within 4096 bytes")
   }
 }
 
