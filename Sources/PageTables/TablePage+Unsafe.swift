@@ -41,6 +41,10 @@ public struct TablePage: @unchecked Sendable {
     unsafe entries[index & 511].store(entry, ordering: .releasing)
   }
 
+  /// Chunks are aligned to their size, in bytes: see `TableStore`.
+  @inlinable @inline(__always)
+  static var chunkSize: UInt { 256 << 10 }
+
   /// The notes that the pool keeps beside each page, in the first page of its chunk.
   @usableFromInline
   struct Note {
@@ -54,9 +58,9 @@ public struct TablePage: @unchecked Sendable {
   var note: UnsafeMutablePointer<Note> {
     // SAFETY: pages lie in chunks aligned to their size, which begin with one note a page.
     unsafe UnsafeMutablePointer<Note>(
-      bitPattern: UInt(address) & ~(TablePool.chunkSize - 1)
+      bitPattern: UInt(address) & ~(TablePage.chunkSize - 1)
     ).unsafelyUnwrapped
-      + Int(truncatingIfNeeded: (UInt(address) & (TablePool.chunkSize - 1)) >> 12)
+      + Int(truncatingIfNeeded: (UInt(address) & (TablePage.chunkSize - 1)) >> 12)
   }
 
   /// Entries in use.
@@ -76,19 +80,44 @@ public struct TablePage: @unchecked Sendable {
   }
 }
 
-/// Where one table's pages come from: chunks of 64 pages, of which the first holds notes.
+/// Where one table's pages come from.
+///
+/// A class for the compiler's sake: generic builders are inlined into other modules, and those
+/// must not see how the store is laid out. One table refers to it, and nobody else.
+@usableFromInline
+final class TablePool: @unchecked Sendable {
+  // Unchecked: one table owns it and guards it as it guards itself.
+  private var store = TableStore()
+  private let limit: Int
+
+  init(limit: Int) { self.limit = limit }
+
+  /// Pages handed out.
+  var used: Int { store.used }
+
+  /// Bytes that the pool holds, in use or not.
+  var footprint: Int { store.footprint }
+
+  /// Whether so many more pages may be taken.
+  @usableFromInline
+  func has(_ count: Int) -> Bool { limit - store.used >= count }
+
+  /// A page of zero entries. The caller has asked `has`.
+  @usableFromInline
+  func take() -> TablePage { store.take() }
+
+  /// Takes back a page whose entries are all zero, once no walk can be in it.
+  @usableFromInline
+  func put(_ page: TablePage) { store.put(page) }
+}
+
+/// Chunks of 64 pages, of which the first holds notes.
 ///
 /// Pages come back all zero (a page leaves a table only when its last entry was cleared), so
 /// that mapping and unmapping in turn writes no page anew. A chunk that is empty while another
 /// is empty too goes back to the system.
-///
-/// A class for the compiler's sake: generic builders are inlined into other modules, and those
-/// must not see how the pool is laid out. One table refers to it, and nobody else.
 @safe
-@usableFromInline
-final class TablePool: @unchecked Sendable {
-  // Unchecked: one table owns it and guards it as it guards itself.
-  @usableFromInline static var chunkSize: UInt { 256 << 10 }
+struct TableStore: ~Copyable {
   private static let allFree = ~UInt64(1)
 
   private struct Chunk {
@@ -102,25 +131,15 @@ final class TablePool: @unchecked Sendable {
   private var chunks: [Chunk] = []
   /// Where to look for a free page first.
   private var hint = 0
-  /// Pages handed out, and how many that may be.
   private(set) var used = 0
-  let limit: Int
-
-  init(limit: Int) { self.limit = limit }
 
   deinit {
     for chunk in chunks { Self.release(chunk.address) }
   }
 
-  /// Bytes that the pool holds, in use or not.
-  var footprint: Int { chunks.count * Int(Self.chunkSize) }
+  var footprint: Int { chunks.count * Int(TablePage.chunkSize) }
 
-  @usableFromInline
-  func has(_ count: Int) -> Bool { limit - used >= count }
-
-  /// A page of zero entries. The caller has asked `has`.
-  @usableFromInline
-  func take() -> TablePage {
+  mutating func take() -> TablePage {
     if hint >= chunks.count || chunks[hint].free == 0 { findRoom() }
     let index = chunks[hint].free.trailingZeroBitCount
     chunks[hint].free &= chunks[hint].free &- 1
@@ -137,10 +156,8 @@ final class TablePool: @unchecked Sendable {
     return page
   }
 
-  /// Takes back a page whose entries are all zero, once no walk can be in it.
-  @usableFromInline
-  func put(_ page: TablePage) {
-    let chunkAddress = UInt(page.address) & ~(Self.chunkSize - 1)
+  mutating func put(_ page: TablePage) {
+    let chunkAddress = UInt(page.address) & ~(TablePage.chunkSize - 1)
     let index = Int((UInt(page.address) - chunkAddress) >> 12)
     if chunks[hint].address != chunkAddress {
       guard let found = chunks.firstIndex(where: { $0.address == chunkAddress }) else { return }
@@ -159,14 +176,14 @@ final class TablePool: @unchecked Sendable {
     }
   }
 
-  private func findRoom() {
+  private mutating func findRoom() {
     if let found = chunks.firstIndex(where: { $0.free != 0 }) {
       hint = found
       return
     }
     // Released in deinit or by `put`.
     let memory = UnsafeMutableRawPointer.allocate(
-      byteCount: Int(Self.chunkSize), alignment: Int(Self.chunkSize))
+      byteCount: Int(TablePage.chunkSize), alignment: Int(TablePage.chunkSize))
     hint = chunks.count
     chunks.append(
       Chunk(address: UInt(bitPattern: memory), free: Self.allFree, fresh: 1))

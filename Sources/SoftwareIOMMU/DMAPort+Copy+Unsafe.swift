@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The accesses of a device: reads, writes, copies and fills, piece by piece.
+// The long accesses of a device: reads, writes, copies and fills, piece by piece.
 
 import IOMMU
 import PageTables
@@ -32,61 +32,6 @@ extension DMAPort {
     enter()
     defer { leave() }
     try put(iova.rawValue, from: UInt64(UInt(bitPattern: base)), count: UInt64(buffer.count))
-  }
-
-  /// Reads one little-endian integer; in one access where it is aligned.
-  public func load<T: FixedWidthInteger & BitwiseCopyable>(
-    _ iova: IOVA, as type: T.Type = T.self
-  ) throws(DMAFault) -> T {
-    let address = iova.rawValue
-    let size = MemoryLayout<T>.size
-    if address & UInt64(size &- 1) == 0 {
-      enter()
-      defer { leave() }
-      do throws(DMAFault.Reason) {
-        let hit = try find(address, IOTLB.readFlag)
-        if hit.isLocal {
-          guard let value: T = LocalAccess.load(hit.address(address)) else {
-            throw .memoryGone
-          }
-          return T(littleEndian: value)
-        }
-      } catch {
-        throw fail(error, address, .read)
-      }
-    }
-    var value: T = 0
-    try unsafe withUnsafeMutableBytes(of: &value) { bytes throws(DMAFault) in
-      try unsafe read(iova, into: bytes)
-    }
-    return T(littleEndian: value)
-  }
-
-  /// Writes one little-endian integer; in one access where it is aligned. A 4-byte one may be
-  /// an interrupt, as in `write`.
-  public func store<T: FixedWidthInteger & BitwiseCopyable>(
-    _ value: T, at iova: IOVA
-  ) throws(DMAFault) {
-    let address = iova.rawValue
-    let size = MemoryLayout<T>.size
-    if address & UInt64(size &- 1) == 0, !isInterrupt(address, size) {
-      enter()
-      defer { leave() }
-      do throws(DMAFault.Reason) {
-        let hit = try find(address, IOTLB.writeFlag)
-        if hit.isLocal {
-          guard LocalAccess.store(value.littleEndian, at: hit.address(address)) else {
-            throw .memoryGone
-          }
-          return
-        }
-      } catch {
-        throw fail(error, address, .write)
-      }
-    }
-    try unsafe withUnsafeBytes(of: value.littleEndian) { bytes throws(DMAFault) in
-      try unsafe write(iova, from: bytes)
-    }
   }
 
   /// Copies memory to memory in ascending order, both sides translated.

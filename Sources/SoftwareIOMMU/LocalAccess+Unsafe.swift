@@ -45,38 +45,46 @@ public enum LocalAccess {
     return true
   }
 
-  /// Reads one aligned integer in one access; nil where the page was not there.
+  /// Reads one aligned little-endian integer of 1, 2, 4 or 8 bytes in one access; nil where
+  /// the page was not there.
   @inline(__always)
-  static func load<T: FixedWidthInteger & BitwiseCopyable>(_ address: UInt64) -> T? {
-    var value: T = 0
-    if let guarded = unsafe guarded {
+  static func load(_ address: UInt64, size: Int) -> UInt64? {
+    // SAFETY: as in `copy`; the address is a multiple of the size.
+    let from = unsafe UnsafeRawPointer(bitPattern: UInt(address)).unsafelyUnwrapped
+    if unsafe guarded != nil {
+      var value: UInt64 = 0
       let done = unsafe withUnsafeMutableBytes(of: &value) { bytes in
-        // SAFETY: as in `copy`; a nonempty buffer has a base address.
-        unsafe guarded(
-          bytes.baseAddress.unsafelyUnwrapped,
-          UnsafeRawPointer(bitPattern: UInt(address)).unsafelyUnwrapped, bytes.count)
+        copy(to: UInt64(UInt(bitPattern: bytes.baseAddress)), from: address, count: size)
       }
-      return done ? value : nil
+      return done ? UInt64(littleEndian: value) : nil
     }
-    // SAFETY: as in `copy`; the address is a multiple of the integer's size.
-    return unsafe UnsafePointer<T>(bitPattern: UInt(address)).unsafelyUnwrapped.pointee
+    return switch size {
+    case 8: unsafe UInt64(littleEndian: from.load(as: UInt64.self))
+    case 4: unsafe UInt64(UInt32(littleEndian: from.load(as: UInt32.self)))
+    case 2: unsafe UInt64(UInt16(littleEndian: from.load(as: UInt16.self)))
+    default: unsafe UInt64(from.load(as: UInt8.self))
+    }
   }
 
-  /// Writes one aligned integer in one access; false where the page was not there.
+  /// Writes one aligned little-endian integer of 1, 2, 4 or 8 bytes in one access; false
+  /// where the page was not there.
   @inline(__always)
-  static func store<T: FixedWidthInteger & BitwiseCopyable>(
-    _ value: T, at address: UInt64
-  ) -> Bool {
-    if let guarded = unsafe guarded {
-      return unsafe withUnsafeBytes(of: value) { bytes in
-        // SAFETY: as in `load`.
-        unsafe guarded(
-          UnsafeMutableRawPointer(bitPattern: UInt(address)).unsafelyUnwrapped,
-          bytes.baseAddress.unsafelyUnwrapped, bytes.count)
+  static func store(_ value: UInt64, at address: UInt64, size: Int) -> Bool {
+    // SAFETY: as in `load`.
+    let to = unsafe UnsafeMutableRawPointer(bitPattern: UInt(address)).unsafelyUnwrapped
+    if unsafe guarded != nil {
+      return unsafe withUnsafeBytes(of: value.littleEndian) { bytes in
+        copy(to: address, from: UInt64(UInt(bitPattern: bytes.baseAddress)), count: size)
       }
     }
-    // SAFETY: as in `load`.
-    unsafe UnsafeMutablePointer<T>(bitPattern: UInt(address)).unsafelyUnwrapped.pointee = value
+    switch size {
+    case 8: unsafe to.storeBytes(of: value.littleEndian, as: UInt64.self)
+    case 4:
+      unsafe to.storeBytes(of: UInt32(truncatingIfNeeded: value).littleEndian, as: UInt32.self)
+    case 2:
+      unsafe to.storeBytes(of: UInt16(truncatingIfNeeded: value).littleEndian, as: UInt16.self)
+    default: unsafe to.storeBytes(of: UInt8(truncatingIfNeeded: value), as: UInt8.self)
+    }
     return true
   }
 }

@@ -79,14 +79,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
           + "it has neither nesting nor dirty tracking"
           + (configuration.pasidBits > 0 ? "" : " nor PASIDs"))
     }
-    switch configuration.format {
-    case .intelSecondStage:
-      return SoftwarePagingDomain<IntelSecondStage>(
-        iommu: name, configuration: configuration, memory: memory, events: events)
-    case .amdV1:
-      return SoftwarePagingDomain<AMDv1>(
-        iommu: name, configuration: configuration, memory: memory, events: events)
-    }
+    return SoftwarePagingDomain(
+      iommu: name, configuration: configuration, memory: memory, events: events)
   }
 
   public func setContext(
@@ -101,7 +95,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(name) takes PASIDs of \(configuration.pasidBits) bits, not \(pasid.rawValue)")
     }
     let source = Source(requester: device, pasid: pasid)
-    let new: (any SoftwareDomain)?
+    let new: SoftwarePagingDomain?
     let portContext: PortContext
     switch context {
     case .host: (new, portContext) = (nil, .host)
@@ -118,7 +112,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
       new?.attach(channel)
       channel.post(portContext)
       channel.wait()
-      if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
+      if case .paging(let old)? = entry.context, let old = old as? SoftwarePagingDomain {
         old.detach(channel)
       }
       entry.context = context
@@ -149,8 +143,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   private func fit(
     _ domain: any PagingDomain, to device: RequesterID
-  ) throws(IOMMUError) -> any SoftwareDomain {
-    guard let own = domain as? any SoftwareDomain else {
+  ) throws(IOMMUError) -> SoftwarePagingDomain {
+    guard let own = domain as? SoftwarePagingDomain else {
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
     }
