@@ -144,14 +144,34 @@ static void dma_must_work(struct engine *engine, struct memory *memory, const ch
   if (!quiet) printf("--  a permitted copy works\n");
 }
 
+static void open_both(struct engine *engine) {
+  engine->iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+  if (engine->iommu < 0) setup_failed("/dev/iommu");
+  engine->device = open(engine->node, O_RDWR | O_CLOEXEC);
+  if (engine->device < 0) setup_failed(engine->node);
+}
+
+static void close_both(struct engine *engine) {
+  close(engine->device);
+  close(engine->iommu);
+}
+
+// Where the regions are can be asked only of a bound device: a first session finds out.
+static void learn_regions(struct engine *engine) {
+  open_both(engine);
+  if (engine_bind(engine)) setup_failed("VFIO_DEVICE_BIND_IOMMUFD");
+  if (engine_enable(engine)) setup_failed("the device's regions");
+  close_both(engine);
+}
+
 static void before_binding(struct engine *engine) {
   section("Before binding");
-  char bytes[64];
-  must_fail(pread(engine->device, bytes, 4, 0), "read a register");
-  must_fail(pwrite(engine->device, bytes, 4, 0), "write a register");
-  must_fail(pread(engine->device, bytes, 4, (off_t)VFIO_PCI_CONFIG_REGION_INDEX << 40),
-            "read configuration space");
-  void *mapped = mmap(NULL, page, PROT_READ, MAP_SHARED, engine->device, 0);
+  char bytes[4] = {0};
+  const off_t registers = (off_t)engine->bar0, config = (off_t)engine->config;
+  must_fail(pread(engine->device, bytes, 4, registers), "read a register");
+  must_fail(pwrite(engine->device, bytes, 4, registers + CHANCTRL), "write a register");
+  must_fail(pread(engine->device, bytes, 4, config), "read configuration space");
+  void *mapped = mmap(NULL, page, PROT_READ, MAP_SHARED, engine->device, registers);
   must_fail(mapped == MAP_FAILED ? -1 : 0, "map a register page");
   struct vfio_device_info info = {.argsz = sizeof info};
   must_fail(ioctl(engine->device, VFIO_DEVICE_GET_INFO, &info), "ask what the device has");
@@ -195,8 +215,7 @@ static void as_someone_else(struct engine *engine, uint32_t ioas) {
   pid_t child = fork();
   if (child < 0) setup_failed("fork");
   if (child == 0) {
-    close(engine->device);
-    close(engine->iommu);
+    close_both(engine);
     other.iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
     other.device = open(engine->node, O_RDWR | O_CLOEXEC);
     _exit(other.device < 0 || engine_bind(&other) < 0 ? errno : 0);
@@ -329,10 +348,8 @@ int main(int count, char **arguments) {
     return EXIT_NO_DEVICE;
   }
   if (!quiet) printf("--  the device is %s, %s\n", engine.bdf, engine.node);
-  engine.iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-  if (engine.iommu < 0) setup_failed("/dev/iommu");
-  engine.device = open(engine.node, O_RDWR | O_CLOEXEC);
-  if (engine.device < 0) setup_failed(engine.node);
+  learn_regions(&engine);
+  open_both(&engine);
   struct memory memory = {.control = pages(2), .source = pages(1), .target = pages(1),
                           .read_only = pages(1), .write_only = pages(1)};
 

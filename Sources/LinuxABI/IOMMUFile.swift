@@ -12,20 +12,26 @@ public final class IOMMUNode: DeviceNode {
   public let number = DeviceNumber(major: 10, minor: 127)
   private let system: IOMMUSystem
   private let table: CommandTable
+  private let trustsCallers: Bool
 
   /// - Parameter system: Whose devices and memory the contexts work with.
   public convenience init(system: IOMMUSystem) {
     self.init(system: system, additionalCommands: [])
   }
 
-  /// - Parameter additionalCommands: Rows of a driver's back door.
-  init(system: IOMMUSystem, additionalCommands: [Command]) {
+  /// - Parameters:
+  ///   - additionalCommands: Rows of a driver's back door.
+  ///   - trustsCallers: Whether every caller counts as privileged.
+  init(system: IOMMUSystem, additionalCommands: [Command], trustsCallers: Bool = false) {
     self.system = system
+    self.trustsCallers = trustsCallers
     table = CommandTable(Command.iommufd + additionalCommands)
   }
 
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    IOMMUFile(context: Context(system: system), number: number, table: table)
+    IOMMUFile(
+      context: Context(system: system), number: number, table: table,
+      trustsCallers: trustsCallers)
   }
 }
 
@@ -34,12 +40,15 @@ final class IOMMUFile: ContextFile {
   let name = "iommufd"
   let number: DeviceNumber
   let context: Context
+  /// Whether every caller may do what Linux asks CAP_SYS_RESOURCE for.
+  let trustsCallers: Bool
   private let table: CommandTable
 
-  init(context: Context, number: DeviceNumber, table: CommandTable) {
+  init(context: Context, number: DeviceNumber, table: CommandTable, trustsCallers: Bool) {
     self.context = context
     self.number = number
     self.table = table
+    self.trustsCallers = trustsCallers
   }
 
   var regionWindowSize: UInt64 { 0 }

@@ -149,7 +149,8 @@ extension SelfTest {
       let bytes = try caller.bytes(at: cmd.access_rw.uptr, count: Int(length))
       try accessor.write(bytes, to: IOVA(iova))
     } else {
-      try caller.store(bytes: accessor.read(IOVA(iova), count: Int(length)), to: cmd.access_rw.uptr)
+      try caller.store(
+        bytes: accessor.read(IOVA(iova), count: Int(length)), to: cmd.access_rw.uptr)
     }
   }
 }

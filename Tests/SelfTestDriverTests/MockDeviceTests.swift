@@ -38,6 +38,23 @@ import Testing
     #expect(limit(12) == 0)
   }
 
+  @Test("B6: the accounting mode needs privileges, except of a self-test")
+  func privileges() throws {
+    let nobody = try LocalCaller(maySetResourceLimits: false)
+    func setMode(_ node: IOMMUNode) throws -> Int32 {
+      let file = try node.open(flags: 2, by: nobody)
+      defer { file.close() }
+      var cmd = iommu_option()
+      cmd.size = 24
+      cmd.option_id = IOMMU_OPTION_RLIMIT_MODE
+      cmd.op = UInt16(IOMMU_OPTION_OP_SET)
+      cmd.val64 = 1
+      return nobody.ioctl(file, IOMMU_OPTION, &cmd)
+    }
+    #expect(try setMode(IOMMUNode(system: door.system)) == -EPERM)
+    #expect(try setMode(IOMMUNode(selfTestDriver: door.driver)) == 0)
+  }
+
   @Test("C1, D1: a mock device is bound and attached, keeps its objects busy, and goes whole")
   func life() {
     let device = door.makeDevice()
