@@ -61,7 +61,8 @@ let package = Package(
     .target(
       name: "Machine",
       dependencies: [
-        "IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "Yams", system,
+        "IOMMU", "SoftwareIOMMU", "VFIO", "SoftDevices", "LinuxABI", "SelfTestDriver", "Yams",
+        system,
       ],
       swiftSettings: strict),
     .target(name: "CSyscalls"),
@@ -107,7 +108,8 @@ let package = Package(
     .executableTarget(
       name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",
       linkerSettings: [.unsafeFlags(["-static-executable"])]),
-    .testTarget(name: "iommuTests", dependencies: ["Machine", "Interposer"]),
+    .testTarget(
+      name: "iommuTests", dependencies: ["Machine", "iommu", "dma-copy", "trespass"]),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -4,7 +4,6 @@
 // themselves agree.
 
 import IOMMU
-import LinuxABI
 
 extension MachineDescription {
   /// The devices that programs may open, in the order of the file: the position is N in
@@ -32,19 +31,5 @@ extension MachineDescription {
   /// `/dev/vfio/0`; nil where no device of the group is offered.
   public func groupPath(of group: GroupDescription) -> String? {
     offeredGroups.contains(group) ? "/dev/vfio/\(group.number)" : nil
-  }
-}
-
-/// The character device numbers of our nodes. Linux gives out most of these as it goes; the
-/// majors here are from the top of its dynamic range, where hosts rarely have any.
-public enum NodeNumber {
-  /// `/dev/vfio/devices/vfioN`, by N.
-  public static func device(_ index: Int) -> DeviceNumber {
-    DeviceNumber(major: 511, minor: UInt32(truncatingIfNeeded: index))
-  }
-
-  /// `/dev/vfio/N`, by the group's position among the offered ones.
-  public static func group(_ index: Int) -> DeviceNumber {
-    DeviceNumber(major: 510, minor: UInt32(truncatingIfNeeded: index))
   }
 }

@@ -20,31 +20,30 @@ struct MachineView {
   let functions: [RequesterID: Function]
   /// GET_HW_INFO's data, by IOMMU name.
   let hardware: [String: HardwareInformation]
+  /// Of the device nodes, by path.
+  let numbers: [String: DeviceNumber]
   var builder = SysfsBuilder()
 
   init(
     machine: MachineDescription, functions: [RequesterID: Function],
-    hardware: [String: HardwareInformation]
+    hardware: [String: HardwareInformation], numbers: [String: DeviceNumber]
   ) {
     self.machine = machine
     self.functions = functions
     self.hardware = hardware
+    self.numbers = numbers
   }
 
   /// The whole view.
-  /// - Parameter contextNumber: The number of `/dev/iommu`.
-  /// - Parameter containerNumber: The number of `/dev/vfio/vfio`; nil where there is none.
-  func view(contextNumber: DeviceNumber, containerNumber: DeviceNumber?) -> View {
+  func view() -> View {
     var copy = self
     copy.addBus()
     for device in machine.devices { copy.addFunction(device) }
     copy.addIOMMUs()
     copy.addGroups()
     copy.addNodes()
-    copy.addMiscellaneous("iommu", number: contextNumber, name: "iommu")
-    if let containerNumber {
-      copy.addMiscellaneous("vfio", number: containerNumber, name: "vfio/vfio")
-    }
+    copy.addMiscellaneous("iommu", node: "iommu")
+    copy.addMiscellaneous("vfio", node: "vfio/vfio")
     copy.addModules()
     return copy.builder.view
   }
@@ -120,24 +119,23 @@ struct MachineView {
     for (index, device) in machine.offeredDevices.enumerated() {
       let parent = path(of: device)
       let path = "\(parent)/vfio-dev/vfio\(index)"
-      builder.node(
-        path, subsystem: "/sys/class/vfio-dev", number: NodeNumber.device(index),
-        name: "vfio/devices/vfio\(index)")
+      let node = "vfio/devices/vfio\(index)"
+      guard let number = numbers["/dev/\(node)"] else { continue }
+      builder.node(path, subsystem: "/sys/class/vfio-dev", number: number, name: node)
       builder.link("\(path)/device", to: parent)
       builder.link("/sys/class/vfio-dev/vfio\(index)", to: path)
     }
-    for (index, group) in machine.offeredGroups.enumerated() {
+    for group in machine.offeredGroups {
       let path = "/sys/devices/virtual/vfio/\(group.number)"
-      builder.node(
-        path, subsystem: "/sys/class/vfio", number: NodeNumber.group(index),
-        name: "vfio/\(group.number)")
+      let node = "vfio/\(group.number)"
+      guard let number = numbers["/dev/\(node)"] else { continue }
+      builder.node(path, subsystem: "/sys/class/vfio", number: number, name: node)
       builder.link("/sys/class/vfio/\(group.number)", to: path)
     }
   }
 
-  private mutating func addMiscellaneous(
-    _ name: String, number: DeviceNumber, name node: String
-  ) {
+  private mutating func addMiscellaneous(_ name: String, node: String) {
+    guard let number = numbers["/dev/\(node)"] else { return }
     let path = "/sys/devices/virtual/misc/\(name)"
     builder.node(path, subsystem: "/sys/class/misc", number: number, name: node)
     builder.link("/sys/class/misc/\(name)", to: path)

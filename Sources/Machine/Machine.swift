@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A machine made from its description: IOMMUs, groups, devices and device models; the nodes
+// that programs open, and the /sys that goes with them.
+
+import IOMMU
+import LinuxABI
+import SelfTestDriver
+import SoftDevices
+import SoftwareIOMMU
+import VFIO
+
+/// A running machine. Thread-safe.
+public final class Machine: Sendable {
+  public let description: MachineDescription
+  /// What contexts bind devices of.
+  public let system: IOMMUSystem
+  /// In the order of the description.
+  public let iommus: [SoftwareIOMMU]
+  /// Every function of the machine, offered or not, in the order of the description.
+  public let functions: [PCIFunction]
+  /// What programs open: `/dev/iommu`, `/dev/vfio/vfio`, `/dev/vfio/devices/vfioN` and
+  /// `/dev/vfio/N`.
+  public let nodes: [any DeviceNode]
+  /// What programs find in /sys.
+  public let view: View
+
+  /// Makes a machine.
+  /// - Parameters:
+  ///   - description: As it comes from the parser; an inconsistent one is refused.
+  ///   - selfTestDriver: Whether `/dev/iommu` has the back door that the kernel's own
+  ///     self-tests drive.
+  /// - Throws: `EINVAL` for a device behind an IOMMU that is not there; `EEXIST` for two
+  ///   devices of one address.
+  public init(
+    _ description: MachineDescription, selfTestDriver: Bool = false
+  ) throws(IOMMUError) {
+    self.description = description
+    let system = IOMMUSystem()
+    var parts = Parts(description: description, system: system)
+    for group in description.groups { try parts.add(group) }
+    for device in description.devices { try parts.add(device) }
+    self.system = system
+    iommus = parts.iommus
+    functions = parts.functions
+    let context =
+      selfTestDriver
+      ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
+    let container = VFIOContainerNode()
+    nodes = [context, container] + parts.deviceNodes + parts.groupNodes
+    view = MachineView(
+      machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
+      numbers: Dictionary(
+        nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first })
+    ).view()
+  }
+}
+
+/// A machine in the making.
+private struct Parts {
+  let description: MachineDescription
+  let system: IOMMUSystem
+  let iommus: [SoftwareIOMMU]
+  var functions: [PCIFunction] = []
+  var deviceNodes: [any DeviceNode] = []
+  var groupNodes: [any DeviceNode] = []
+  private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
+  /// Where the next base address register goes: below the interrupt window.
+  private var nextAddress: UInt64 = 0xC000_0000
+
+  init(description: MachineDescription, system: IOMMUSystem) {
+    self.description = description
+    self.system = system
+    iommus = description.iommus.map { iommu in
+      SoftwareIOMMU(
+        name: iommu.name,
+        configuration: iommu.configuration(reserved: description.reserved),
+        memory: system.memory, events: system.events)
+    }
+  }
+
+  mutating func add(_ group: GroupDescription) throws(IOMMUError) {
+    let made = try system.addGroup(group.number)
+    guard description.offeredGroups.contains(group) else {
+      groups[group.number] = (made, nil)
+      return
+    }
+    let offered = VFIOGroup(group: made)
+    groups[group.number] = (made, offered)
+    groupNodes.append(VFIOGroupNode(group: offered))
+  }
+
+  mutating func add(_ device: DeviceDescription) throws(IOMMUError) {
+    guard let iommu = iommus.first(where: { $0.name == device.iommu }),
+      let (group, offered) = groups[device.group]
+    else {
+      throw IOMMUError(
+        .invalidArgument, "\(device.address) is behind '\(device.iommu)', which is not there")
+    }
+    guard !functions.contains(where: { $0.device.requester == device.address }) else {
+      throw IOMMUError(.fileExists, "the machine has \(device.address) twice")
+    }
+    let physical = try system.addDevice(
+      name: "\(device.address)", requester: device.address, driver: iommu, group: group,
+      hostDriver: device.hostDriver.claim)
+    let model = device.model.make()
+    let function = PCIFunction(
+      device: physical, model: model,
+      upstream: SoftwareIOMMUBus(iommu: iommu, requester: device.address),
+      barAddresses: model.bars.map { place($0) })
+    functions.append(function)
+    guard device.hostDriver == .vfio, let offered else { return }
+    let index = UInt32(deviceNodes.count)
+    deviceNodes.append(
+      VFIODeviceNode(device: VFIODevice(index: index, function: function, group: offered)))
+  }
+
+  private mutating func place(_ bar: BAR) -> UInt64 {
+    let address = (nextAddress + bar.size - 1) & ~(bar.size - 1)
+    nextAddress = address + bar.size
+    return address
+  }
+
+  var viewFunctions: [RequesterID: MachineView.Function] {
+    var result: [RequesterID: MachineView.Function] = [:]
+    for function in functions {
+      var sizes = [UInt64](repeating: 0, count: 6)
+      for bar in function.bars { sizes[bar.index] = bar.size }
+      result[function.device.requester] = MachineView.Function(
+        configuration: function.config.contents, barSizes: sizes)
+    }
+    return result
+  }
+
+  var hardware: [String: HardwareInformation] {
+    Dictionary(
+      uniqueKeysWithValues: iommus.map {
+        ($0.name, $0.hardwareInformation(for: RequesterID(rawValue: 0)))
+      })
+  }
+}
+
+extension IOMMUDescription {
+  fileprivate func configuration(
+    reserved: [ReservedRegion]
+  ) -> SoftwareIOMMU.Configuration {
+    let format: SoftwareIOMMU.Configuration.Format =
+      switch kind {
+      case .intel: .intelSecondStage(levels: levels)
+      case .amd: .amdV1
+      }
+    return SoftwareIOMMU.Configuration(
+      format: format, addressBits: addressWidth, reservedRegions: reserved,
+      pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl)
+  }
+}
+
+extension DeviceDescription.Model {
+  fileprivate func make() -> any PCIDeviceModel {
+    switch self {
+    case .copyEngine(let engine):
+      CopyEngine(
+        configuration: CopyEngine.Configuration(version: engine.version, canFill: engine.fill))
+    }
+  }
+}
+
+extension DeviceDescription.HostDriver {
+  /// What the driver means to isolation (MODEL C3).
+  fileprivate var claim: HostDriver {
+    switch self {
+    case .vfio: .safe(rawValue)
+    case .none: .none
+    case .ioatdma: .dma(rawValue)
+    }
+  }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs the built programs as a user does, for tests of the command line.
+
+import Foundation
+
+/// What a finished program left.
+struct Finished {
+  /// 128 and the signal's number where a signal ended it, as shells have it.
+  var status: Int32
+  var output: String
+  var errors: String
+}
+
+/// Runs the built `iommu`.
+func iommu(_ arguments: String..., input: String = "") throws -> Finished {
+  try iommu(arguments, input: input)
+}
+
+/// Runs the built `iommu`.
+func iommu(_ arguments: [String], input: String = "") throws -> Finished {
+  let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+  try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
+  defer { try? FileManager.default.removeItem(at: place) }
+  func file(_ name: String, _ contents: String = "") throws -> URL {
+    let url = place.appendingPathComponent(name)
+    try Data(contents.utf8).write(to: url)
+    return url
+  }
+  let (output, errors) = (try file("out"), try file("err"))
+  let status = try spawn(
+    [built("iommu").path] + arguments, input: try file("in", input), output: output,
+    errors: errors)
+  return Finished(
+    status: status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f,
+    output: String(decoding: try Data(contentsOf: output), as: UTF8.self),
+    errors: String(decoding: try Data(contentsOf: errors), as: UTF8.self))
+}
+
+/// Runs a program to its end, with no signal blocked: test threads have most of them blocked,
+/// which Foundation's `Process` would pass on.
+/// - Returns: What `waitpid` says.
+private func spawn(
+  _ arguments: [String], input: URL, output: URL, errors: URL
+) throws -> Int32 {
+  var actions = posix_spawn_file_actions_t()
+  posix_spawn_file_actions_init(&actions)
+  defer { posix_spawn_file_actions_destroy(&actions) }
+  posix_spawn_file_actions_addopen(&actions, 0, input.path, O_RDONLY, 0)
+  posix_spawn_file_actions_addopen(&actions, 1, output.path, O_WRONLY | O_APPEND, 0)
+  posix_spawn_file_actions_addopen(&actions, 2, errors.path, O_WRONLY | O_APPEND, 0)
+  var attributes = posix_spawnattr_t()
+  posix_spawnattr_init(&attributes)
+  defer { posix_spawnattr_destroy(&attributes) }
+  var signals = sigset_t()
+  sigemptyset(&signals)
+  posix_spawnattr_setsigmask(&attributes, &signals)
+  posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+  var strings = arguments.map { strdup($0) } + [nil]
+  defer { for string in strings { free(string) } }
+  var process: pid_t = 0
+  let result = posix_spawn(&process, arguments[0], &actions, &attributes, &strings, environ)
+  guard result == 0 else { throw POSIXError(POSIXErrorCode(rawValue: result) ?? .EINVAL) }
+  var status: Int32 = 0
+  while waitpid(process, &status, 0) < 0 && errno == EINTR {}
+  return status
+}
+
+/// A program of this build: it lies beside the tests.
+func built(_ name: String) -> URL {
+  let tests = CommandLine.arguments.first.map { URL(fileURLWithPath: $0) }
+  let candidates = [
+    tests?.deletingLastPathComponent(), Bundle.main.bundleURL,
+    Bundle.main.bundleURL.deletingLastPathComponent(),
+  ]
+  for directory in candidates.compactMap({ $0 }) {
+    let program = directory.appendingPathComponent(name)
+    if FileManager.default.isExecutableFile(atPath: program.path) { return program }
+  }
+  return URL(fileURLWithPath: "/nonexistent/\(name)")
+}

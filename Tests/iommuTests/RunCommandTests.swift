@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// `iommu run` and `iommu demo`: programs on the machine, their status, and our own failures.
+
+import Foundation
+import Machine
+import Testing
+
+@Suite("iommu run") struct RunCommandTests {
+  @Test(
+    "the status is the program's",
+    arguments: [
+      ("exit 0", 0), ("exit 7", 7), ("kill -USR1 $$", 128 + 10), ("kill -KILL $$", 128 + 9),
+    ])
+  func status(script: String, expected: Int32) throws {
+    #expect(try iommu("run", "--", "sh", "-c", script).status == expected)
+  }
+
+  @Test("a program that is not there is 127, one that cannot be executed 126") func notThere()
+    throws
+  {
+    #expect(try iommu("run", "--", "/nonexistent").status == 127)
+    #expect(try iommu("run", "--", "no-such-program-anywhere").status == 127)
+    #expect(try iommu("run", "--", "/etc/passwd").status == 126)
+  }
+
+  @Test(
+    "our own mistakes are 125",
+    arguments: [["run"], ["run", "--"], ["run", "--bogus", "--", "true"], ["run", "--", ""]])
+  func mistakes(arguments: [String]) throws {
+    let run = try iommu(arguments)
+    #expect(run.status == 125)
+    #expect(!run.errors.isEmpty)
+  }
+
+  @Test("a wrong machine file is 125, and the program is not started") func wrongMachine()
+    throws
+  {
+    let run = try iommu("run", "--machine", "-", "--", "echo", "started", input: "x: 1\n")
+    #expect(run.status == 125)
+    #expect(run.output.isEmpty)
+    #expect(run.errors.contains("standard input:1:1: error: "))
+  }
+
+  @Test("what follows -- reaches the program untouched") func arguments() throws {
+    let run = try iommu(
+      "run", "--", "printf", "[%s]", "--trace", "-", "--", "a b", "", "--help")
+    #expect(run.output == "[--trace][-][--][a b][][--help]")
+  }
+
+  @Test("C6: the program sees the nodes and the machine's devices") func view() throws {
+    let run = try iommu(
+      "run", "--", "sh", "-c",
+      """
+      cat /sys/bus/pci/devices/0000:e0:04.0/vendor
+      ls /sys/kernel/iommu_groups /sys/class/vfio-dev /dev/vfio/devices
+      test -c /dev/iommu && test -c /dev/vfio/vfio && test -c /dev/vfio/1 && echo nodes
+      stat -c %s /sys/bus/pci/devices/0000:e0:04.0/config
+      """)
+    #expect(run.status == 0, "\(run.errors)")
+    #expect(
+      run.output == """
+        0x8086
+        /dev/vfio/devices:
+        vfio0
+        vfio1
+        vfio2
+
+        /sys/class/vfio-dev:
+        vfio0
+        vfio1
+        vfio2
+
+        /sys/kernel/iommu_groups:
+        0
+        1
+        nodes
+        4096
+
+        """)
+  }
+
+  @Test("a machine of one's own is the one that is there") func ownMachine() throws {
+    let yaml = """
+      iommus: [{name: ivhd0, kind: amd, levels: 6}]
+      devices: [{model: copy-engine, address: "0001:02:03.4", group: 17, version: 0x34}]
+      reserved: [{first: 0x1000, last: 0x1fff, kind: direct}]
+      """
+    let run = try iommu(
+      "run", "--machine", "-", "--", "sh", "-c",
+      """
+      ls /sys/bus/pci/devices /sys/class/iommu
+      cat /sys/kernel/iommu_groups/17/reserved_regions
+      """, input: yaml)
+    #expect(
+      run.output == """
+        /sys/bus/pci/devices:
+        0001:02:03.4
+
+        /sys/class/iommu:
+        ivhd0
+        0x0000000000001000 0x0000000000001fff direct
+        0x00000000fee00000 0x00000000feefffff msi
+
+        """)
+  }
+
+  @Test(
+    "a copy engine copies a program's memory",
+    arguments: [["--anonymous"], ["--shared"], ["--memfd"], ["--size", "8388608"]])
+  func copy(options: [String]) throws {
+    let run = try iommu(["run", "--", built("dma-copy").path] + options)
+    #expect(run.status == 0, "\(run.errors)")
+    #expect(run.output.contains("bytes are right"))
+  }
+
+  @Test("A3, C4: everything that must fail does") func trespass() throws {
+    let run = try iommu("run", "--", built("trespass").path, "--quiet")
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.output.hasSuffix(" refused, 0 not refused\n"))
+  }
+
+  @Test("B1: AMD tables of six levels do as well") func amd() throws {
+    let yaml = MachineDescription.standard.yaml
+      .replacing("kind: intel", with: "kind: amd")
+      .replacing("levels: 4", with: "levels: 6")
+      .replacing("address-width: 48", with: "address-width: 64")
+    let run = try iommu(
+      "run", "--machine", "-", "--", built("dma-copy").path, "--quiet", input: yaml)
+    #expect(run.status == 0, "\(run.errors)")
+  }
+
+  @Test("the demo runs to its end") func demo() throws {
+    let run = try iommu("demo")
+    #expect(run.status == 0, "\(run.errors)")
+    #expect(run.output.contains("1. A program lets a device copy"))
+    #expect(run.output.contains("0 not refused"))
+    #expect(run.output.contains("Nothing of this needed root"))
+    for topic in ["Binding takes", "Three maps", "When unmap returns"] {
+      #expect(run.output.contains(topic), "the demo does not say '\(topic)…'")
+    }
+  }
+
+  @Test("the demo says where it misses its programs") func demoWithoutPrograms() throws {
+    let run = try iommu("demo", "--examples", "/nonexistent")
+    #expect(run.status == 1)
+    #expect(run.errors.contains("dma-copy is not in /nonexistent"))
+  }
+
+  @Test("a trace is JSON that names the calls") func trace() throws {
+    let path = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    defer { try? FileManager.default.removeItem(at: path) }
+    let run = try iommu(
+      "run", "--trace", path.path, "--", built("dma-copy").path, "--quiet")
+    #expect(run.status == 0, "\(run.errors)")
+    let events = try JSONSerialization.jsonObject(with: Data(contentsOf: path))
+    #expect((events as? [[String: Any]])?.contains { $0["name"] as? String == "open" } == true)
+  }
+}
