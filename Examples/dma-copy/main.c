@@ -115,6 +115,7 @@ static void fill(uint8_t *bytes, uint64_t size, uint64_t seed) {
 }
 
 int main(int count, char **arguments) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
   uint64_t size = 1 << 20, repeat = 1;
   enum kind kind = ANONYMOUS;
   const char *path = NULL, *bdf = NULL;

@@ -115,6 +115,9 @@ static bool dma(struct engine *engine, struct memory *memory, uint64_t from, uin
     error = (uint32_t)engine_read(engine, CHANERR, 4);
     if (error || status == CHANSTS_HALTED || status == CHANSTS_DONE) break;
   }
+  // The channel may have halted between the two reads.
+  status = engine_read(engine, CHANSTS, 8) & 7;
+  error = (uint32_t)engine_read(engine, CHANERR, 4);
   const uint64_t interrupts = engine_wait(engine, 50);
   bool touched = false;
   const uint8_t expected = watched == memory->write_only ? 0xc3 : 0x5a;
@@ -321,6 +324,7 @@ static void usage(FILE *stream) {
 }
 
 int main(int count, char **arguments) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
   const char *bdf = NULL;
   static const struct option options[] = {{"bdf", required_argument, NULL, 'b'},
                                           {"quiet", no_argument, NULL, 'q'},
