@@ -66,8 +66,10 @@ struct CopyChannel: Sendable {
   /// A completion came while the interrupt was not armed: it fires when it is.
   private(set) var interruptWaiting = false
 
-  /// CHANSTS.
-  var statusRegister: UInt64 { lastCompleted | status.rawValue }
+  /// CHANSTS. A channel whose reset is not done yet is still active.
+  var statusRegister: UInt64 {
+    isResetting ? Status.active.rawValue : lastCompleted | status.rawValue
+  }
 
   /// Descriptors that the doorbell has announced and that are not completed.
   var pending: UInt16 { doorbell &- completed }
@@ -147,19 +149,18 @@ struct CopyChannel: Sendable {
     switch value {
     case 0: return []
     case Command.reset:
-      guard isBusy else {
-        finishReset()
-        return []
-      }
-      isResetting = true
-      return .cancel
+      // The registers are reset at once, so that what is written next stays; the reset is
+      // done, for those who look, when the thread has let go.
+      let wasBusy = isBusy
+      powerOn()
+      isBusy = wasBusy
+      isResetting = wasBusy
+      return wasBusy ? .cancel : []
     case Command.abort:
-      guard !isResetting else { return [] }
       status = .halted
       suspendWanted = false
       return .cancel
     case Command.suspend:
-      guard !isResetting else { return [] }
       switch status {
       case .active where isBusy: suspendWanted = true
       case .active, .done, .armed: status = .suspended
@@ -167,12 +168,12 @@ struct CopyChannel: Sendable {
       }
       return []
     case Command.resume:
-      guard !isResetting, status == .suspended || suspendWanted else { return [] }
+      guard status == .suspended || suspendWanted else { return [] }
       suspendWanted = false
       status = pending == 0 ? idleStatus : .active
       return []
     case Command.start, Command.append:
-      return isResetting ? [] : start()
+      return start()
     default:
       return fail(.command)
     }
@@ -196,7 +197,7 @@ struct CopyChannel: Sendable {
 
   /// Takes the next descriptor in hand; nil where there is nothing to do.
   mutating func begin() -> Fetch? {
-    guard status == .active, !isBusy, !isResetting, pending != 0 else { return nil }
+    guard status == .active, !isBusy, pending != 0 else { return nil }
     isBusy = true
     return Fetch(
       address: nextAddress, addressError: isFirst ? .chainAddress : .nextAddress,
@@ -206,7 +207,7 @@ struct CopyChannel: Sendable {
   /// Takes the writing of CHANSTS after an error in hand.
   /// - Returns: Where to and what; nil where nothing of the kind is due.
   mutating func beginStatus() -> (address: UInt64, value: UInt64)? {
-    guard owesStatus, !isBusy, !isResetting else { return nil }
+    guard owesStatus, !isBusy else { return nil }
     owesStatus = false
     isBusy = true
     return (completionAddress, statusRegister)
@@ -214,8 +215,11 @@ struct CopyChannel: Sendable {
 
   /// Whether the descriptor in hand still counts.
   func isCurrent(_ fetch: Fetch) -> Bool {
-    isBusy && !isResetting && fetch.chain == chain && (status == .active)
+    status == .active && isOfThisChain(fetch)
   }
+
+  /// False once CHAINADDR was written or the channel was reset.
+  func isOfThisChain(_ fetch: Fetch) -> Bool { fetch.chain == chain }
 
   /// The descriptor's work is done; its status is not delivered yet.
   /// - Returns: What CHANSTS is going to be.
@@ -229,12 +233,13 @@ struct CopyChannel: Sendable {
   }
 
   /// CHANSTS shows the completion from here on; an interrupt may still be under way.
-  mutating func deliver() { if !isResetting { settle() } }
+  mutating func deliver() { settle() }
 
   /// Nothing is in hand any more.
   mutating func finish() {
     isBusy = false
-    if isResetting { finishReset() } else { settle() }
+    isResetting = false
+    settle()
   }
 
   private mutating func settle() {
@@ -270,12 +275,10 @@ struct CopyChannel: Sendable {
     return actions
   }
 
-  private mutating func finishReset() {
+  /// As after power-on. What the thread has in hand belongs to no chain any more.
+  mutating func powerOn() {
     let chain = chain
     self = CopyChannel()
     self.chain = chain &+ 1
   }
-
-  /// As after power-on. The thread has nothing in hand.
-  mutating func powerOn() { finishReset() }
 }

@@ -152,6 +152,7 @@ final class CopyEngineCore: Sendable {
       failed = !writeStatus(completion.value, at: completion.address, port)
     }
     let raises = monitor.change { state -> Bool in
+      guard state.channel.isOfThisChain(fetch) else { return false }
       if failed {
         recordError(.completionAddress, &state, function)
         return false

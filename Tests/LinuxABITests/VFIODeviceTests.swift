@@ -4,6 +4,7 @@
 // what is said of regions and interrupts, and what close takes back.
 
 import CLinuxABI
+import Foundation
 import IOMMU
 import SoftwareIOMMU
 import TestSupport
@@ -11,18 +12,6 @@ import Testing
 import VFIO
 
 @testable import LinuxABI
-
-private let EPERM: Int32 = 1
-private let ENOENT: Int32 = 2
-private let EIO: Int32 = 5
-private let EBADF: Int32 = 9
-private let EFAULT: Int32 = 14
-private let EBUSY: Int32 = 16
-private let ENODEV: Int32 = 19
-private let EINVAL: Int32 = 22
-private let ENOTTY: Int32 = 25
-private let EBADFD: Int32 = 77
-private let EOPNOTSUPP: Int32 = 95
 
 /// Every command of a device, and one that no file knows.
 private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
