@@ -18,11 +18,11 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
 
 /// The changing part of a domain. Thread-safe; the lock is held while ports are waited for,
 /// and ports never take it.
-struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
+final class DomainTable<Format: PageTableFormat>: Sendable {
   let root: PageTableRoot<Format>
   let pageSizes: PageSizes
   private let attributes: LeafAttributes
-  private let state: Mutex<DomainState<Format>>
+  private let state: Guarded<DomainState<Format>>
 
   init(_ configuration: SoftwareIOMMU.Configuration) {
     let table = PageTable<Format>(
@@ -31,7 +31,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
     root = table.root
     pageSizes = table.pageSizes
     attributes = configuration.snoopControl ? .forceSnoop : []
-    state = Mutex(DomainState(table: table))
+    state = Guarded(DomainState(table: table))
   }
 
   /// Adds translations. A refused map has been taken out again when this returns.
