@@ -35,6 +35,11 @@ public final class FunctionPort: Sendable {
   /// vector is out of range or MSI-X is off.
   public func raise(vector: Int) { interrupts.raise(vector) }
 
+  /// Drives or releases the function's interrupt line. Nothing happens where it has none.
+  ///
+  /// The line is a wire, not DMA: an IOMMU does not block it, as on hardware.
+  public func setLine(asserted: Bool) { interrupts.setLine(asserted: asserted) }
+
   /// Sets bits of a register of the model's own in configuration space.
   public func setConfigBits(_ bits: UInt32, at offset: Int) {
     config.setBits(bits, at: offset)

@@ -20,6 +20,7 @@ struct LineState: Sendable {
 extension InterruptVectors {
   /// The device drives or releases its line.
   func setLine(asserted: Bool) {
+    guard count(of: .line) > 0 else { return }
     state.withLock { state in
       state.line.asserted = asserted
       deliverLine(&state)

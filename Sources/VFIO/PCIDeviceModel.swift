@@ -107,6 +107,9 @@ public struct ConfigRegister: Hashable, Sendable {
 public protocol PCIDeviceModel: AnyObject, Sendable {
   var identity: PCIIdentity { get }
   var bars: [BAR] { get }
+  /// The function's interrupt line: 1 to 4 for INTA to INTD; 0, unless a model says otherwise,
+  /// for none.
+  var interruptPin: UInt8 { get }
   /// Nil where the function raises no interrupts by MSI-X.
   var msix: MSIXLayout? { get }
   /// The device's own registers in configuration space.
@@ -132,4 +135,8 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
 
   /// The device is taken out of the machine: as `reset`, and its threads have ended.
   func remove()
+}
+
+extension PCIDeviceModel {
+  public var interruptPin: UInt8 { 0 }
 }

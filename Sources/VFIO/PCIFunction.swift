@@ -36,7 +36,7 @@ public final class PCIFunction: Sendable {
     self.barAddresses = addresses
     config = PCIConfigSpace(
       identity: model.identity, bars: bars, barAddresses: addresses, msix: model.msix,
-      registers: model.configRegisters)
+      interruptPin: model.interruptPin, registers: model.configRegisters)
     interrupts = InterruptVectors(
       msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
       upstream: upstream, gate: gate)
