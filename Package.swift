@@ -90,7 +90,7 @@ let package = Package(
     .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),
     .testTarget(
       name: "SelfTestDriverTests",
-      dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI"]),
+      dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
     .testTarget(name: "SoftDevicesTests", dependencies: ["TestSupport", "SoftDevices"]),
     .testTarget(
