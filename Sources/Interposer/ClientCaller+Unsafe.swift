@@ -31,6 +31,14 @@ final class ClientCaller: Caller, @unchecked Sendable {
   private let id: UInt64
   let thread: Int32
   private(set) var promises: [Promise] = []
+  /// What was read around the first address that was asked for: a structure's size and then
+  /// the structure take one system call, and are read once.
+  private var ahead: (address: UInt64, count: Int) = (0, 0)
+  /// When the notification was last known to be valid.
+  private var checked: UInt64 = 0
+  private static let aheadSize = 256
+  /// In nanoseconds.
+  private static let freshness: UInt64 = 2_000_000
 
   init(_ server: Server, id: UInt64, thread: Int32) {
     self.server = server
@@ -42,17 +50,50 @@ final class ClientCaller: Caller, @unchecked Sendable {
     from address: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) {
     guard buffer.count > 0 else { return }
+    if address >= ahead.address, address - ahead.address <= UInt64(ahead.count),
+      buffer.count <= ahead.count - Int(address - ahead.address)
+    {
+      let offset = Int(address - ahead.address)
+      // SAFETY: both ends were just compared with what is there.
+      unsafe buffer.copyMemory(
+        from: UnsafeRawBufferPointer(
+          rebasing: server.ahead[offset..<offset + buffer.count]))
+      return
+    }
+    guard ahead.count == 0, buffer.count <= Self.aheadSize else {
+      return try unsafe read(address, buffer)
+    }
+    // To the page's end at most: the next page may not be there.
+    let count = max(buffer.count, min(Self.aheadSize, 4096 - Int(address & 4095)))
+    // SAFETY: `count` is at most `aheadSize`, the allocation's size.
+    try unsafe read(address, UnsafeMutableRawBufferPointer(rebasing: server.ahead[..<count]))
+    ahead = (address, count)
+    unsafe buffer.copyMemory(
+      from: UnsafeRawBufferPointer(rebasing: server.ahead[..<buffer.count]))
+  }
+
+  private func read(
+    _ address: UInt64, _ buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) {
     let count = unsafe csys_process_vm_readv(
       thread, buffer.baseAddress, address, buffer.count)
     // What was read is the caller's only if the caller was still there after.
     guard count == buffer.count, server.isValid(id) else { throw Self.fault(address) }
+    checked = Reporter.now()
   }
 
   func copyOut(
     _ buffer: UnsafeRawBufferPointer, to address: UInt64
   ) throws(IOMMUError) {
     guard buffer.count > 0 else { return }
-    guard server.isValid(id),
+    ahead = (0, 0)
+    // A thread's number is not given out again within milliseconds.
+    let now = Reporter.now()
+    guard now - checked < Self.freshness || server.isValid(id) else {
+      throw Self.fault(address)
+    }
+    checked = now
+    guard
       unsafe csys_process_vm_writev(thread, buffer.baseAddress, address, buffer.count)
         == buffer.count
     else { throw Self.fault(address) }

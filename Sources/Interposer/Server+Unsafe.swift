@@ -31,6 +31,8 @@ enum Answer {
   let reporter: Reporter
   let nodes: NodeTable
   var tasks = Tasks()
+  /// What a caller has read ahead; used by one call at a time.
+  let ahead = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
   /// Reused between calls, for what passes through us; freed with the process.
   let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 65_536, alignment: 8)
 

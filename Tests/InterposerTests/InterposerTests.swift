@@ -1,3 +1,135 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The interposer from outside: programs under it, as root and as nobody.
+
+import Glibc
 import Testing
 
+@Suite("The interposer", .serialized)
+struct InterposerTests {
+  @Test(
+    "A2: a program under the interposer behaves as on a machine that has the devices",
+    arguments: [
+      "hello", "paths", "path-errors", "status", "plain-calls", "regions", "view", "inherited",
+      "closes", "duplicates", "mappings", "forks", "killed", "in-flight", "installs", "threads",
+      "leader-ends", "vforks", "executes", "interrupted", "interrupted-opens", "memories",
+      "memory-errors", "file-memory", "events",
+    ], User.allCases)
+  func client(_ name: String, _ user: User) {
+    let outcome = Programs.client([name], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+    #expect(outcome.error == "")
+  }
+
+  @Test(
+    "Any pointer, command or offset gets an errno, and the next call works", arguments: 1...4)
+  func fuzz(_ seed: Int) {
+    let outcome = Programs.client(["fuzz", "\(seed)"])
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("A static program opens the node and makes a call", arguments: User.allCases)
+  func staticProgram(_ user: User) {
+    let outcome = Programs.hosted([Programs.directory + "/interposer-client-static"], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("The exit status is the program's", arguments: [0, 1, 7, 255])
+  func exitStatus(_ status: Int32) {
+    #expect(Programs.hosted(["sh", "-c", "exit \(status)"]).status == status)
+  }
+
+  @Test(
+    "A program that ends by a signal ends us by the same", arguments: [1, 2, 9, 11, 15, 34])
+  func signals(_ number: Int32) {
+    #expect(Programs.hosted(["sh", "-c", "kill -\(number) $$"]).signal == number)
+  }
+
+  @Test("A program that cannot be executed ends with 127 or 126 and a sentence")
+  func cannotExecute() {
+    let missing = Programs.hosted(["no-such-program"])
+    #expect(missing.status == 127)
+    #expect(missing.error == "iommu: no-such-program: No such file or directory\n")
+    let directory = Programs.hosted(["/etc"])
+    #expect(directory.status == 126)
+    #expect(directory.error == "iommu: /etc: Permission denied\n")
+  }
+
+  @Test("Standard input, output and the environment pass through")
+  func standardStreams() {
+    let outcome = Programs.run(
+      [Programs.host, "--", "sh", "-c", "cat; echo $0 $1 >&2", "a b", "c"], input: "one\ntwo\n")
+    #expect(outcome.output == "one\ntwo\n")
+    #expect(outcome.error == "a b c\n")
+  }
+
+  @Test("A reader sees the end of output when the program and its children are gone")
+  func endOfOutput() {
+    let outcome = Programs.run(
+      ["sh", "-c", "\(Programs.host) -- sh -c 'echo hi; sleep 0.1 & exit 3' | cat; echo end"])
+    #expect(outcome.output == "hi\nend\n")
+  }
+
+  @Test("Descriptors of the caller reach the program, ours do not")
+  func inheritedDescriptors() {
+    let outcome = Programs.run(
+      [
+        "sh", "-c",
+        "exec \(Programs.host) -- \(Programs.client) inherited 5 7 5</dev/null 7</dev/null",
+      ])
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("What the program leaves behind is served on, and its end is not waited for")
+  func daemon() {
+    let file = Programs.directory + "/daemon"
+    let outcome = Programs.client(["daemonizes", file])
+    #expect(outcome.status == 0)
+    var text = [UInt8](repeating: 0, count: 4)
+    for _ in 0..<500 {
+      let descriptor = open(file, O_RDONLY)
+      let count = descriptor < 0 ? 0 : read(descriptor, &text, 4)
+      close(descriptor)
+      if count == 4 { break }
+      usleep(10_000)
+    }
+    unlink(file)
+    #expect(String(decoding: text, as: UTF8.self) == "good")
+  }
+
+  @Test("Signals that are sent to us reach the program; its answer is ours")
+  func forwardedSignals() {
+    let outcome = Programs.run(
+      [
+        "sh", "-c",
+        """
+        \(Programs.host) -- sh -c 'trap "echo caught; exit 9" USR1; echo up; while :; do sleep 0.05; done' &
+        sleep 0.5; kill -USR1 $!; wait $!; echo $?
+        """,
+      ])
+    #expect(outcome.output == "up\ncaught\n9\n")
+  }
+
+  @Test("When the front is killed, so is the program")
+  func killedFront() {
+    let outcome = Programs.run(
+      [
+        "sh", "-c",
+        """
+        \(Programs.host) -- sh -c 'echo $$; exec sleep 20' > /tmp/iommu-front-$$ &
+        sleep 0.5; kill -KILL $!; sleep 0.3
+        kill -0 $(cat /tmp/iommu-front-$$) 2> /dev/null && echo alive || echo gone
+        rm /tmp/iommu-front-$$
+        """,
+      ])
+    #expect(outcome.output == "gone\n")
+  }
+
+  @Test(
+    "Ctrl-Z, fg and Ctrl-C act on the program as on a job of its own", arguments: User.allCases)
+  func terminal(_ user: User) {
+    let outcome = Programs.run(
+      [Programs.client, "terminal", Programs.host, "--", Programs.client, "job"], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tests of each file, by name.
+
+#ifndef CLIENT_TESTS_H
+#define CLIENT_TESTS_H
+
+struct test {
+  const char *name;
+  int (*run)(char **arguments);
+};
+
+extern const struct test file_tests[], lifetime_tests[], process_tests[], memory_tests[],
+    terminal_tests[];
+
+#endif
