@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A program's address space as a source of memory for DMA. Shared file mappings are mapped here
-// too, and reached without a call; everything else goes through `/proc/PID/mem`, which belongs
-// to the address space, not to the process number: after an exec it reads nothing.
+// too, and reached without a call. Everything else is reached by process number until the first
+// exec, then through `/proc/PID/mem`, which belongs to the address space, not to the number:
+// after an exec it reads nothing.
 
 import CSyscalls
 import IOMMU
@@ -21,12 +22,14 @@ final class ClientMemory: MemorySource, RemoteMemory {
   private let process: OwnedDescriptor
   private let mem: OwnedDescriptor
   private let maps: OwnedDescriptor
+  private let direct: DirectAccess
   /// Where the last file mapping was found among the program's descriptors.
   private let hint = Mutex<Int32>(-1)
 
   /// The address space of a thread that waits for an answer; nil where the thread is gone or
   /// may not be looked at.
-  init?(thread: Int32, group: Int32, number: UInt64) {
+  /// - Parameter isSettled: False while the process may be executing another program.
+  init?(thread: Int32, group: Int32, number: UInt64, isSettled: Bool) {
     let process = csys_pidfd_open(group, 0)
     guard process >= 0 else { return nil }
     self.process = OwnedDescriptor(process)
@@ -36,6 +39,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
     let maps = System.open("/proc/\(thread)/maps", O_RDONLY)
     guard maps >= 0 else { return nil }
     self.maps = OwnedDescriptor(maps)
+    direct = DirectAccess(isClosed: !isSettled)
     self.number = number
     self.group = group
   }
@@ -138,11 +142,15 @@ final class ClientMemory: MemorySource, RemoteMemory {
     return nil
   }
 
+  // MARK: access by calls
+
   func read(at address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
     guard buffer.count > 0 else { return true }
-    var done = 0
+    // SAFETY: the addresses and counts stay inside of the buffer.
+    var done = direct.attempt(process) {
+      unsafe csys_process_vm_readv(group, buffer.baseAddress, address, buffer.count)
+    }
     while done < buffer.count {
-      // SAFETY: `done` is below the buffer's count.
       let count = unsafe csys_pread(
         mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
       guard count > 0 else { return false }
@@ -153,14 +161,44 @@ final class ClientMemory: MemorySource, RemoteMemory {
 
   func write(at address: UInt64, from buffer: UnsafeRawBufferPointer) -> Bool {
     guard buffer.count > 0 else { return true }
-    var done = 0
+    // SAFETY: the addresses and counts stay inside of the buffer.
+    var done = direct.attempt(process) {
+      unsafe csys_process_vm_writev(group, buffer.baseAddress, address, buffer.count)
+    }
     while done < buffer.count {
-      // SAFETY: `done` is below the buffer's count.
       let count = unsafe csys_pwrite(
         mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
       guard count > 0 else { return false }
       done += count
     }
     return true
+  }
+
+  /// From here on the process number may stand for another image: only the descriptor is used.
+  func willExecute() { direct.close() }
+}
+
+/// The way by process number: twice as fast as the descriptor, but right only while the process
+/// runs the image that the memory is of. Every exec comes by the supervisor, which closes this
+/// gate, waits until nobody is inside, and only then lets it go on.
+private final class DirectAccess: Sendable {
+  private let inside = Atomic(0)
+  private let isClosed: Atomic<Bool>
+
+  init(isClosed: Bool) { self.isClosed = Atomic(isClosed) }
+
+  /// Bytes moved; 0 where the way is closed or the process is gone.
+  func attempt(_ process: OwnedDescriptor, _ body: () -> Int) -> Int {
+    inside.add(1, ordering: .sequentiallyConsistent)
+    defer { inside.subtract(1, ordering: .sequentiallyConsistent) }
+    guard !isClosed.load(ordering: .sequentiallyConsistent),
+      csys_pidfd_send_signal(process.number, 0) == 0
+    else { return 0 }
+    return max(0, body())
+  }
+
+  func close() {
+    isClosed.store(true, ordering: .sequentiallyConsistent)
+    while inside.load(ordering: .sequentiallyConsistent) != 0 { sched_yield() }
   }
 }

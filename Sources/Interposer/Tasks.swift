@@ -78,12 +78,16 @@ struct Tasks {
       }
     }
     if let memory = memories[group], mayCache, memory.isOwnerAlive { return memory }
-    guard let memory = ClientMemory(thread: thread, group: group, number: nextNumber) else {
-      return nil
-    }
+    memories.removeValue(forKey: group)?.willExecute()
+    guard let memory = ClientMemory(
+        thread: thread, group: group, number: nextNumber, isSettled: mayCache)
+    else { return nil }
     nextNumber += 1
     if mayCache {
-      if memories.count >= 256 { memories = memories.filter { $0.value.isOwnerAlive } }
+      if memories.count >= 256 {
+        for (_, memory) in memories where !memory.isOwnerAlive { memory.willExecute() }
+        memories = memories.filter { $0.value.isOwnerAlive }
+      }
       memories[group] = memory
     }
     return memory
@@ -93,7 +97,7 @@ struct Tasks {
   mutating func willExecute(_ thread: Int32) {
     guard let group = Self.group(of: thread) else { return }
     tasks[thread] = nil
-    memories[group] = nil
+    memories.removeValue(forKey: group)?.willExecute()
     pending[group] = PendingExec(thread: thread)
   }
 }

@@ -138,9 +138,9 @@ static int interrupted(char **arguments) {
     struct sigaction action = {.sa_handler = count_signal, .sa_flags = restart ? SA_RESTART : 0};
     CHECK(sigaction(SIGALRM, &action, 0) == 0);
     struct itimerval timer = {{0, 3000}, {0, 3000}};
-    CHECK(setitimer(ITIMER_REAL, &timer, 0) == 0);
     struct request before = {0}, after = {0};
     CHECK(call(fd, 3, &before) == 0);
+    CHECK(setitimer(ITIMER_REAL, &timer, 0) == 0);
     for (int i = 0; i < 100; i++) {
       struct request request = {.a = 5, .b = (uint64_t)i};
       // A call that is interrupted before anybody saw it has done nothing.
@@ -149,10 +149,10 @@ static int interrupted(char **arguments) {
       while (result < 0 && errno == EINTR);
       CHECK(result == i);
     }
-    CHECK(call(fd, 3, &after) == 0);
-    CHECK(after.b - before.b == 101);
     struct itimerval off = {{0, 0}, {0, 0}};
     CHECK(setitimer(ITIMER_REAL, &off, 0) == 0);
+    CHECK(call(fd, 3, &after) == 0);
+    CHECK(after.b - before.b == 101);
   }
   CHECK(signals_seen > 50);
   return 0;
