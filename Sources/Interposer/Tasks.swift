@@ -79,7 +79,8 @@ struct Tasks {
     }
     if let memory = memories[group], mayCache, memory.isOwnerAlive { return memory }
     memories.removeValue(forKey: group)?.willExecute()
-    guard let memory = ClientMemory(
+    guard
+      let memory = ClientMemory(
         thread: thread, group: group, number: nextNumber, isSettled: mayCache)
     else { return nil }
     nextNumber += 1

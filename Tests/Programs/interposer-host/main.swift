@@ -18,6 +18,11 @@ while let option = arguments.popFirst(), option != "--" {
     trace = arguments.popFirst().map { $0 == "-" ? .standardError : .file(path: $0) } ?? .none
   case "--explain": explain = true
   case "--fail": fail = true
+  case "--doctor":
+    for finding in Doctor.probe() {
+      print("\(finding.works ? "ok" : "NO") \(finding.mechanism) \(finding.detail)")
+    }
+    exit(0)
   default: break
   }
 }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What this host allows: each mechanism that `iommu run` uses, tried on a child of our own.
+
+import CSyscalls
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// Tries what `iommu run` needs.
+public enum Doctor {
+  /// One mechanism, tried.
+  public struct Finding: Sendable {
+    /// What the user gets by it.
+    public let feature: String
+    /// How it is done.
+    public let mechanism: String
+    public let works: Bool
+    /// Whether nothing runs without it.
+    public let isRequired: Bool
+    /// First Linux version that has it, as `uname -r` spells it.
+    public let kernelSince: String
+    /// What is lost without it.
+    public let lostWithout: String
+    /// What to do where it does not work.
+    public let remedy: String
+    /// What the host said; empty where there is nothing to add.
+    public let detail: String
+  }
+
+  /// Tries everything. Call it from a process that has one thread: it forks.
+  public static func probe() -> [Finding] {
+    let session = ProbeSession.run()
+    // Where no call comes, nothing more can be tried on it.
+    let isServed = session.filterError == 0
+    return setUp(session).filter { isServed || $0.isRequired }
+      + (isServed ? service(session) : []) + [lastClose(), yama()]
+  }
+
+  private static func setUp(_ session: ProbeSession) -> [Finding] {
+    let nested = session.filterError == -EBUSY
+    return [
+      Finding(
+        feature: "calls reach the devices", mechanism: "seccomp user notification",
+        works: session.filterError == 0, isRequired: true, kernelSince: "5.9",
+        lostWithout: "everything: no program can be run",
+        remedy: nested
+          ? "run it outside of the `iommu run` (or container runtime) that supervises this shell"
+          : "allow seccomp(2) in the container's profile, on Linux 5.19 or later",
+        detail: session.filterError == 0 ? "" : System.message(session.filterError)),
+      Finding(
+        feature: "signals interrupt no call that is being answered",
+        mechanism: "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", works: session.killableWaits,
+        isRequired: false, kernelSince: "5.19",
+        lostWithout: "a signal may make a call arrive twice",
+        remedy: "use Linux 5.19 or later", detail: ""),
+      Finding(
+        feature: "/dev and /sys of the program's own",
+        mechanism: session.isPrivileged
+          ? "mount namespace, as root" : "mount namespace in a user namespace",
+        works: session.viewError.isEmpty, isRequired: true, kernelSince: "5.8",
+        lostWithout: "everything: the program cannot see the devices",
+        remedy: "allow unprivileged user namespaces, or run as root with CAP_SYS_ADMIN",
+        detail: session.viewError),
+    ]
+  }
+
+  private static func service(_ session: ProbeSession) -> [Finding] {
+    [
+      Finding(
+        feature: "fast answers", mechanism: "SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP",
+        works: session.syncWakeUp, isRequired: false, kernelSince: "6.6",
+        lostWithout: "speed: each call costs about 50 µs more",
+        remedy: "use Linux 6.6 or later", detail: ""),
+      Finding(
+        feature: "descriptors for the program", mechanism: "SECCOMP_IOCTL_NOTIF_ADDFD",
+        works: session.addDescriptor == 0, isRequired: true, kernelSince: "5.9",
+        lostWithout: "everything: no node can be opened", remedy: "use Linux 5.19 or later",
+        detail: message(session.addDescriptor)),
+      Finding(
+        feature: "files are known by what they are", mechanism: "pidfd_getfd",
+        works: session.copyDescriptor >= 0, isRequired: true, kernelSince: "5.6",
+        lostWithout: "everything: no call can be told whose file it is on",
+        remedy: "allow pidfd_getfd(2) and ptrace access to children (no seccomp or LSM rule "
+          + "against them)", detail: message(session.copyDescriptor)),
+      Finding(
+        feature: "threads with descriptor tables of their own",
+        mechanism: "pidfd_open with PIDFD_THREAD", works: session.threadDescriptor >= 0,
+        isRequired: false, kernelSince: "6.9",
+        lostWithout: "threads that do not share their process's descriptors",
+        remedy: "use Linux 6.9 or later", detail: ""),
+      Finding(
+        feature: "arguments of calls", mechanism: "process_vm_readv",
+        works: session.readMemory > 0, isRequired: true, kernelSince: "3.2",
+        lostWithout: "everything: no call's arguments can be read",
+        remedy: "allow process_vm_readv(2) in the container's profile",
+        detail: message(session.readMemory)),
+      Finding(
+        feature: "DMA to private memory", mechanism: "/proc/PID/mem",
+        works: session.openMemory >= 0, isRequired: true, kernelSince: "2.6.39",
+        lostWithout: "mapping memory for DMA",
+        remedy: "mount /proc, and allow ptrace access to children",
+        detail: message(session.openMemory)),
+      Finding(
+        feature: "fast look-up of mappings", mechanism: "PROCMAP_QUERY",
+        works: session.queryMaps == 0, isRequired: false, kernelSince: "6.11",
+        lostWithout: "speed: /proc/PID/maps is read as text for each map",
+        remedy: "use Linux 6.11 or later", detail: ""),
+    ]
+  }
+
+  private static func message(_ result: Int32) -> String {
+    result < 0 ? System.message(result) : ""
+  }
+
+  private static func lastClose() -> Finding {
+    var detail = ""
+    var works = false
+    do throws(InterposerError) {
+      works = try HandleTable.canSeeLastClose()
+    } catch {
+      detail = error.description
+    }
+    return Finding(
+      feature: "a file is freed at its last close anywhere",
+      mechanism: "inotify and file leases",
+      works: works, isRequired: true, kernelSince: "5.8",
+      lostWithout: "freeing: what a program opened stays until it ends",
+      remedy: "set fs.leases-enable=1 and raise fs.inotify.max_user_instances", detail: detail)
+  }
+
+  private static func yama() -> Finding {
+    let scope = System.contents("/proc/sys/kernel/yama/ptrace_scope").map {
+      String(decoding: $0.prefix { $0 >= 0x30 }, as: UTF8.self)
+    }
+    // 0 and 1 allow a parent that owns the child's user namespace; 2 asks for CAP_SYS_PTRACE,
+    // which it has there; 3 forbids all.
+    return Finding(
+      feature: "access to the program, as far as Yama has a say",
+      mechanism: "kernel.yama.ptrace_scope", works: scope != "3", isRequired: true,
+      kernelSince: "3.4", lostWithout: "everything: the program's memory cannot be read",
+      remedy: "set kernel.yama.ptrace_scope to 2 or less, which takes a reboot",
+      detail: scope.map { "it is \($0)" } ?? "not in this kernel: nothing is restricted")
+  }
+}
