@@ -153,7 +153,6 @@ extension Context {
       if old.table == nil { objects.table.addUser(of: object.id) }
     }
     if let table = old.table { destroyIfUnused(table, &configuration) }
-    system.events.append(.context(object.device.requester, "HWPT \(table.id)"))
   }
 
   /// Sends a device back to blocked once the last of its group's devices is detached. Does
@@ -166,7 +165,6 @@ extension Context {
         objects.table.dropUser(of: object.id)
       }
       destroyIfUnused(table, &configuration)
-      system.events.append(.context(object.device.requester, "blocked"))
     }
   }
 

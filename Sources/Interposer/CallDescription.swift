@@ -73,17 +73,16 @@ extension EventLog.Event {
   /// A line for a person.
   var line: String {
     switch self {
-    case .map(let domain, let iova, let length, let permissions):
-      "map: domain \(domain) iova \(hex(iova.rawValue)) length \(hex(length)) \(permissions)"
-    case .unmap(let domain, let iova, let length):
-      "unmap: domain \(domain) iova \(hex(iova.rawValue)) length \(hex(length))"
-    case .invalidate(let domain, let iova, let length):
-      "invalidate: domain \(domain) iova \(hex(iova.rawValue)) length \(hex(length))"
+    case .map(let ioas, let iova, let length, let permissions):
+      "map: ioas \(ioas) iova \(hex(iova.rawValue)) length \(hex(length)) \(permissions)"
+    case .unmap(let ioas, let iova, let length):
+      "unmap: ioas \(ioas) iova \(hex(iova.rawValue)) length \(hex(length))"
+    case .invalidate(let iommu, let iova, let length):
+      "invalidate: \(iommu) iova \(hex(iova.rawValue)) length \(hex(length))"
     case .fault(let requester, let iova, let access, let reason):
       "DMA fault: \(requester) iova \(hex(iova.rawValue)) \(access): \(reason)"
     case .context(let requester, let text): "context: \(requester): \(text)"
     case .interrupt(let requester, let vector): "interrupt: \(requester) vector \(vector)"
-    @unknown default: "\(self)"
     }
   }
 

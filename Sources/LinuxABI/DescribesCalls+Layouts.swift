@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Calls of our files in words, from the layout tables: no file keeps names of its own.
+
+import IOMMU
+
+/// A file whose commands are in one of the layout tables.
+protocol HasLayouts: DescribesCalls {
+  static var face: StructLayout.Face { get }
+}
+
+extension HasLayouts {
+  func describe(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) -> CallFields {
+    guard let layout = StructLayout.of(command, on: Self.face) else {
+      return CallFields(
+        name: hexadecimal(command), fields: [("argument", hexadecimal(argument))])
+    }
+    guard layout.size > 0 else { return CallFields(name: layout.name) }
+    // What the caller has of it: a structure may end its mapping, so field by field.
+    let fields = layout.fields.compactMap { field -> (name: String, value: String)? in
+      var value: UInt64
+      do throws(IOMMUError) {
+        value = try caller.load(
+          UInt64(0), from: argument &+ UInt64(field.offset), size: min(field.size, 8))
+      } catch {
+        return nil
+      }
+      if field.size < 8 { value &= (1 << UInt64(field.size * 8)) - 1 }
+      return (field.name, field.text(value))
+    }
+    guard !fields.isEmpty else {
+      return CallFields(name: layout.name, fields: [("argument", hexadecimal(argument))])
+    }
+    return CallFields(name: layout.name, fields: fields)
+  }
+}
+
+extension IOMMUFile: HasLayouts {
+  static let face = StructLayout.Face.iommufd
+}
+
+extension VFIODeviceFile: HasLayouts {
+  static let face = StructLayout.Face.vfioDevice
+}
+
+extension VFIOGroupFile: HasLayouts {
+  static let face = StructLayout.Face.vfioGroup
+}
+
+extension VFIOContainerFile: HasLayouts {
+  static let face = StructLayout.Face.vfioContainer
+}
