@@ -27,10 +27,7 @@ extension AddressSpace {
     while let position = state.areas.firstOverlap(with: range) {
       let area = state.areas[position]
       guard area.first >= range.lowerBound, area.last <= range.upperBound else {
-        throw IOMMUError(
-          .noSuchFileOrDirectory,
-          "unmapping \(hex(range.lowerBound))...\(hex(range.upperBound)) would split the mapping "
-            + "\(hex(area.first))...\(hex(area.last)) of IOAS \(id)")
+        throw splits(area, range)
       }
       remove(at: position, from: &state)
       unmapped &+= area.length
@@ -38,7 +35,14 @@ extension AddressSpace {
     return unmapped
   }
 
-  private func remove(at position: AreaMap.Position, from state: inout State) {
+  func splits(_ area: Area, _ range: ClosedRange<UInt64>) -> IOMMUError {
+    IOMMUError(
+      .noSuchFileOrDirectory,
+      "unmapping \(hex(range.lowerBound))...\(hex(range.upperBound)) would split the mapping "
+        + "\(hex(area.first))...\(hex(area.last)) of IOAS \(id)")
+  }
+
+  func remove(at position: AreaMap.Position, from state: inout State) {
     let area = state.areas.remove(at: position)
     releasePins(touching: area.first...area.last, in: &state)
     for domain in state.domains { unfill(area, from: domain) }

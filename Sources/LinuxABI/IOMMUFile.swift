@@ -57,6 +57,8 @@ final class IOMMUFile: ContextFile {
     _ command: UInt32, argument: UInt64, by caller: any Caller
   ) throws(IOMMUError) -> Int {
     guard let number = table.index(of: command) else {
+      let call = CompatibilityCall(context: context, caller: caller, argument: argument)
+      if let result = try call.run(command) { return result }
       throw IOMMUError(
         .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hexadecimal(command))")
     }

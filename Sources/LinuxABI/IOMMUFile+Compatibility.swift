@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// VFIO's type1 commands on /dev/iommu (MODEL J1): they work on the address space that
+// IOMMU_VFIO_IOAS chose. Linux: `drivers/iommu/iommufd/vfio_compat.c`.
+
+import CLinuxABI
+import IOMMU
+import PageTables
+import SystemPackage
+
+/// One call of the compatibility commands.
+struct CompatibilityCall {
+  let context: Context
+  let caller: any Caller
+  let argument: UInt64
+
+  /// - Returns: Nil where the command is not one of these.
+  func run(_ command: UInt32) throws(IOMMUError) -> Int? {
+    switch command {
+    case VFIO_GET_API_VERSION: return Int(VFIO_API_VERSION)
+    case VFIO_CHECK_EXTENSION: return try checkExtension()
+    case VFIO_SET_IOMMU: try setIOMMU()
+    case VFIO_IOMMU_GET_INFO: try getInfo()
+    case VFIO_IOMMU_MAP_DMA: try map()
+    case VFIO_IOMMU_UNMAP_DMA: try unmap()
+    default: return nil
+    }
+    return 0
+  }
+
+  private func checkExtension() throws(IOMMUError) -> Int {
+    switch argument {
+    case UInt64(VFIO_TYPE1_IOMMU), UInt64(VFIO_TYPE1v2_IOMMU), UInt64(VFIO_UNMAP_ALL): 1
+    case UInt64(VFIO_DMA_CC_IOMMU):
+      try context.enforcesSnoop(in: context.compatibilityIOAS()) ? 1 : 0
+    default: 0
+    }
+  }
+
+  /// Type1 may cut areas, so it goes without large pages; type1v2 never cuts.
+  private func setIOMMU() throws(IOMMUError) {
+    guard argument == UInt64(VFIO_TYPE1_IOMMU) || argument == UInt64(VFIO_TYPE1v2_IOMMU) else {
+      throw IOMMUError(
+        .invalidArgument, "VFIO_SET_IOMMU takes type1 (1) and type1v2 (3), not \(argument)")
+    }
+    let ioas = try context.compatibilityIOAS()
+    if argument == UInt64(VFIO_TYPE1_IOMMU) { try context.setLargePages(false, in: ioas) }
+  }
+
+  /// Copies in what the interface had first, and checks `argsz`.
+  private func load<Structure>(
+    _ zero: Structure, size: Int, argsz: KeyPath<Structure, UInt32>
+  ) throws(IOMMUError) -> Structure {
+    let structure = try caller.load(zero, from: argument, size: size)
+    guard Int(structure[keyPath: argsz]) >= size else {
+      throw IOMMUError(
+        .invalidArgument,
+        "argsz is \(structure[keyPath: argsz]); the structure has \(size) bytes at least")
+    }
+    return structure
+  }
+
+  private func requireFlags(_ flags: UInt32, among known: UInt32) throws(IOMMUError) {
+    guard flags & ~known == 0 else {
+      throw IOMMUError(
+        .invalidArgument,
+        "flags \(hexadecimal(flags)) has unknown bits \(hexadecimal(flags & ~known))")
+    }
+  }
+
+  private func map() throws(IOMMUError) {
+    let cmd = try load(vfio_iommu_type1_dma_map(), size: 32, argsz: \.argsz)
+    try requireFlags(cmd.flags, among: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE)
+    var permissions: Permissions = []
+    if cmd.flags & VFIO_DMA_MAP_FLAG_READ != 0 { permissions.insert(.read) }
+    if cmd.flags & VFIO_DMA_MAP_FLAG_WRITE != 0 { permissions.insert(.write) }
+    let ioas = try context.compatibilityIOAS()
+    try context.map(
+      caller.memory(), start: cmd.vaddr, length: cmd.size, into: ioas, permissions: permissions,
+      at: .fixed(IOVA(cmd.iova)))
+  }
+
+  private func unmap() throws(IOMMUError) {
+    var cmd = try load(vfio_iommu_type1_dma_unmap(), size: 24, argsz: \.argsz)
+    try requireFlags(cmd.flags, among: VFIO_DMA_UNMAP_FLAG_ALL)
+    let ioas = try context.compatibilityIOAS()
+    let range: ClosedRange<UInt64>
+    if cmd.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
+      guard cmd.iova == 0, cmd.size == 0 else {
+        throw IOMMUError(
+          .invalidArgument, "iova and size must be 0 with VFIO_DMA_UNMAP_FLAG_ALL")
+      }
+      range = 0...UInt64.max
+    } else {
+      guard cmd.size > 0 else { throw IOMMUError(.invalidArgument, "an unmap of no bytes") }
+      let (last, overflow) = cmd.iova.addingReportingOverflow(cmd.size - 1)
+      guard !overflow else {
+        throw IOMMUError(
+          .overflow,
+          "iova \(hexadecimal(cmd.iova)) + size \(hexadecimal(cmd.size)) passes the last address"
+        )
+      }
+      range = cmd.iova...last
+    }
+    let (unmapped, failure) = try context.unmapAsFarAsPossible(range, from: ioas)
+    cmd.size = unmapped
+    try caller.store(cmd, to: argument, size: 24)
+    if let failure { throw failure }
+  }
+
+  /// The structure, and behind it a chain of capabilities where there is room for all of it;
+  /// `argsz` comes back as the room that is needed.
+  private func getInfo() throws(IOMMUError) {
+    var cmd = try load(vfio_iommu_type1_info(), size: 16, argsz: \.argsz)
+    let room = Int(cmd.argsz)
+    let ioas = try context.compatibilityIOAS()
+    cmd.iova_pgsizes = try context.commonPageSizes(of: ioas).rawValue
+    cmd.flags = VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS
+    let ranges = try context.mappableRanges(of: ioas).ranges
+
+    let available = vfio_iommu_type1_info_dma_avail(
+      header: vfio_info_cap_header(
+        id: UInt16(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL), version: 1, next: 40), avail: .max)
+    var iovas = vfio_iommu_type1_info_cap_iova_range()
+    iovas.header.id = UInt16(VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE)
+    iovas.header.version = 1
+    iovas.nr_iovas = UInt32(ranges.count)
+    // 24 bytes of structure, 12 of the first capability on a multiple of 8, then the second.
+    let size = 40 + 16 + 16 * ranges.count
+    if room >= size {
+      try caller.store(available, to: argument &+ 24)
+      try caller.store(iovas, to: argument &+ 40)
+      var address = argument &+ 56
+      for range in ranges {
+        try caller.store(
+          vfio_iova_range(start: range.lowerBound, end: range.upperBound), to: address)
+        address &+= 16
+      }
+      cmd.cap_offset = 24
+    }
+    cmd.argsz = UInt32(size)
+    try caller.store(cmd, to: argument, size: min(room, 24))
+  }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// VFIO's type1 commands on /dev/iommu (MODEL J1), with tables of the mock IOMMU behind them.
+
+import CLinuxABI
+import Foundation
+import IOMMU
+import SelfTestDriver
+import TestSupport
+import Testing
+
+@testable import LinuxABI
+
+@Suite struct CompatibilityTests {
+  let door: BackDoor
+  let iova: UInt64 = 0x100_0000
+  let page: UInt64 = 4096
+
+  init() throws { door = try BackDoor() }
+
+  private func choose() {
+    var cmd = iommu_vfio_ioas(
+      size: 12, ioas_id: door.ioas, op: UInt16(IOMMU_VFIO_IOAS_SET), __reserved: 0)
+    #expect(door.caller.ioctl(door.file, IOMMU_VFIO_IOAS, &cmd) == 0)
+  }
+
+  private func value(_ command: UInt32, _ argument: UInt32) -> Int32 {
+    door.caller.ioctl(door.file, command, at: UInt64(argument))
+  }
+
+  private func map(
+    _ address: UInt64, _ size: UInt64, at iova: UInt64, flags: UInt32 = 3, argsz: UInt32 = 32
+  ) -> Int32 {
+    var cmd = vfio_iommu_type1_dma_map(
+      argsz: argsz, flags: flags, vaddr: address, iova: iova, size: size)
+    return door.caller.ioctl(door.file, VFIO_IOMMU_MAP_DMA, &cmd)
+  }
+
+  private func unmap(
+    _ iova: UInt64, _ size: UInt64, flags: UInt32 = 0, argsz: UInt32 = 24
+  ) -> (result: Int32, size: UInt64) {
+    var cmd = vfio_iommu_type1_dma_unmap()
+    cmd.argsz = argsz
+    cmd.flags = flags
+    cmd.iova = iova
+    cmd.size = size
+    let result = door.caller.ioctl(door.file, VFIO_IOMMU_UNMAP_DMA, &cmd)
+    return (result, cmd.size)
+  }
+
+  @Test("J1: without a chosen address space the commands are ENODEV, after their own checks")
+  func notChosen() {
+    #expect(value(VFIO_GET_API_VERSION, 0) == 0)
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) == 1)
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_UNMAP_ALL) == 1)
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_UPDATE_VADDR) == 0)
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU) == -ENODEV)
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == -ENODEV)
+    #expect(value(VFIO_SET_IOMMU, 2) == -EINVAL)
+    #expect(map(page, page, at: iova) == -ENODEV)
+    #expect(map(page, page, at: iova, argsz: 31) == -EINVAL)
+    #expect(map(page, page, at: iova, flags: 4) == -EINVAL)
+    #expect(unmap(iova, page).result == -ENODEV)
+    #expect(unmap(iova, page, argsz: 23).result == -EINVAL)
+    #expect(unmap(iova, page, flags: 1).result == -EINVAL)
+    for command in [VFIO_IOMMU_GET_INFO, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNMAP_DMA] {
+      #expect(door.caller.ioctl(door.file, command, at: 8) == -EFAULT)
+    }
+    #expect(value(VFIO_IOMMU_DIRTY_PAGES, 0) == -ENOTTY)
+  }
+
+  @Test("J1: type1v2 unmaps whole mappings only, says how much, and takes nothing for success")
+  func version2() {
+    choose()
+    let device = door.makeDevice()
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0)
+    #expect(map(page, 4 * page, at: iova) == 0)
+    #expect(door.checkMap(device.table, iova, 4 * page, is: page) == 0)
+    #expect(map(page, page, at: iova) == -EEXIST)
+    #expect(unmap(iova, 2 * page) == (-ENOENT, 0))
+    #expect(unmap(iova + 8 * page, page) == (0, 0))
+    #expect(unmap(iova, 0, flags: VFIO_DMA_UNMAP_FLAG_ALL).result == -EINVAL)
+    #expect(unmap(.max, 2).result == -EOVERFLOW)
+    #expect(unmap(iova, 0).result == -EINVAL)
+    #expect(unmap(0, 0, flags: VFIO_DMA_UNMAP_FLAG_ALL) == (0, 4 * page))
+    #expect(door.checkPins(page, 4 * page, are: 0) == 0)
+  }
+
+  @Test("J1: type1 cuts mappings where an unmap asks for it; the rest stays mapped and pinned")
+  func version1() {
+    choose()
+    let device = door.makeDevice()
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == 0)
+    #expect(map(page, 8 * page, at: iova) == 0)
+    #expect(unmap(iova + 2 * page, 3 * page) == (0, 3 * page))
+    #expect(door.checkMap(device.table, iova, 2 * page, is: page) == 0)
+    #expect(door.checkMap(device.table, iova + 5 * page, 3 * page, is: 6 * page) == 0)
+    #expect(door.checkMap(device.table, iova + 2 * page, 2048, is: 3 * page) == -EINVAL)
+    #expect(door.checkPins(page, 8 * page, are: 1) == 0)
+    #expect(unmap(iova + page + 2048, page).result == -EINVAL)
+    // A second table mirrors the pieces and goes again.
+    let other = door.makeIOAS()
+    #expect(door.replace(device.object, with: other).result == 0)
+    let second = door.makeDevice()
+    #expect(door.checkMap(second.table, iova + 5 * page, 3 * page, is: 6 * page) == 0)
+    #expect(unmap(iova, 2 * page) == (0, 2 * page))
+    #expect(unmap(iova + 5 * page, 3 * page) == (0, 3 * page))
+    #expect(door.checkPins(page, 8 * page, are: 0) == 0)
+    #expect(door.system.memory.usedSlots == 0)
+  }
+
+  @Test("J1: type1 does not cut what an accessor has pinned")
+  func pinned() {
+    choose()
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == 0)
+    #expect(map(page, 8 * page, at: iova) == 0)
+    let accessor = door.makeAccessor(pins: true).descriptor
+    let pin = door.pin(accessor, iova + 6 * page, page)
+    #expect(pin.result == 0)
+    #expect(unmap(iova, page).result == -EINVAL)
+    #expect(door.unpin(accessor, pin.id) == 0)
+    #expect(unmap(iova, page) == (0, page))
+  }
+
+  @Test("J1: large pages that are in use cannot be turned off: type1 comes too late")
+  func tooLate() {
+    choose()
+    _ = door.makeDevice()
+    #expect(map(page, page, at: iova) == 0)
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == -EINVAL)
+  }
+
+  @Test("J1: GET_INFO writes no further than argsz, says what room it needs, then fills it")
+  func info() {
+    choose()
+    _ = door.makeDevice()
+    let address: UInt64 = 0x4000
+    for argsz in 0...96 as ClosedRange<UInt32> {
+      for offset in 0..<UInt64(128) { door.caller.put(UInt8(0xaa), at: address + offset) }
+      door.caller.put(argsz, at: address)
+      let result = door.caller.ioctl(door.file, VFIO_IOMMU_GET_INFO, at: address)
+      #expect(result == (argsz < 16 ? -EINVAL : 0), "argsz \(argsz)")
+      for offset in UInt64(max(argsz, 4))..<128 {
+        #expect(door.caller.get(UInt8.self, at: address + offset) == 0xaa)
+      }
+      guard argsz >= 24 else { continue }
+      let info = door.caller.get(vfio_iommu_type1_info.self, at: address)
+      #expect(info.argsz == 72)
+      #expect(info.flags == VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS)
+      #expect(info.iova_pgsizes == 4096)
+      #expect(info.cap_offset == (argsz >= 72 ? 24 : 0))
+      guard argsz >= 72 else { continue }
+      let next = door.caller.get(vfio_info_cap_header.self, at: address + 24).next
+      let ranges = door.caller.get(
+        vfio_iommu_type1_info_cap_iova_range.self, at: address + UInt64(next))
+      #expect(ranges.nr_iovas == 1)
+      let range = door.caller.get(vfio_iova_range.self, at: address + UInt64(next) + 16)
+      #expect(MockDomain.aperture == range.start...range.end)
+    }
+  }
+}
