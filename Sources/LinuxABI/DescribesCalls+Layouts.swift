@@ -17,9 +17,16 @@ extension HasLayouts {
       return CallFields(
         name: hexadecimal(command), fields: [("argument", hexadecimal(argument))])
     }
-    guard layout.size > 0 else { return CallFields(name: layout.name) }
-    // What the caller has of it: a structure may end its mapping, so field by field.
+    guard layout.size > 0 else {
+      // A value, or nothing.
+      return CallFields(
+        name: layout.name, fields: argument == 0 ? [] : [("argument", hexadecimal(argument))])
+    }
+    // What the caller has of it: every structure starts with its own size, and may end its
+    // mapping, so field by field.
+    let size = (try? caller.load(UInt32(0), from: argument, size: 4)) ?? 0
     let fields = layout.fields.compactMap { field -> (name: String, value: String)? in
+      guard field.offset + field.size <= size else { return nil }
       var value: UInt64
       do throws(IOMMUError) {
         value = try caller.load(

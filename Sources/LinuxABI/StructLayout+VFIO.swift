@@ -36,7 +36,7 @@ extension StructLayout {
       [
         .init("flags", 4, 4, .in, .hex),
         .init("index", 8, 4, .in, .decimal),
-        .init("start", 12, 4, .in, .hex),
+        .init("start", 12, 4, .in, .decimal),
         .init("count", 16, 4, .in, .decimal),
       ]),
     StructLayout(VFIO_DEVICE_RESET, "VFIO_DEVICE_RESET"),

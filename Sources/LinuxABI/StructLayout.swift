@@ -4,6 +4,8 @@
 // needs to print a call as its caller wrote it. Names are the kernel's; a test holds the
 // offsets to those of CLinuxABI.
 
+import CLinuxABI
+
 /// One command and its structure.
 public struct StructLayout: Sendable {
   /// The number as `ioctl(2)` takes it.
@@ -78,10 +80,17 @@ public struct StructLayout: Sendable {
     }
   }
 
-  /// The layout of a command; nil where the file does not know it.
+  /// The layout of a command; nil where the file does not know it. /dev/iommu also answers
+  /// a container's commands and, to self-tests, the back door.
   public static func of(_ command: UInt32, on face: Face) -> StructLayout? {
-    all(of: face).first { $0.command == command }
+    let known = face == .iommufd ? iommufd + vfioContainer + [selfTest] : all(of: face)
+    return known.first { $0.command == command }
   }
+
+  /// The back door of the self-tests: only what all of its operations have.
+  private static let selfTest = StructLayout(
+    IOMMU_TEST_CMD, "IOMMU_TEST_CMD", "iommu_test_cmd", size: 72,
+    [.init("op", 4, 4, .in, .decimal), .init("id", 8, 4, .in, .decimal)])
 
   /// Writes the fields as `name=value`, in order.
   ///

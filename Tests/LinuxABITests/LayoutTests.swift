@@ -121,6 +121,9 @@ struct LayoutTests {
     for command in commands {
       #expect(StructLayout.of(UInt32(command), on: .iommufd) != nil)
     }
+    #expect(StructLayout.of(VFIO_IOMMU_MAP_DMA, on: .iommufd)?.name == "VFIO_IOMMU_MAP_DMA")
+    #expect(StructLayout.of(IOMMU_TEST_CMD, on: .iommufd)?.size == 72)
+    #expect(StructLayout.of(0x3bff, on: .iommufd) == nil)
   }
 
   @Test("trace: a call is written with what goes in, its return with what comes out")

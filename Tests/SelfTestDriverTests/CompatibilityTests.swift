@@ -158,4 +158,16 @@ import Testing
       #expect(MockDomain.aperture == range.start...range.end)
     }
   }
+
+  @Test("trace: a call is told as far as its structure goes, no further")
+  func trace() throws {
+    let file = try #require(door.file as? any DescribesCalls)
+    door.caller.put(UInt32(24), at: 0x2000)
+    for offset in 4..<UInt64(64) { door.caller.put(UInt8(1), at: 0x2000 + offset) }
+    let words = file.describe(IOMMU_HWPT_ALLOC, argument: 0x2000, by: door.caller)
+    #expect(words.name == "IOMMU_HWPT_ALLOC")
+    #expect(words.fields.map(\.name) == ["flags", "dev_id", "pt_id", "out_hwpt_id"])
+    let set = file.describe(VFIO_SET_IOMMU, argument: 3, by: door.caller)
+    #expect(set.name == "VFIO_SET_IOMMU" && set.fields.map(\.value) == ["0x3"])
+  }
 }
