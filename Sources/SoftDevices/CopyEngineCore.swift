@@ -5,6 +5,7 @@
 
 import IOMMU
 import PageTables
+import SoftwareIOMMU
 import Synchronization
 import VFIO
 
@@ -14,8 +15,8 @@ final class CopyEngineCore: Sendable {
   static let pieceLength = 256 << 10
 
   let monitor: Monitor<CopyEngineState>
-  private let function = Mutex<FunctionPort?>(nil)
-  private let thread = Mutex<DeviceThread?>(nil)
+  private let function = Guarded<FunctionPort?>(nil)
+  private let thread = Guarded<DeviceThread?>(nil)
   /// The transfer in hand is to be dropped. Set and cleared under the monitor's lock.
   private let isCancelled = Atomic(false)
 

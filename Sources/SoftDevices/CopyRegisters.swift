@@ -67,8 +67,10 @@ struct CopyEngineState: Sendable {
 
   let configuration: CopyEngine.Configuration
   var channel = CopyChannel()
+  /// GENCTRL keeps its debug bit, which does nothing.
   var generalControl: UInt8 = 0
   var interruptControl: UInt8 = 0
+  /// INTRDELAY keeps what is written; interrupts are not delayed.
   var interruptDelay: UInt16 = 0
   /// A thread exists, or nobody needs one again.
   var hasThread = false

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The lock of this module: a mutex whose order the thread sanitizer can see.
+// The lock of this module and those above it: a mutex whose order the thread sanitizer can see.
 
 import Synchronization
 
@@ -9,16 +9,16 @@ import Synchronization
 /// The standard library's mutex is not built for the thread sanitizer, which then takes what
 /// it guards for a race. Debug builds pass a token from one holder to the next with atomics
 /// that the sanitizer does see. Release builds have the mutex alone.
-struct Guarded<Value: ~Copyable>: ~Copyable, Sendable {
+package struct Guarded<Value: ~Copyable>: ~Copyable, Sendable {
   private let mutex: Mutex<Value>
   #if DEBUG
     private let token = Atomic<UInt>(0)
   #endif
 
-  init(_ value: consuming sending Value) { mutex = Mutex(value) }
+  package init(_ value: consuming sending Value) { mutex = Mutex(value) }
 
   @inline(__always)
-  borrowing func withLock<Result: ~Copyable, Failure: Error>(
+  package borrowing func withLock<Result: ~Copyable, Failure: Error>(
     _ body: (inout sending Value) throws(Failure) -> sending Result
   ) throws(Failure) -> sending Result {
     #if DEBUG

@@ -5,7 +5,7 @@
 
 import IOMMU
 import PageTables
-import Synchronization
+import SoftwareIOMMU
 import SystemPackage
 
 /// One function's interrupts. Thread-safe.
@@ -80,7 +80,7 @@ public final class InterruptVectors: Sendable {
   let upstream: any UpstreamBus
   private let config: PCIConfigSpace
   private let port: any BusPort
-  let state = Mutex(State())
+  let state = Guarded(State())
 
   init(
     msixVectors: Int, msiVectors: Int, config: PCIConfigSpace, upstream: any UpstreamBus,

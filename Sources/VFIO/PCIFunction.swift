@@ -4,7 +4,7 @@
 // interrupts and its place behind an IOMMU.
 
 import IOMMU
-import Synchronization
+import SoftwareIOMMU
 import SystemPackage
 
 /// One function. Thread-safe.
@@ -19,7 +19,7 @@ public final class PCIFunction: Sendable {
   public let barAddresses: [UInt64]
   private let gate = MasterGate()
   /// Serializes resets and changes of what the command register governs.
-  private let control = Mutex(())
+  private let control = Guarded(())
 
   /// - Parameters:
   ///   - upstream: The bus above, for this function's requester id.

@@ -6,7 +6,6 @@
 import IOMMU
 import PageTables
 import SoftwareIOMMU
-import Synchronization
 
 /// The bus above a function that is behind a `SoftwareIOMMU`. Thread-safe.
 public final class SoftwareIOMMUBus: UpstreamBus {
@@ -37,9 +36,9 @@ public final class SoftwareIOMMUBus: UpstreamBus {
 /// A requester has one port, which one thread at a time may use: the function's threads, and
 /// whoever makes it send an interrupt, take turns, one access each.
 private final class SerializedPort: BusPort {
-  private let port: Mutex<DMAPort>
+  private let port: Guarded<DMAPort>
 
-  init(_ port: DMAPort) { self.port = Mutex(port) }
+  init(_ port: DMAPort) { self.port = Guarded(port) }
 
   private func access(
     _ body: (DMAPort) throws(DMAFault) -> Void

@@ -3,8 +3,14 @@
 // A device that VFIO offers to users, and its group: who has them open, by which of the two
 // kinds of node, and the one user who is bound. MODEL C4, C6. Facts: Linux 6.12,
 // drivers/vfio/{device_cdev,vfio_main,group}.c.
+//
+// Lock order of the device framework, outermost first: `VFIODevice.state`; the IOMMU layer's
+// (IOMMU/LockOrder.swift) or `PCIFunction.control`, never one under the other; a model's own;
+// `InterruptVectors.state`; `PCIConfigSpace.state`, or a port to memory and what is below it.
+// `VFIOGroup.state` is a leaf.
 
 import IOMMU
+import SoftwareIOMMU
 import Synchronization
 import SystemPackage
 
@@ -20,7 +26,7 @@ public final class VFIOGroup: Sendable {
     var boundDevices = 0
   }
 
-  private let state = Mutex(State())
+  private let state = Guarded(State())
 
   public init(group: DeviceGroup) { self.group = group }
 
@@ -82,7 +88,7 @@ public final class VFIODevice: Sendable {
 
   /// Held over bind, attach, detach and close, as Linux holds its `dev_set->lock`: they are
   /// one step each to everybody else. Above all locks of the IOMMU layer.
-  let state = Mutex(State())
+  let state = Guarded(State())
 
   public init(index: UInt32, function: PCIFunction, group: VFIOGroup) {
     self.index = index
