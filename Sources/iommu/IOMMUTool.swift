@@ -21,7 +21,7 @@ struct IOMMUTool: ParsableCommand {
       If something is refused:   iommu doctor
       """,
     version: "swift-iommu \(version)",
-    subcommands: [Run.self, Demo.self, PrintMachine.self, Completion.self])
+    subcommands: [Run.self, Demo.self, PrintMachine.self, Doctor.self, Completion.self])
 
   static let version = "0.1.0"
 

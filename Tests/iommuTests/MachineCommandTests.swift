@@ -37,7 +37,7 @@ import Testing
     #expect(run.errors.hasPrefix("standard input:1:9: error: found '4', expected a list"))
   }
 
-  @Test("help has examples", arguments: ["run", "demo", "machine", "completion"])
+  @Test("help has examples", arguments: ["run", "demo", "machine", "doctor", "completion"])
   func help(command: String) throws {
     let run = try iommu(command, "--help")
     #expect(run.status == 0)
