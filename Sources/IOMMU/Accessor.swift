@@ -10,7 +10,7 @@ import SystemPackage
 ///
 /// Memory never goes away under it: an unmap first takes back the pins that touch what goes
 /// (the calls run one way, MODEL A4: it is not asked), and a read or write holds the map.
-/// It keeps its context alive until `close()`.
+/// It keeps its context alive until it is closed.
 public final class Accessor: Sendable {
   /// Whether it may pin: then everything in its address space is aligned to host pages.
   public let pinsMemory: Bool
@@ -63,6 +63,8 @@ public final class Accessor: Sendable {
     context.addUser(of: record.id)
   }
 
+  deinit { close() }
+
   /// Names the accessor in its context. It cannot be destroyed by that name.
   public var id: ObjectID { record.id }
 
@@ -94,7 +96,8 @@ public final class Accessor: Sendable {
     state.space = nil
   }
 
-  /// Ends the accessor and all of its pins. Calling it again does nothing.
+  /// Ends the accessor and all of its pins, as its last reference does. Calling it again does
+  /// nothing.
   public func close() {
     let wasOpen = state.withLock { state in
       defer { state.isClosed = true }

@@ -6,6 +6,7 @@
 import CLinuxABI
 import Foundation
 import IOMMU
+import PageTables
 import TestSupport
 import Testing
 
@@ -166,6 +167,21 @@ import Testing
     #expect(door.system.contextCount == 1 && door.system.memory.usedSlots == 1)
     door.close(accessor)
     #expect(door.system.contextCount == 0 && door.system.memory.usedSlots == 0)
+  }
+
+  @Test("D2: an accessor that nobody refers to any more is closed")
+  func lastReference() throws {
+    #expect(door.map(page, page, at: iova) == 0)
+    do {
+      let accessor = try Accessor(context: door.context, pinsMemory: true)
+      try accessor.attach(to: ObjectID(door.ioas))
+      _ = try accessor.pin(IOVA(iova), length: page, for: .read)
+      #expect(door.checkPins(page, page, are: 1) == 0)
+    }
+    #expect(door.checkPins(page, page, are: 0) == 0)
+    #expect(door.context.objectCount == 1)
+    door.file.close()
+    #expect(door.system.contextCount == 0)
   }
 
   @Test("L: a failed CREATE_ACCESS leaves nothing behind")
