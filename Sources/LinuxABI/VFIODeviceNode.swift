@@ -106,6 +106,7 @@ final class VFIODeviceFile: OpenFile {
     at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) -> Int {
     try session.checkAccess()
+    guard buffer.count > 0 else { return 0 }
     let (region, offset) = try locate(offset)
     // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
     return try unsafe function.read(region, at: offset, into: buffer)
@@ -113,6 +114,7 @@ final class VFIODeviceFile: OpenFile {
 
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
     try session.checkAccess()
+    guard buffer.count > 0 else { return 0 }
     let (region, offset) = try locate(offset)
     // SAFETY: as in `read`.
     return try unsafe function.write(region, at: offset, from: buffer)

@@ -19,6 +19,7 @@ struct CopyChannel: Sendable {
   enum Control {
     static let interruptRearm: UInt16 = 0x01
     static let errorCompletion: UInt16 = 0x04
+    /// Every error that is not masked halts the channel, asked for or not.
     static let abortOnError: UInt16 = 0x08
     static let errorInterrupt: UInt16 = 0x10
     /// What reads back as it was written: re-arming is an action.

@@ -82,11 +82,15 @@ final class DeviceThread: Sendable {
     // SAFETY: the retained box is taken over, once, by the thread that is started, or released
     // here where none was.
     let box = unsafe Unmanaged.passRetained(Start(body))
-    // Signals are for the program's own threads.
-    var all = sigset_t()
+    // Signals are for the program's own threads; but what an access itself raises must reach
+    // its handler: memory of a truncated file is SIGBUS, and fatal where it is blocked.
+    var blocked = sigset_t()
     var old = sigset_t()
-    unsafe sigfillset(&all)
-    unsafe pthread_sigmask(SIG_SETMASK, &all, &old)
+    unsafe sigfillset(&blocked)
+    for signal in [SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS] {
+      unsafe sigdelset(&blocked, signal)
+    }
+    unsafe pthread_sigmask(SIG_SETMASK, &blocked, &old)
     let result = unsafe pthread_create(
       &thread, nil,
       { argument in

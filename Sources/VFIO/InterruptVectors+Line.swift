@@ -79,7 +79,9 @@ extension InterruptVectors {
     switch arguments {
     case .none: unmask(&state)
     case .booleans(let flags): if flags.first == true { unmask(&state) }
-    case .events:
+    case .events(let events):
+      // Nothing ever waits on an eventfd here, so there is nothing to remove.
+      if case .remove? = events.first { return }
       // Linux waits on the eventfd. An EventSignal can only be signalled, so it is refused.
       throw IOMMUError(
         .operationNotSupported, "unmasking INTx by an eventfd comes with a later issue (J1)")
