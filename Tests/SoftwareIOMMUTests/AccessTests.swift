@@ -252,6 +252,29 @@ struct AccessTests {
         == .memoryGone)
   }
 
+  @Test("D1: an access crosses from one pinned run behind calls to the next")
+  func neighbours() throws {
+    let bench = Bench()
+    let domain = try bench.attachedDomain()
+    // The first run ends where its GiB of physical space ends, the second begins there.
+    let runs = [FarMemory(64 << 10, base: 0x1000), FarMemory(64 << 10, base: 0x90000)]
+    let start: UInt64 = 1 << 30 - 64 << 10
+    var physical: [PhysicalAddress] = []
+    for (index, far) in runs.enumerated() {
+      let iova = start + UInt64(index) << 16
+      physical.append(try bench.pin(far.run(), at: iova))
+      try domain.map(
+        IOVA(iova), to: physical[index], length: 64 << 10, permissions: .readWrite)
+    }
+    #expect(physical[1].rawValue == physical[0].rawValue + 64 << 10, "what the test is about")
+    try bench.port.fill(
+      IOVA(start + 4096), pattern: 0x0101_0101_0101_0101, length: 120 << 10)
+    #expect(runs[0].buffer.bytes.dropFirst(4096).allSatisfy { $0 == 1 })
+    #expect(runs[1].buffer.bytes.prefix(60 << 10).allSatisfy { $0 == 1 })
+    #expect(runs[0].buffer[4095] == 0 && runs[1].buffer[60 << 10] == 0)
+    #expect(bench.iommu.faults.count == 0)
+  }
+
   @Test("D1: a leaf that sticks out of its pinned window gives no way out of it")
   func window() throws {
     let bench = Bench()

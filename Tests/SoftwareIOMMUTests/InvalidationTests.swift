@@ -296,6 +296,43 @@ struct InvalidationTests {
     }
   }
 
+  @Test("G2: what a transaction translated stays true until it ends, whatever else it accesses")
+  func transaction() throws {
+    let bench = Bench()
+    let domain = try bench.attachedDomain()
+    let page = Buffer(8192)
+    let physical = try bench.pin(page.run(), at: 0)
+    try domain.map(IOVA(0), to: physical, length: 8192, permissions: .readWrite)
+    let port = bench.port
+    let unmapping = Atomic(false)
+    let unmapped = Atomic(false)
+    let other = try port.transaction { port in
+      let run = try port.translate(IOVA(0), for: .write)
+      #expect(run.isLocal && run.address == UInt64(UInt(bitPattern: page.bytes.baseAddress!)))
+      #expect(run.length == 4096 || run.length == 8192)
+      let other = DeviceThread {
+        guard !unmapping.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        domain.unmap(IOVA(0), length: 4096)
+        unmapped.store(true, ordering: .releasing)
+      }
+      while !port.channel.pending.load(ordering: .acquiring) { sched_yield() }
+      for _ in 0..<100 {
+        try port.fill(IOVA(4096), pattern: 1, length: 4096)
+        sched_yield()
+      }
+      let early = unmapped.load(ordering: .acquiring)
+      #expect(!early)
+      return other
+    }
+    other.wait()
+    other.stop()
+    let late = unmapped.load(ordering: .acquiring)
+    #expect(late)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt8(0), at: IOVA(0)) } == .notPresent)
+    try port.store(UInt8(0), at: IOVA(4096))
+  }
+
   @Test("G2: table pages that an unmap frees are never walked afterwards")
   func tablePages() throws {
     let bench = Bench(.init(format: .intelSecondStage(levels: 5)))
