@@ -97,8 +97,8 @@ extension PageTable {
       let index = PageTableRoot<Format>.index(address, level: current)
       let entry = page.load(index)
       if entry == 0 {
-        guard pool.has(current &- level) else { throw .outOfMemory }
-        let fresh = pool.take()
+        guard hasPages(current &- level) else { throw .outOfMemory }
+        let fresh = takePage()
         page.store(Format.tableEntry(fresh.address, level: current), at: index)
         page.live &+= 1
         page = fresh

@@ -14,6 +14,11 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   /// Sizes that leaves may have.
   public let pageSizes: PageSizes
   @usableFromInline let pool: TablePool
+  /// A few pages of zeros at hand, linked as in a gather list, so that mapping and unmapping
+  /// one page in turn does not go to the pool for its tables.
+  @usableFromInline var spare: UInt64 = 0
+  @usableFromInline var spareCount = 0
+  @inlinable static var spareLimit: Int { 8 }
 
   /// Makes an empty table.
   ///
@@ -34,7 +39,7 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   }
 
   /// Table pages in use, the root included. In pages of 4 KiB.
-  public var pageCount: Int { pool.used }
+  public var pageCount: Int { pool.used - spareCount }
 
   /// Memory held for table pages, in bytes: what is in use and what is kept for reuse.
   public var footprint: Int { pool.footprint }
@@ -47,10 +52,33 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
     while address != 0 {
       let page = TablePage(address: address)
       address = page.next
-      page.next = 0
-      pool.put(page)
+      if spareCount < Self.spareLimit {
+        page.next = spare
+        spare = page.address
+        spareCount &+= 1
+      } else {
+        page.next = 0
+        pool.put(page)
+      }
     }
     gather = TableGather()
+  }
+
+  /// Whether so many more pages may be in use.
+  @inlinable
+  func hasPages(_ count: Int) -> Bool {
+    count <= spareCount || pool.has(count &- spareCount)
+  }
+
+  /// A page of zero entries. The caller has asked `hasPages`.
+  @inlinable
+  mutating func takePage() -> TablePage {
+    if spareCount == 0 { return pool.take() }
+    let page = TablePage(address: spare)
+    spare = page.next
+    page.next = 0
+    spareCount &-= 1
+    return page
   }
 }
 

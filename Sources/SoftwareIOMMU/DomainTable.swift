@@ -5,79 +5,108 @@
 
 import IOMMU
 import PageTables
-import Synchronization
+
+/// What is the same for a domain while it exists.
+struct DomainKind: Sendable {
+  /// Name of the IOMMU that made it, for the event log.
+  let iommu: String
+  let configuration: SoftwareIOMMU.Configuration
+  /// Which physical space its leaves point into.
+  let memory: PhysicalMemory
+}
 
 /// What the lock of a domain guards.
 struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
   var table: PageTable<Format>
   var gather = TableGather()
-  /// In each attachment once: a switch from a domain to itself attaches a port twice for a
+  /// Each attachment once: a switch from a domain to itself attaches a port twice for a
   /// moment.
   var channels: [PortChannel] = []
+
+  /// Waits until no port can use what was gathered, then frees its table pages.
+  /// - Returns: The range that was invalidated; nil where there was none.
+  @inline(__always)
+  mutating func flush() -> IOVARange? {
+    if gather.isEmpty { return nil }
+    let range = IOVARange(first: gather.first, last: gather.last)
+    if channels.count == 1 {
+      channels[0].invalidate(range)
+    } else {
+      for channel in channels { channel.post(range) }
+      for channel in channels { channel.wait() }
+    }
+    table.free(&gather)
+    return range
+  }
 }
 
-/// The changing part of a domain. Thread-safe; the lock is held while ports are waited for,
-/// and ports never take it.
-final class DomainTable<Format: PageTableFormat>: Sendable {
+/// The workings of a domain. Thread-safe; the lock is held while ports are waited for, and
+/// ports never take it.
+struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
+  let kind: DomainKind
+  let geometry: DomainGeometry
   let root: PageTableRoot<Format>
-  let pageSizes: PageSizes
   private let attributes: LeafAttributes
+  private let events: EventLog
   private let state: Guarded<DomainState<Format>>
 
-  init(_ configuration: SoftwareIOMMU.Configuration) {
+  init(_ kind: DomainKind, events: EventLog) {
+    let configuration = kind.configuration
     let table = PageTable<Format>(
       levels: configuration.levels, addressBits: configuration.addressBits,
       maximumPages: configuration.maximumTablePages)
+    self.kind = kind
+    self.events = events
+    geometry = DomainGeometry(
+      aperture: 0...table.root.last, pageSizes: table.pageSizes,
+      enforcesSnoop: configuration.snoopControl)
     root = table.root
-    pageSizes = table.pageSizes
     attributes = configuration.snoopControl ? .forceSnoop : []
     state = Guarded(DomainState(table: table))
   }
 
-  /// Adds translations. A refused map has been taken out again when this returns.
   func map(
     _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
-  ) throws(MapFailure) {
-    try state.withLock { state throws(MapFailure) in
-      do throws(MapFailure) {
-        try state.table.map(
-          iova, to: physical, length: length, permissions: permissions,
-          attributes: attributes, gather: &state.gather)
-      } catch {
-        _ = Self.flush(&state)
-        throw error
+  ) throws(IOMMUError) {
+    let attributes = attributes
+    do throws(MapFailure) {
+      try state.withLock { state throws(MapFailure) in
+        do throws(MapFailure) {
+          try state.table.map(
+            iova, to: physical, length: length, permissions: permissions,
+            attributes: attributes, gather: &state.gather)
+        } catch {
+          // Taken out again; but a port may have used it.
+          _ = state.flush()
+          throw error
+        }
       }
+    } catch {
+      throw Self.error(error, iova, length)
     }
   }
 
-  /// Takes translations out, and waits until no port can use them.
-  /// - Returns: The range that was invalidated; nil where nothing was mapped.
-  func unmap(_ iova: IOVA, length: UInt64) -> IOVARange? {
-    state.withLock { state in
+  func unmap(_ iova: IOVA, length: UInt64) {
+    let range = state.withLock { state in
       state.table.unmap(iova, length: length, gather: &state.gather)
-      return Self.flush(&state)
+      return state.flush()
+    }
+    if let range {
+      events.append(
+        .invalidate(
+          iommu: kind.iommu, iova: IOVA(range.first),
+          length: range.last &- range.first &+ 1))
     }
   }
 
-  /// Waits until no port can use what was gathered, then frees its table pages.
-  @inline(__always)
-  private static func flush(_ state: inout DomainState<Format>) -> IOVARange? {
-    if state.gather.isEmpty { return nil }
-    let range = IOVARange(first: state.gather.first, last: state.gather.last)
-    for index in 0..<state.channels.count { state.channels[index].post(range) }
-    for index in 0..<state.channels.count { state.channels[index].wait() }
-    state.table.free(&state.gather)
-    return range
+  func translate(_ iova: IOVA) -> PhysicalAddress? {
+    state.withLock { state in
+      do throws(WalkFault) { return try state.table.walk(iova).physical } catch { return nil }
+    }
   }
 
-  func walk(_ iova: IOVA) throws(WalkFault) -> Translation {
-    try state.withLock { state throws(WalkFault) in try state.table.walk(iova) }
-  }
-
-  /// From now on unmaps wait for this port too.
   func attach(_ channel: PortChannel) { state.withLock { $0.channels.append(channel) } }
 
-  /// The port has left the table: unmaps wait for it no longer.
   func detach(_ channel: PortChannel) {
     state.withLock { state in
       if let index = state.channels.firstIndex(where: { $0 === channel }) {
@@ -86,8 +115,27 @@ final class DomainTable<Format: PageTableFormat>: Sendable {
     }
   }
 
-  /// Table pages in use, and bytes held for them.
   var footprint: (pages: Int, bytes: Int) {
     state.withLock { ($0.table.pageCount, $0.table.footprint) }
+  }
+
+  private static func error(
+    _ failure: MapFailure, _ iova: IOVA, _ length: UInt64
+  ) -> IOMMUError {
+    let what = "the page table cannot map \(hex(length)) bytes at \(iova)"
+    switch failure {
+    case .misaligned:
+      return IOMMUError(.invalidArgument, "\(what): not a positive multiple of 4 KiB")
+    case .addressWidth:
+      return IOMMUError(.invalidArgument, "\(what): past the last address it translates")
+    case .physicalWidth:
+      return IOMMUError(.invalidArgument, "\(what): past the last physical address")
+    case .noPermissions:
+      return IOMMUError(.invalidArgument, "\(what): neither readable nor writable")
+    case .occupied(let address):
+      return IOMMUError(.addressInUse, "\(what): \(address) is mapped already")
+    case .outOfMemory:
+      return IOMMUError(.noMemory, "\(what): its memory limit is reached")
+    }
   }
 }

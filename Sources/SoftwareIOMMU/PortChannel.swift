@@ -60,9 +60,23 @@ final class PortChannel: Sendable {
   func post(_ range: IOVARange) {
     mailbox.withLock { mail in
       mail.add(range)
-      // Under the lock, so that the port's clearing cannot come between.
+      announce()
+    }
+  }
+
+  /// Says that there is mail. Under the mailbox's lock, so that the port's taking of the mail
+  /// does not come between; where mail was announced before and not taken, nothing is to do.
+  @inline(__always)
+  private func announce() {
+    if !pending.load(ordering: .relaxed) {
       pending.store(true, ordering: .sequentiallyConsistent)
     }
+  }
+
+  /// As `post` and `wait`.
+  func invalidate(_ range: IOVARange) {
+    post(range)
+    wait()
   }
 
   /// Tells the port to change its context in one step, and to forget everything.
@@ -70,7 +84,7 @@ final class PortChannel: Sendable {
     mailbox.withLock { mail in
       mail.context = context
       mail.flushesAll = true
-      pending.store(true, ordering: .sequentiallyConsistent)
+      announce()
     }
   }
 

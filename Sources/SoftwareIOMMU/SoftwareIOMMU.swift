@@ -79,8 +79,11 @@ public final class SoftwareIOMMU: IOMMUDriver {
           + "it has neither nesting nor dirty tracking"
           + (configuration.pasidBits > 0 ? "" : " nor PASIDs"))
     }
-    return SoftwarePagingDomain(
-      iommu: name, configuration: configuration, memory: memory, events: events)
+    let kind = DomainKind(iommu: name, configuration: configuration, memory: memory)
+    return switch configuration.format {
+    case .intelSecondStage: IntelDomain(kind, events: events)
+    case .amdV1: AMDDomain(kind, events: events)
+    }
   }
 
   public func setContext(
@@ -95,7 +98,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(name) takes PASIDs of \(configuration.pasidBits) bits, not \(pasid.rawValue)")
     }
     let source = Source(requester: device, pasid: pasid)
-    let new: SoftwarePagingDomain?
+    let new: (any SoftwareDomain)?
     let portContext: PortContext
     switch context {
     case .host: (new, portContext) = (nil, .host)
@@ -112,7 +115,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
       new?.attach(channel)
       channel.post(portContext)
       channel.wait()
-      if case .paging(let old)? = entry.context, let old = old as? SoftwarePagingDomain {
+      if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
         old.detach(channel)
       }
       entry.context = context
@@ -143,13 +146,13 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   private func fit(
     _ domain: any PagingDomain, to device: RequesterID
-  ) throws(IOMMUError) -> SoftwarePagingDomain {
-    guard let own = domain as? SoftwarePagingDomain else {
+  ) throws(IOMMUError) -> any SoftwareDomain {
+    guard let own = domain as? any SoftwareDomain else {
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
     }
-    guard own.memory === memory, own.format == configuration.format,
-      own.addressBits <= configuration.addressBits
+    guard own.kind.memory === memory, own.kind.configuration.format == configuration.format,
+      own.kind.configuration.addressBits <= configuration.addressBits
     else {
       throw IOMMUError(
         .invalidArgument,
