@@ -49,19 +49,21 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   @inlinable
   public mutating func free(_ gather: inout TableGather) {
     var address = gather.head
+    gather = TableGather()
     while address != 0 {
       let page = TablePage(address: address)
       address = page.next
-      if spareCount < Self.spareLimit {
-        page.next = spare
-        spare = page.address
-        spareCount &+= 1
-      } else {
-        page.next = 0
-        pool.put(page)
-      }
+      page.next = spare
+      spare = page.address
+      spareCount &+= 1
     }
-    gather = TableGather()
+    if spareCount > Self.spareLimit { returnSpares() }
+  }
+
+  /// After a large unmap nothing is kept at hand: a page there would keep its chunk alive.
+  @inlinable
+  mutating func returnSpares() {
+    while spareCount > 0 { pool.put(takePage()) }
   }
 
   /// Whether so many more pages may be in use.
