@@ -7,11 +7,14 @@
 #include "CSyscalls.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static sigset_t old_mask;
@@ -92,4 +95,36 @@ int csys_guard_truncation(void) {
   action.sa_sigaction = on_lost_page;
   action.sa_flags = SA_SIGINFO | SA_RESTART;
   return sigaction(SIGBUS, &action, NULL) < 0 ? -errno : 0;
+}
+
+static atomic_int noted;
+
+static void on_change(int number) {
+  (void)number;
+  atomic_store_explicit(&noted, 1, memory_order_relaxed);
+}
+
+int csys_note_changes(int fd) {
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = on_change;
+  action.sa_flags = SA_RESTART;
+  if (sigaction(SIGIO, &action, NULL) < 0) return -errno;
+  struct {
+    int type, pid;
+  } owner = {0 /* F_OWNER_TID */, (int)syscall(SYS_gettid)};
+  if (fcntl(fd, 15 /* F_SETOWN_EX */, &owner) < 0) return -errno;
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_ASYNC) < 0) return -errno;
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGIO);
+  pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+  atomic_store(&noted, 1);
+  return 0;
+}
+
+int csys_changes_noted(void) {
+  if (!atomic_load_explicit(&noted, memory_order_relaxed)) return 0;
+  return atomic_exchange(&noted, 0);
 }

@@ -165,11 +165,13 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return number
   }
 
-  /// The lowest free number in the window, or the highest one below it.
+  /// The lowest free number in the window, or the highest one below it; where the program has
+  /// lowered its limit since it started, below that.
   private func freeNumber() -> Int32? {
-    let window = server.window
-    let inside = Int32(window.first)..<Int32(window.end)
-    return inside.first(where: isFree) ?? (3..<inside.lowerBound).last(where: isFree)
+    let limit = csys_open_limit(thread)
+    let first = Int32(min(UInt64(server.window.first), limit))
+    let end = Int32(min(UInt64(server.window.end), limit))
+    return (first..<end).first(where: isFree) ?? (0..<first).last(where: isFree)
   }
 
   private func isFree(_ number: Int32) -> Bool {
@@ -208,7 +210,11 @@ final class ClientCaller: Caller, @unchecked Sendable {
 
   var processID: Int32 { server.tasks.task(thread)?.group ?? thread }
 
-  var maySetResourceLimits: Bool { Capabilities.has(.systemResource, thread: thread) }
+  var maySetResourceLimits: Bool {
+    // A capability counts in the host's user namespace, not in the program's own.
+    System.readLink("/proc/\(thread)/ns/user") == System.readLink("/proc/self/ns/user")
+      && Capabilities.has(.systemResource, thread: thread)
+  }
 }
 
 /// An eventfd of a program.

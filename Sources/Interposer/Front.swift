@@ -52,6 +52,7 @@ enum Report {
 
 enum Front {
   static func run(_ options: RunOptions) throws(InterposerError) -> Int32 {
+    fillStandardStreams()
     guard let (ours, theirs) = socketPair(sequenced: true) else {
       throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
     }
@@ -131,6 +132,17 @@ func closeAll(above last: Int32, except kept: [Int32]) {
     next = UInt32(number) + 1
   }
   _ = csys_close_range(next, .max)
+}
+
+/// Opens what is closed of the three standard streams, so that nothing of ours gets their
+/// numbers; the program's exec closes them again.
+private func fillStandardStreams() {
+  while case let number = System.open("/dev/null", O_RDWR), number >= 0 {
+    if number > 2 {
+      close(number)
+      return
+    }
+  }
 }
 
 /// Puts `/dev/null` where the program's standard streams are.

@@ -83,7 +83,7 @@ struct ProbeSession {
     if listener >= 0 {
       _ = csys_send_fd(socket, listener)
       close(listener)
-      _ = unsafe csys_ioctl(0, 0x3B00, nil)
+      _ = csys_ioctl(0, 0x3B00, nil)
     }
     _exit(0)
   }
@@ -108,7 +108,7 @@ struct ProbeSession {
     var place: UInt64 = 0
     readMemory = unsafe withUnsafeMutableBytes(of: &word) { bytes in
       // SAFETY: the buffer's own address and size, on both sides.
-      place = UInt64(UInt(bitPattern: unsafe bytes.baseAddress))
+      place = UInt64(UInt(bitPattern: bytes.baseAddress))
       return Int32(
         truncatingIfNeeded: unsafe csys_process_vm_readv(
           thread, bytes.baseAddress, place, bytes.count))

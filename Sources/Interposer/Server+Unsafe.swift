@@ -52,6 +52,9 @@ enum Answer {
   /// Serves until no program is left.
   func serve() {
     var notification = csys_notif()
+    // A close anywhere interrupts this thread before the closer goes on: the calls of programs
+    // that close nothing need not look.
+    let isTold = csys_note_changes(handles.descriptor) == 0
     while true {
       let result = unsafe csys_notif_receive(listener, &notification)
       guard result == 0 else {
@@ -65,7 +68,7 @@ enum Answer {
         return
       }
       // A close that came before this call takes effect before it.
-      handles.drain()
+      if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
       serve(notification)
     }
   }

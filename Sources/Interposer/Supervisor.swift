@@ -177,6 +177,7 @@ final class Supervision {
 
   /// The program is gone; what it started may live on.
   private func end(_ report: Report) {
+    if frontIsStopped { kill(getppid(), SIGCONT) }
     var set = pollfd(fd: listener, events: 0, revents: 0)
     handles.drain()
     if unsafe poll(&set, 1, 0) > 0 {

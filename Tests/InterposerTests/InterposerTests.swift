@@ -125,6 +125,38 @@ struct InterposerTests {
     #expect(outcome.output == "gone\n")
   }
 
+  @Test("When the supervisor is killed, the program is too, and the user is told")
+  func killedSupervisor() {
+    let outcome = Programs.hosted(["sh", "-c", "kill -KILL $PPID; sleep 20"])
+    #expect(outcome.status == 125)
+    #expect(
+      outcome.error
+        == "iommu: the supervisor ended unexpectedly; the program was killed\n")
+  }
+
+  @Test("Few descriptors are enough, whenever the limit was lowered", arguments: [16, 64, 256])
+  func limits(_ limit: Int) {
+    let before = Programs.run(
+      [
+        "sh", "-c",
+        "ulimit -n \(limit); exec \(Programs.host) -- \(Programs.client) plain-calls",
+      ])
+    #expect(before.status == 0, "\(before)")
+    let after = Programs.hosted(
+      ["sh", "-c", "ulimit -n \(limit); exec \(Programs.client) plain-calls"])
+    #expect(after.status == 0, "\(after)")
+  }
+
+  @Test("Standard streams that are closed stay closed for the program, and harm nobody")
+  func closedStreams() {
+    let outcome = Programs.run(
+      [
+        "sh", "-c",
+        "exec \(Programs.host) -- sh -c '[ -e /proc/self/fd/0 ] || exit 7' <&- >&-",
+      ])
+    #expect(outcome.status == 7, "\(outcome)")
+  }
+
   @Test(
     "Ctrl-Z, fg and Ctrl-C act on the program as on a job of its own", arguments: User.allCases)
   func terminal(_ user: User) {

@@ -62,6 +62,8 @@ int csys_pidfd_send_signal(int pidfd, int signal);
 long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length);
 long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length);
 int csys_gettid(void);
+// The soft limit on open files of a process; 0 where it cannot be asked for.
+uint64_t csys_open_limit(int pid);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
 int csys_unshare(int flags);
@@ -156,6 +158,11 @@ int csys_signal_next(int signalfd, struct csys_signal *out);
 // Ends the process as `number` would, without a core file.
 void csys_die_of(int number);
 void csys_stop_self(void);
+// From here on a change of `fd` interrupts this thread with SIGIO, which is noted; false where the
+// descriptor cannot do that.
+int csys_note_changes(int fd);
+// Whether a change was noted since the last call.
+int csys_changes_noted(void);
 // From here on a fault on a page that a truncated file lost maps zeros there.
 int csys_guard_truncation(void);
 
