@@ -127,7 +127,7 @@ struct InterposerTests {
 
   @Test("When the supervisor is killed, the program is too, and the user is told")
   func killedSupervisor() {
-    let outcome = Programs.hosted(["sh", "-c", "kill -KILL $PPID; sleep 20"])
+    let outcome = Programs.hosted(["sh", "-c", "kill -KILL $PPID; while :; do :; done"])
     #expect(outcome.status == 125)
     #expect(
       outcome.error
@@ -143,7 +143,7 @@ struct InterposerTests {
       ])
     #expect(before.status == 0, "\(before)")
     let after = Programs.hosted(
-      ["sh", "-c", "ulimit -n \(limit); exec \(Programs.client) plain-calls"])
+      ["sh", "-c", "ulimit -n \(limit); exec \(Programs.client) closes"])
     #expect(after.status == 0, "\(after)")
   }
 
