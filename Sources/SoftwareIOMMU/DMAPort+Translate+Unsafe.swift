@@ -67,7 +67,10 @@ extension DMAPort {
   /// Does what the mail says. The port holds no translation.
   @inline(never)
   private func drain() {
-    let mail = channel.take()
+    // Still odd: the port stays inside. The change says that the mail was taken; what it says
+    // is done before anything is translated.
+    unsafe state.pointee.sequence &+= 2
+    let mail = unsafe channel.take(sequence: state.pointee.sequence)
     unsafe state.pointee.lastSpan = 0
     if let context = mail.context { unsafe state.pointee.context = context }
     if mail.flushesAll {
@@ -80,9 +83,6 @@ extension DMAPort {
         unsafe state.pointee.tlb.large.forget(first: range.first, last: range.last)
       }
     }
-    // Still odd: the port stays inside. The change says that the mail was read.
-    unsafe state.pointee.sequence &+= 2
-    unsafe channel.sequence.store(state.pointee.sequence, ordering: .releasing)
   }
 
   /// Translates inside a transaction; `need` are IOTLB flags.

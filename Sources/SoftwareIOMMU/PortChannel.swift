@@ -98,8 +98,12 @@ final class PortChannel: Sendable {
     while sequence.load(ordering: .acquiring) == seen { backoff.pause() }
   }
 
-  /// The port takes its mail. Only the port's thread calls this.
-  func take() -> Mailbox {
+  /// The port takes its mail, inside a transaction and holding no translation. Only the port's
+  /// thread calls this.
+  ///
+  /// - Parameter number: The next odd sequence number. It is published under the mailbox's
+  ///   lock, so that whoever posts later waits for a change after this one.
+  func take(sequence number: UInt64) -> Mailbox {
     mailbox.withLock { mail in
       defer {
         mail.count = 0
@@ -107,6 +111,7 @@ final class PortChannel: Sendable {
         mail.context = nil
       }
       pending.store(false, ordering: .relaxed)
+      sequence.store(number, ordering: .releasing)
       return mail
     }
   }
