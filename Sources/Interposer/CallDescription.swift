@@ -64,7 +64,7 @@ extension CallRecord {
     switch answer {
     case .result(let value): "\(value)"
     case .failure(let error): "-1 \(error.errno.symbol) (\(error.reason))"
-    case .goOn: "?"
+    case .goOn: "goes on to the kernel"
     }
   }
 }

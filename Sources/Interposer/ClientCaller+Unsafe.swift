@@ -156,7 +156,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
     }
     let handle = try server.handles.add(file)
     guard let description = handle.describe(flags: flags) else {
-      server.handles.forget(handle)
+      // The file is still its maker's to close.
+      server.handles.discard(handle)
       throw IOMMUError(.tooManyOpenFiles, "the supervisor cannot open another file")
     }
     promises.append(

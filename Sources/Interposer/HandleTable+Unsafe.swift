@@ -143,6 +143,9 @@ final class HandleTable: Sendable {
     }
   }
 
+  /// Takes a handle out and leaves its file open.
+  func discard(_ handle: Handle) { draining.withLock { _ in _ = take(handle) } }
+
   /// A file that was made but never reached a program.
   func forget(_ handle: Handle) { draining.withLock { _ in remove(handle) } }
 
@@ -155,15 +158,16 @@ final class HandleTable: Sendable {
 
   var count: Int { state.withLock { $0.byKey.count } }
 
-  private func remove(_ handle: Handle) {
+  private func remove(_ handle: Handle) { if take(handle) { handle.file.close() } }
+
+  private func take(_ handle: Handle) -> Bool {
     let present = state.withLock { state in
       state.byWatch[handle.watch] = nil
       state.suspects[handle.key] = nil
       return state.byKey.removeValue(forKey: handle.key) != nil
     }
-    guard present else { return }
-    _ = inotify_rm_watch(inotify.number, handle.watch)
-    handle.file.close()
+    if present { _ = inotify_rm_watch(inotify.number, handle.watch) }
+    return present
   }
 
   /// Reads all events; true where there were any of interest.
