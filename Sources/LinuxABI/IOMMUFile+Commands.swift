@@ -38,6 +38,12 @@ extension Command {
       IOMMU_HWPT_INVALIDATE, "IOMMU_HWPT_INVALIDATE", minimumSize: 32,
       zero: iommu_hwpt_invalidate(), hwptInvalidate),
     Command(
+      IOMMU_HWPT_SET_DIRTY_TRACKING, "IOMMU_HWPT_SET_DIRTY_TRACKING", minimumSize: 16,
+      zero: iommu_hwpt_set_dirty_tracking(), hwptSetDirtyTracking),
+    Command(
+      IOMMU_HWPT_GET_DIRTY_BITMAP, "IOMMU_HWPT_GET_DIRTY_BITMAP", minimumSize: 48,
+      zero: iommu_hwpt_get_dirty_bitmap(), hwptGetDirtyBitmap),
+    Command(
       IOMMU_IOAS_MAP_FILE, "IOMMU_IOAS_MAP_FILE", minimumSize: 40, zero: iommu_ioas_map_file(),
       ioasMapFile),
   ]

@@ -78,6 +78,31 @@ extension SelfTest {
     }
   }
 
+  /// DIRTY: pages that a bitmap names are written to, as far as the table is concerned.
+  func makeDirty(_ cmd: inout iommu_test_cmd) throws(IOMMUError) {
+    let (iova, length, size) = (cmd.dirty.iova, cmd.dirty.length, cmd.dirty.page_size)
+    guard size > 0, length > 0, iova % size == 0, length % size == 0, cmd.dirty.uptr != 0,
+      !iova.addingReportingOverflow(length).overflow
+    else {
+      throw IOMMUError(
+        .invalidArgument, "the range and page_size \(hexadecimal(size)) do not fit each other")
+    }
+    let count = length / size
+    guard count <= 16 << 23 else {
+      throw IOMMUError(.overflow, "\(count) pages are more than a call may mark")
+    }
+    guard let domain = try context.pagingDomain(ObjectID(cmd.id)) as? MockDomain else {
+      throw IOMMUError(.invalidArgument, "HWPT \(cmd.id) is not the mock IOMMU's")
+    }
+    let bits = try caller.bytes(at: cmd.dirty.uptr, count: Int((count + 7) / 8))
+    var marked: UInt64 = 0
+    for index in 0..<count where bits[Int(index / 8)] >> UInt8(index % 8) & 1 != 0 {
+      if try domain.markDirty(IOVA(iova + index * size)) { marked += 1 }
+    }
+    cmd.dirty.out_nr_dirty = marked
+    try call.respond(with: cmd)
+  }
+
   /// MD_CHECK_REFS: how often each page is pinned.
   func checkPins(_ cmd: iommu_test_cmd) throws(IOMMUError) {
     let (address, length) = (cmd.check_refs.uptr, cmd.check_refs.length)

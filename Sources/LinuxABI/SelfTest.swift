@@ -49,6 +49,7 @@ struct SelfTest {
     case IOMMU_TEST_OP_ACCESS_PAGES: try pinPages(&cmd)
     case IOMMU_TEST_OP_DESTROY_ACCESS_PAGES: try unpinPages(cmd)
     case IOMMU_TEST_OP_ACCESS_RW: try readWrite(cmd)
+    case IOMMU_TEST_OP_DIRTY: try makeDirty(&cmd)
     case IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT: try setMemoryLimit(cmd)
     default:
       throw IOMMUError(

@@ -21,8 +21,18 @@ public final class MockDomain: PagingDomain {
   /// Whether it was made to track dirty pages: some devices cannot use it then.
   public let tracksDirty: Bool
 
-  /// Page numbers to physical addresses.
-  private let pages = Mutex<[UInt64: UInt64]>([:])
+  private struct State: Sendable {
+    /// Page numbers to physical addresses, with flags in the bits that are zero in those.
+    var pages: [UInt64: UInt64] = [:]
+    var isTracking = false
+  }
+
+  /// Flags of an entry.
+  private static let dirty: UInt64 = 1
+  private static let huge: UInt64 = 2
+  private static let flags = dirty | huge
+
+  private let state = Mutex(State())
 
   init(hugePages: Bool, tracksDirty: Bool) {
     geometry = DomainGeometry(
@@ -43,23 +53,36 @@ public final class MockDomain: PagingDomain {
         .invalidArgument,
         "the mock IOMMU cannot map \(hex(length)) bytes at IOVA \(iova) to \(physical)")
     }
-    try pages.withLock { (pages) throws(IOMMUError) in
+    try state.withLock { (state) throws(IOMMUError) in
       let numbers = Self.numbers(iova, length)
       // The engine never maps over a mapping: a test that sees this has found a bug.
-      guard numbers.allSatisfy({ pages[$0] == nil }) else {
+      guard numbers.allSatisfy({ state.pages[$0] == nil }) else {
         throw IOMMUError(.fileExists, "the mock IOMMU has a page in \(hex(length)) at \(iova)")
       }
-      var address = physical.rawValue
+      var offset: UInt64 = 0
       for number in numbers {
-        pages[number] = address
-        address += Self.pageSize
+        let huge = isHuge(
+          iova.rawValue + offset, physical.rawValue + offset,
+          from: iova.rawValue, to: iova.rawValue + length)
+        state.pages[number] = physical.rawValue + offset | (huge ? Self.huge : 0)
+        offset += Self.pageSize
       }
     }
   }
 
+  /// Whether a page is part of a huge one: where that fits between the ends of the mapping.
+  private func isHuge(
+    _ iova: UInt64, _ physical: UInt64, from start: UInt64, to end: UInt64
+  ) -> Bool {
+    guard geometry.pageSizes.rawValue & Self.hugePageSize != 0 else { return false }
+    let mask = Self.hugePageSize - 1
+    let head = iova & ~mask
+    return iova & mask == physical & mask && head >= start && end - head >= Self.hugePageSize
+  }
+
   public func unmap(_ iova: IOVA, length: UInt64) {
-    pages.withLock { pages in
-      for number in Self.numbers(iova, length) { pages.removeValue(forKey: number) }
+    state.withLock { state in
+      for number in Self.numbers(iova, length) { state.pages.removeValue(forKey: number) }
     }
   }
 
@@ -68,13 +91,62 @@ public final class MockDomain: PagingDomain {
   }
 
   public func translate(_ iova: IOVA) -> PhysicalAddress? {
-    pages.withLock { pages in
-      pages[iova.rawValue / Self.pageSize].map {
-        PhysicalAddress($0 + iova.rawValue % Self.pageSize)
+    state.withLock { state in
+      state.pages[iova.rawValue / Self.pageSize].map {
+        PhysicalAddress($0 & ~Self.flags + iova.rawValue % Self.pageSize)
       }
     }
   }
 
   /// Pages in the table: zero once everything is unmapped.
-  public var pageCount: Int { pages.withLock { $0.count } }
+  public var pageCount: Int { state.withLock { $0.pages.count } }
+}
+
+// MARK: Dirty pages
+
+extension MockDomain: DirtyTrackingDomain {
+  public func setDirtyTracking(_ enabled: Bool) throws(IOMMUError) {
+    state.withLock { state in
+      if enabled { for number in state.pages.keys { state.pages[number]? &= ~Self.dirty } }
+      state.isTracking = enabled
+    }
+  }
+
+  public func readDirty(
+    _ range: ClosedRange<UInt64>, clear: Bool,
+    _ report: (_ first: UInt64, _ length: UInt64) -> Void
+  ) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard state.isTracking else { throw Self.notTracking }
+      var iova = range.lowerBound & ~(Self.pageSize - 1)
+      while iova <= range.upperBound {
+        let entry = state.pages[iova / Self.pageSize] ?? 0
+        let size = entry & Self.huge != 0 ? Self.hugePageSize : Self.pageSize
+        let head = iova & ~(size - 1)
+        // A huge page is dirty as a whole.
+        let numbers = Self.numbers(IOVA(head), size)
+        let dirty = numbers.filter { state.pages[$0].map { $0 & Self.dirty != 0 } ?? false }
+        if !dirty.isEmpty { report(head, size) }
+        if clear { for number in dirty { state.pages[number]? &= ~Self.dirty } }
+        iova = head + size
+      }
+    }
+  }
+
+  /// Makes the page at an address dirty, as a device's write would.
+  /// - Returns: Whether a page is mapped there.
+  /// - Throws: `EINVAL` while tracking is off.
+  public func markDirty(_ iova: IOVA) throws(IOMMUError) -> Bool {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard state.isTracking else { throw Self.notTracking }
+      let number = iova.rawValue / Self.pageSize
+      guard state.pages[number] != nil else { return false }
+      state.pages[number]? |= Self.dirty
+      return true
+    }
+  }
+
+  private static var notTracking: IOMMUError {
+    IOMMUError(.invalidArgument, "the page table does not track dirty pages at the moment")
+  }
 }
