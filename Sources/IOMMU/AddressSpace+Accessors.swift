@@ -87,9 +87,9 @@ extension AddressSpace {
           }
           let whole = (length + mask) & ~mask
           let (target, start) = try pinnable(pages, start: start, length: whole)
-          try target.pin(in: memory)
+          let placed = try target.pin(in: memory)
           pinned.append(target)
-          try target.forEachSegment(start: start, length: whole) { (_, address, length) in
+          try placed.forEachSegment(start: start, length: whole) { (_, address, length) in
             runs.append(Accessor.Pin.Run(address: address, length: length))
           }
         }
@@ -140,9 +140,9 @@ extension AddressSpace {
       try forEachPart(of: range, for: access, in: state) {
         (pages, start, length, _) throws(IOMMUError) in
         let (target, start) = try pinnable(pages, start: start, length: length)
-        try target.pin(in: memory)
+        let placed = try target.pin(in: memory)
         defer { target.unpin(in: memory) }
-        try target.forEachSegment(start: start, length: length) {
+        try placed.forEachSegment(start: start, length: length) {
           (_, address, length) throws(IOMMUError) in
           try body(done, address, Int(length))
           done += Int(length)

@@ -25,12 +25,13 @@ extension AddressSpace {
   ) throws(IOMMUError) -> UInt64 {
     var unmapped: UInt64 = 0
     while let position = state.areas.firstOverlap(with: range) {
-      let area = state.areas[position]
-      guard area.first >= range.lowerBound, area.last <= range.upperBound else {
-        throw splits(area, range)
+      let (first, last) = state.areas.bounds(at: position)
+      guard first >= range.lowerBound, last <= range.upperBound else {
+        throw splits(state.areas[position], range)
       }
       remove(at: position, from: &state)
-      unmapped &+= area.length
+      unmapped &+= last &- first &+ 1
+      if last == range.upperBound { break }
     }
     return unmapped
   }

@@ -157,10 +157,10 @@ final class AddressSpace: Sendable {
 
   /// Pins an area's memory and enters it into a page table.
   func fill(_ area: Area, into domain: any PagingDomain, largePages: Bool) throws(IOMMUError) {
-    try area.pages.pin(in: memory)
+    let placed = try area.pages.pin(in: memory)
     var done: UInt64 = 0
     do throws(IOMMUError) {
-      try area.pages.forEachSegment(start: area.start, length: area.length) {
+      try placed.forEachSegment(start: area.start, length: area.length) {
         (offset, physical, length) throws(IOMMUError) in
         let iova = IOVA(area.first + offset)
         if largePages {

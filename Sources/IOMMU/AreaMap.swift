@@ -40,6 +40,12 @@ struct AreaMap: Sendable {
 
   subscript(position: Position) -> Area { chunks[position.chunk][position.index] }
 
+  /// The ends of an area, without a reference to its memory.
+  func bounds(at position: Position) -> (first: UInt64, last: UInt64) {
+    let first = chunks[position.chunk][position.index].first
+    return (first, chunks[position.chunk][position.index].last)
+  }
+
   /// The first area that ends at or after `iova`; nil where all end before it.
   func firstEnding(atOrAfter iova: UInt64) -> Position? {
     guard count > 0 else { return nil }
@@ -72,7 +78,7 @@ struct AreaMap: Sendable {
   /// The first area that shares a byte with `range`.
   func firstOverlap(with range: ClosedRange<UInt64>) -> Position? {
     guard let position = firstEnding(atOrAfter: range.lowerBound),
-      self[position].first <= range.upperBound
+      bounds(at: position).first <= range.upperBound
     else { return nil }
     return position
   }

@@ -16,6 +16,12 @@ extension Context {
     }
   }
 
+  /// Checks an id, for calls that look at it before their other arguments.
+  /// - Throws: `ENOENT` where it is not an address space.
+  package func requireAddressSpace(_ id: ObjectID) throws(IOMMUError) {
+    _ = try addressSpace(id)
+  }
+
   /// Maps memory into an address space and every page table made from it.
   ///
   /// Linux: `IOMMU_IOAS_MAP`, `IOMMU_IOAS_MAP_FILE`. All or nothing.

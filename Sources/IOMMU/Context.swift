@@ -166,7 +166,7 @@ public final class Context: Sendable {
   // MARK: Looking up
 
   func addressSpace(_ id: ObjectID) throws(IOMMUError) -> AddressSpace {
-    guard case .ioas(let space)? = objects.withLock({ $0.table[id] }) else {
+    guard let space = objects.withLock({ $0.table.addressSpace(id) }) else {
       throw noObject(id, wanted: "an IOAS")
     }
     return space

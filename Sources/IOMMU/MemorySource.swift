@@ -51,10 +51,13 @@ public struct PinnedRuns: Sendable, ExpressibleByArrayLiteral {
 public struct PinnedRun: Sendable {
   /// In bytes; a multiple of the host's page size.
   public let length: UInt64
-  public let backing: Backing
   /// What the first byte *is*, whoever maps it and wherever: two runs with equal identities
   /// are the same memory.
   public let identity: MemoryIdentity
+  // Flat rather than a `Backing`: a map copies runs, and plain fields copy fastest.
+  let address: UInt64
+  let owner: (any AnyObject & Sendable)?
+  let memory: (any RemoteMemory)?
 
   public enum Backing: Sendable {
     /// Mapped in this process: DMA is a plain access. `owner` keeps the mapping alive.
@@ -65,8 +68,23 @@ public struct PinnedRun: Sendable {
 
   public init(length: UInt64, backing: Backing, identity: MemoryIdentity) {
     self.length = length
-    self.backing = backing
     self.identity = identity
+    switch backing {
+    case .local(let base, let owner):
+      address = UInt64(base)
+      self.owner = owner
+      memory = nil
+    case .remote(let memory, let address):
+      self.address = address
+      owner = nil
+      self.memory = memory
+    }
+  }
+
+  public var backing: Backing {
+    if let memory { .remote(memory, address: address) } else {
+      .local(base: UInt(address), owner: owner)
+    }
   }
 }
 

@@ -63,6 +63,15 @@ struct ObjectTable: Sendable {
     return index >= 0 && index < slots.count ? slots[index].object : nil
   }
 
+  /// The address space of that id; nil where it names nothing or something else.
+  func addressSpace(_ id: ObjectID) -> AddressSpace? {
+    let index = Int(id.rawValue) - 1
+    guard index >= 0, index < slots.count, case .ioas(let space)? = slots[index].object else {
+      return nil
+    }
+    return space
+  }
+
   /// Linux's limit: ids have 31 bits.
   private static let limit = Int(Int32.max)
 

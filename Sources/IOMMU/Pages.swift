@@ -21,20 +21,20 @@ final class Pages: Sendable {
     var placed = Placed.nowhere
   }
 
-  /// Where the memory is in physical space.
-  private enum Placed: Sendable {
+  /// Where pinned memory is in physical space.
+  enum Placed: Sendable {
     case nowhere
     /// In one stretch, the usual case: no memory is allocated for it.
     case one(PhysicalAddress)
     case many([Segment])
-  }
 
-  /// Where a stretch of the memory is in physical space.
-  private struct Segment: Sendable {
-    /// Offset of the stretch in these pages, in bytes.
-    let offset: UInt64
-    let length: UInt64
-    let physical: PhysicalAddress
+    /// A stretch of the memory.
+    struct Segment: Sendable {
+      /// Offset of the stretch in the pages, in bytes.
+      let offset: UInt64
+      let length: UInt64
+      let physical: PhysicalAddress
+    }
   }
 
   private let pins = RankedMutex(.pages, Pins())
@@ -65,11 +65,14 @@ final class Pages: Sendable {
   /// Pins the memory, or counts one more user of the pin that is there.
   ///
   /// Linux: `iopt_area_fill_domain`'s pinning. Each success is undone by `unpin`.
-  func pin(in memory: PhysicalMemory) throws(IOMMUError) {
+  /// - Returns: Where it is, for as long as it is pinned.
+  @discardableResult
+  func pin(in memory: PhysicalMemory) throws(IOMMUError) -> Placed {
     // Sources are called under this lock so that two users never pin the same piece twice.
     try pins.withLock { (pins) throws(IOMMUError) in
       if pins.users == 0 { pins.placed = try place(in: memory) }
       pins.users += 1
+      return pins.placed
     }
   }
 
@@ -86,14 +89,14 @@ final class Pages: Sendable {
 
   private func place(
     _ runs: [PinnedRun], in memory: PhysicalMemory
-  ) throws(IOMMUError) -> [Segment] {
-    var segments: [Segment] = []
+  ) throws(IOMMUError) -> [Placed.Segment] {
+    var segments: [Placed.Segment] = []
     segments.reserveCapacity(runs.count)
     var offset: UInt64 = 0
     do throws(IOMMUError) {
       for run in runs {
         let physical = try memory.insert(run, congruentTo: address &+ offset)
-        segments.append(Segment(offset: offset, length: run.length, physical: physical))
+        segments.append(Placed.Segment(offset: offset, length: run.length, physical: physical))
         offset += run.length
       }
     } catch {
@@ -116,14 +119,16 @@ final class Pages: Sendable {
       pins.placed = .nowhere
     }
   }
+}
 
+extension Pages.Placed {
   /// Calls `body` for each physically contiguous part of `start ..< start + length`, in order.
-  /// The memory is pinned by the caller.
+  @inline(__always)
   func forEachSegment(
     start: UInt64, length: UInt64,
     _ body: (_ offset: UInt64, PhysicalAddress, _ length: UInt64) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
-    switch pins.withLock({ $0.placed }) {
+    switch self {
     case .nowhere:
       assertionFailure("memory is used that is not pinned")
     case .one(let physical):

@@ -57,16 +57,9 @@ public final class PhysicalMemory: Sendable {
 
   private func fill(slot: Int, count: Int, offset: UInt64, run: PinnedRun) {
     let first = UInt64(slot) << SegmentTable.slotShift + offset
-    let window: LocalWindow
-    switch run.backing {
-    case .local(let base, _):
-      window = LocalWindow(
-        first: first, last: first + run.length - 1, displacement: UInt64(base) &- first,
-        isLocal: true)
-    case .remote:
-      window = LocalWindow(
-        first: first, last: first + run.length - 1, displacement: 0, isLocal: false)
-    }
+    let window = LocalWindow(
+      first: first, last: first + run.length - 1, displacement: run.address &- first,
+      isLocal: run.memory == nil)
     let segment = Segment(window: window, run: run, first: first)
     for index in slot..<slot + count { table.set(segment, at: index) }
   }
@@ -104,9 +97,9 @@ public final class PhysicalMemory: Sendable {
     guard
       let segment = table.segment(at: Int(address.rawValue >> SegmentTable.slotShift)),
       address.rawValue >= segment.window.first, address.rawValue <= segment.window.last,
-      case .remote(let memory, let start) = segment.run.backing
+      let memory = segment.run.memory
     else { return nil }
-    return (memory, start + (address.rawValue - segment.first))
+    return (memory, segment.run.address + (address.rawValue - segment.first))
   }
 
   /// What the byte at an address is, whoever maps it; nil where nothing is pinned there.

@@ -51,7 +51,7 @@ extension Command {
   ) throws(IOMMUError) {
     try requireZero(cmd.__reserved, "__reserved")
     // The id is checked first, as on Linux.
-    _ = try call.context.largePages(in: ObjectID(cmd.ioas_id))
+    try call.context.requireAddressSpace(ObjectID(cmd.ioas_id))
     var ranges: [ClosedRange<UInt64>] = []
     var address = cmd.allowed_iovas
     for index in 0..<cmd.num_iovas {
@@ -104,7 +104,7 @@ extension Command {
     try checkBelowLast(cmd.length, "length")
     let permissions = try permissions(cmd.flags)
     let ioas = ObjectID(cmd.ioas_id)
-    _ = try call.context.largePages(in: ioas)
+    try call.context.requireAddressSpace(ioas)
     let iova = try call.context.map(
       call.caller.memory(), start: cmd.user_va, length: cmd.length, into: ioas,
       permissions: permissions, at: placement(cmd.flags, cmd.iova))
@@ -122,7 +122,7 @@ extension Command {
     try checkBelowLast(cmd.length, "length")
     let permissions = try permissions(cmd.flags)
     let ioas = ObjectID(cmd.ioas_id)
-    _ = try call.context.largePages(in: ioas)
+    try call.context.requireAddressSpace(ioas)
     let file = try call.caller.fileMemory(descriptor: cmd.fd)
     let iova = try call.context.map(
       file.source, start: cmd.start, length: cmd.length, into: ioas,
@@ -155,7 +155,7 @@ extension Command {
   @Sendable
   static func ioasUnmap(call: Invocation, cmd: inout iommu_ioas_unmap) throws(IOMMUError) {
     let ioas = ObjectID(cmd.ioas_id)
-    _ = try call.context.largePages(in: ioas)
+    try call.context.requireAddressSpace(ioas)
     if cmd.iova == 0, cmd.length == .max {
       cmd.length = try call.context.unmap(0...UInt64.max, from: ioas)
       return try call.respond(with: cmd)
