@@ -163,7 +163,7 @@ import Testing
     let accessor = door.makeAccessor(pins: true).descriptor
     #expect(door.map(page, page, at: iova) == 0)
     #expect(door.pin(accessor, iova, page).result == 0)
-    door.file.close()
+    door.closeFile()
     #expect(door.system.contextCount == 1 && door.system.memory.usedSlots == 1)
     door.close(accessor)
     #expect(door.system.contextCount == 0 && door.system.memory.usedSlots == 0)
@@ -180,7 +180,7 @@ import Testing
     }
     #expect(door.checkPins(page, page, are: 0) == 0)
     #expect(door.context.objectCount == 1)
-    door.file.close()
+    door.closeFile()
     #expect(door.system.contextCount == 0)
   }
 

@@ -24,6 +24,16 @@ final class BackDoor {
     ioas = makeIOAS()
   }
 
+  private var isOpen = true
+
+  /// The last close of the file.
+  func closeFile() {
+    if isOpen { file.close() }
+    isOpen = false
+  }
+
+  deinit { closeFile() }
+
   var context: Context { (file as! any ContextFile).context }
 
   func makeIOAS() -> UInt32 {

@@ -77,7 +77,7 @@ import Testing
     _ = door.makeDevice()
     _ = door.makeDevice()
     #expect(door.map(page, page, at: iova) == 0)
-    door.file.close()
+    door.closeFile()
     #expect(door.driver.deviceCount == 0 && door.system.groups.isEmpty)
     #expect(door.system.contextCount == 0)
     #expect(door.system.memory.usedSlots == 0)

@@ -100,7 +100,7 @@ struct SplitMix64: RandomNumberGenerator {
     }
     #expect(successes > 300, "the calls must reach something")
     for descriptor in 0..<4000 { door.close(UInt32(descriptor)) }
-    door.file.close()
+    door.closeFile()
     #expect(door.system.contextCount == 0)
     #expect(door.system.memory.usedSlots == 0)
     #expect(door.driver.deviceCount == 0 && door.system.groups.isEmpty)
@@ -146,7 +146,7 @@ struct SplitMix64: RandomNumberGenerator {
     }
     #expect(context.objectCount == 1)
     #expect(driver.deviceCount == 0)
-    door.file.close()
+    door.closeFile()
     #expect(door.system.contextCount == 0 && door.system.memory.usedSlots == 0)
   }
 }
