@@ -92,7 +92,7 @@ let package = Package(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
-    .testTarget(name: "SoftDevicesTests", dependencies: ["TestSupport", "SoftDevices"]),
+    .testTarget(name: "SoftDevicesTests", dependencies: ["TestSupport", "SoftDevices", "LinuxABI", "PageTables"]),
     .testTarget(
       name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
     .testTarget(

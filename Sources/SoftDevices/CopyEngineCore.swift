@@ -190,6 +190,8 @@ final class CopyEngineCore: Sendable {
 
   private func writeStatus(_ value: UInt64, at address: UInt64, _ port: any BusPort) -> Bool {
     guard address % 8 == 0 else { return false }
+    // Who sees the status sees the data.
+    atomicMemoryFence(ordering: .releasing)
     do throws(BusError) {
       try port.store(value, at: IOVA(address))
       return true
