@@ -99,7 +99,7 @@ let package = Package(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],
       exclude: ["abi"]),
-    .testTarget(name: "InterposerTests", dependencies: ["Interposer", "CSyscalls"]),
+    .testTarget(name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(
       name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],

@@ -17,13 +17,39 @@ import Synchronization
 enum Supervisor {
   /// Starts the program, serves it to its end and that of all its descendants.
   static func main(_ options: RunOptions, front: Int32) -> Never {
-    do {
-      let supervision = try Supervision(options, front: front)
+    var program: Int32 = 0
+    do throws(InterposerError) {
+      let socket = try start(options, front: front, program: &program)
+      let supervision = try Supervision(
+        options, front: front, program: program, socket: socket)
       supervision.watch()
     } catch {
+      if program > 0 { kill(program, SIGKILL) }
       System.writeAll(front, Report.failed(error.description).bytes)
       _exit(125)
     }
+  }
+
+  /// Forks the program's process: before the machine can start threads, and before this process
+  /// leaves the session.
+  /// - Returns: Our end of the socket to it.
+  private static func start(
+    _ options: RunOptions, front: Int32, program: inout Int32
+  ) throws(InterposerError) -> Int32 {
+    guard let (ours, theirs) = socketPair(sequenced: false) else {
+      throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
+    }
+    program = System.fork()
+    guard program >= 0 else {
+      throw InterposerError("cannot start the program: \(System.message(program))")
+    }
+    if program == 0 {
+      close(ours)
+      close(front)
+      Program.main(options, socket: theirs)
+    }
+    close(theirs)
+    return ours
   }
 }
 
@@ -39,29 +65,18 @@ final class Supervision {
   private var programIsAlive = true
   private var frontIsStopped = false
 
-  init(_ options: RunOptions, front: Int32) throws(InterposerError) {
+  /// Makes the machine, gives the program its view, takes its filter's listener, serves.
+  init(
+    _ options: RunOptions, front: Int32, program: Int32, socket ours: Int32
+  ) throws(InterposerError) {
     self.front = front
-    guard let (ours, theirs) = socketPair(sequenced: false) else {
-      throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
-    }
-    // Forked before the machine can start threads, and before this process leaves the session.
-    program = System.fork()
-    guard program >= 0 else {
-      throw InterposerError("cannot start the program: \(System.message(program))")
-    }
-    if program == 0 {
-      close(ours)
-      close(front)
-      Program.main(options, socket: theirs)
-    }
-    close(theirs)
+    self.program = program
     let window = Program.descriptorWindow()
-    reporter = try Self.prepare(options, keeping: [front, ours], killing: program)
+    reporter = try Self.prepare(options, keeping: [front, ours])
     let machine: InterposedMachine
     do {
       machine = try options.makeMachine()
     } catch {
-      kill(program, SIGKILL)
       throw InterposerError("\(error)")
     }
     let wire = WireView(nodes: machine.nodes, view: machine.view).bytes
@@ -79,7 +94,6 @@ final class Supervision {
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: nodes, reporter: reporter)
     guard System.startThread({ server.serve() }) else {
-      kill(program, SIGKILL)
       throw InterposerError("cannot start the serving thread")
     }
     System.writeAll(front, Report.started(pid: program).bytes)
@@ -87,7 +101,7 @@ final class Supervision {
 
   /// Leaves the session, gives back the program's descriptors, opens the trace.
   private static func prepare(
-    _ options: RunOptions, keeping kept: [Int32], killing program: Int32
+    _ options: RunOptions, keeping kept: [Int32]
   ) throws(InterposerError) -> Reporter {
     setsid()
     closeAll(above: 2, except: kept)
@@ -102,12 +116,7 @@ final class Supervision {
       limit.rlim_cur = limit.rlim_max
       _ = unsafe setrlimit(files, &limit)
     }
-    do {
-      return try Reporter(options)
-    } catch {
-      kill(program, SIGKILL)
-      throw error
-    }
+    return try Reporter(options)
   }
 
   /// The filter's listener, or why there is none.
