@@ -25,6 +25,15 @@ final class SegmentTable: @unchecked Sendable {
 
   @usableFromInline let chunks: UnsafeMutablePointer<Atomic<UInt>>
 
+  /// The slots of a chunk in two arrays: windows, which DMA reads, lie close together, 32 bytes
+  /// each; what else a segment is lies beside them.
+  @safe
+  @usableFromInline
+  struct Chunk {
+    @usableFromInline let windows: UnsafeMutablePointer<LocalWindow?>
+    let segments: UnsafeMutablePointer<Segment?>
+  }
+
   init() {
     // SAFETY: allocated for chunkCount elements, all initialized here, freed in deinit.
     unsafe chunks = .allocate(capacity: Self.chunkCount)
@@ -35,60 +44,63 @@ final class SegmentTable: @unchecked Sendable {
 
   deinit {
     for index in 0..<Self.chunkCount {
-      // SAFETY: a non-zero chunk was allocated and initialized by `chunk(for:)`.
-      let bits = unsafe chunks[index].load(ordering: .relaxed)
-      guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
-        continue
-      }
-      unsafe chunk.deinitialize(count: Self.chunkSlots)
+      guard let chunk = unsafe published(index) else { continue }
+      // SAFETY: a published chunk was allocated and initialized by `makeChunk`.
+      unsafe chunk.pointee.windows.deallocate()
+      unsafe chunk.pointee.segments.deinitialize(count: Self.chunkSlots)
+      unsafe chunk.pointee.segments.deallocate()
       unsafe chunk.deallocate()
     }
     unsafe chunks.deinitialize(count: Self.chunkCount)
     unsafe chunks.deallocate()
   }
 
+  @inlinable @inline(__always)
+  func published(_ index: Int) -> UnsafeMutablePointer<Chunk>? {
+    // SAFETY: every caller's index is below chunkCount; a published chunk lives as long as the
+    // table.
+    let bits = unsafe chunks[index].load(ordering: .acquiring)
+    return unsafe UnsafeMutablePointer<Chunk>(bitPattern: bits)
+  }
+
   /// The segment in a slot; nil where the slot is empty. No lock, no allocation.
-  @inlinable
   func segment(at slot: Int) -> Segment? {
     let chunkIndex = slot >> Int(Self.chunkShift)
-    guard chunkIndex < Self.chunkCount else { return nil }
-    // SAFETY: the index is below chunkCount; a published chunk lives as long as the table.
-    let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
-    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
+    guard chunkIndex < Self.chunkCount, let chunk = unsafe published(chunkIndex) else {
       return nil
     }
-    return unsafe chunk[slot & (Self.chunkSlots - 1)]
+    return unsafe chunk.pointee.segments[slot & (Self.chunkSlots - 1)]
   }
 
   /// Where an address lies in this process, read without touching a reference count.
   @inlinable
   func window(at slot: Int) -> LocalWindow? {
     let chunkIndex = slot >> Int(Self.chunkShift)
-    guard chunkIndex < Self.chunkCount else { return nil }
-    // SAFETY: as in `segment(at:)`; only a trivial field is loaded.
-    let bits = unsafe chunks[chunkIndex].load(ordering: .acquiring)
-    guard let chunk = unsafe UnsafeMutablePointer<Segment?>(bitPattern: bits) else {
+    guard chunkIndex < Self.chunkCount, let chunk = unsafe published(chunkIndex) else {
       return nil
     }
-    return unsafe (chunk + (slot & (Self.chunkSlots - 1))).pointee?.window
+    return unsafe chunk.pointee.windows[slot & (Self.chunkSlots - 1)]
   }
 
   func set(_ segment: Segment?, at slot: Int) {
     // SAFETY: the slot is inside its chunk; writers are serialized by the owner's lock.
-    unsafe chunk(for: slot)[slot & (Self.chunkSlots - 1)] = segment
+    let chunk = unsafe chunk(for: slot)
+    let index = slot & (Self.chunkSlots - 1)
+    unsafe chunk.pointee.segments[index] = segment
+    unsafe chunk.pointee.windows[index] = segment?.window
   }
 
-  private func chunk(for slot: Int) -> UnsafeMutablePointer<Segment?> {
+  private func chunk(for slot: Int) -> UnsafeMutablePointer<Chunk> {
     let index = slot >> Int(Self.chunkShift)
     precondition(index < Self.chunkCount)
-    // SAFETY: index checked above; only the serialized writer creates chunks.
-    if let chunk = unsafe UnsafeMutablePointer<Segment?>(
-      bitPattern: chunks[index].load(ordering: .relaxed))
-    {
-      return unsafe chunk
-    }
-    let chunk = UnsafeMutablePointer<Segment?>.allocate(capacity: Self.chunkSlots)
-    unsafe chunk.initialize(repeating: nil, count: Self.chunkSlots)
+    if let chunk = unsafe published(index) { return unsafe chunk }
+    // SAFETY: freed in deinit; only the serialized writer makes chunks.
+    let windows = UnsafeMutablePointer<LocalWindow?>.allocate(capacity: Self.chunkSlots)
+    unsafe windows.initialize(repeating: nil, count: Self.chunkSlots)
+    let segments = UnsafeMutablePointer<Segment?>.allocate(capacity: Self.chunkSlots)
+    unsafe segments.initialize(repeating: nil, count: Self.chunkSlots)
+    let chunk = UnsafeMutablePointer<Chunk>.allocate(capacity: 1)
+    unsafe chunk.initialize(to: Chunk(windows: windows, segments: segments))
     unsafe chunks[index].store(UInt(bitPattern: chunk), ordering: .releasing)
     return unsafe chunk
   }
