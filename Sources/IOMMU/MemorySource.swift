@@ -82,7 +82,9 @@ public struct PinnedRun: Sendable {
   }
 
   public var backing: Backing {
-    if let memory { .remote(memory, address: address) } else {
+    if let memory {
+      .remote(memory, address: address)
+    } else {
       .local(base: UInt(address), owner: owner)
     }
   }
