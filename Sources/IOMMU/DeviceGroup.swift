@@ -54,6 +54,9 @@ public final class DeviceGroup: Sendable {
     }
   }
 
+  /// The machine is gone: lets go of the devices, which hold the group.
+  func dissolve() { state.withLock { $0.devices = [] } }
+
   /// Makes `owner` the group's owner, or counts one more binding of it. The first one moves
   /// the whole group to the blocked context.
   ///

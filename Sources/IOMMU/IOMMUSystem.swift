@@ -27,6 +27,12 @@ public final class IOMMUSystem: Sendable {
     self.events = events
   }
 
+  /// Groups and devices hold each other; the machine's end is theirs. No context is left: it
+  /// would hold the machine.
+  deinit {
+    for group in state.withLock({ $0.groups.values.map { $0 } }) { group.dissolve() }
+  }
+
   /// Adds a group: devices that cannot be isolated from each other.
   /// - Parameter id: As `/sys/kernel/iommu_groups` numbers it.
   /// - Throws: `EEXIST` where the number is taken.

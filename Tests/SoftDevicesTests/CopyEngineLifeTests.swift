@@ -93,6 +93,23 @@ import Testing
     #expect(isQuiet(bench))
   }
 
+  @Test("C4: a machine that is dropped in the middle of a transfer takes all its objects along")
+  func dropped() throws {
+    weak var engine: CopyEngine?
+    weak var system: IOMMUSystem?
+    weak var device: PhysicalDevice?
+    do {
+      let bench = try busy()
+      engine = bench.rig.engine
+      system = bench.rig.system
+      device = bench.rig.vfio.function.device
+      bench.rig.caller.close(bench.rig.iommufd)
+    }
+    #expect(engine == nil)
+    #expect(system == nil)
+    #expect(device == nil)
+  }
+
   @Test("G2: unmapping under a running transfer returns, and the transfer faults")
   func unmapUnderTransfer() throws {
     let bench = try busy()
