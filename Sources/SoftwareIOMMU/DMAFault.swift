@@ -33,7 +33,7 @@ public struct DMAFault: Error, Hashable, Sendable {
     /// Mapped, but not for reading or not for writing.
     case permission
     /// The translation is there and the memory behind it is gone: its owner unmapped it,
-    /// executed another program, truncated the file or died.
+    /// executed another program or died.
     case memoryGone
     /// A read of the interrupt window, or a write there that is not 4 aligned bytes.
     case interruptWindow

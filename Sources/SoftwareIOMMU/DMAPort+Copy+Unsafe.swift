@@ -106,10 +106,8 @@ extension DMAPort {
     var piece = min(limit, min(source.left, target.left))
     if source.isLocal, target.isLocal {
       piece = min(piece, Self.localPiece)
-      guard
-        LocalAccess.copy(
-          to: target.address(to), from: source.address(from), count: Int(piece))
-      else { throw fail(.memoryGone, from, .read) }
+      LocalAccess.copy(
+        to: target.address(to), from: source.address(from), count: Int(piece))
     } else if source.isLocal {
       guard writeRemote(target.address(to), from: source.address(from), count: piece) else {
         throw fail(.memoryGone, to, .write)
@@ -141,9 +139,7 @@ extension DMAPort {
         var piece = min(hit.left, limit)
         if hit.isLocal {
           piece = min(piece, Self.localPiece)
-          guard
-            LocalAccess.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
-          else { throw .memoryGone }
+          LocalAccess.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
         } else {
           guard readRemote(hit.address(at), to: buffer &+ done, count: piece) else {
             throw .memoryGone
@@ -168,9 +164,7 @@ extension DMAPort {
         var piece = min(hit.left, limit)
         if hit.isLocal {
           piece = min(piece, Self.localPiece)
-          guard
-            LocalAccess.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
-          else { throw .memoryGone }
+          LocalAccess.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
         } else {
           guard writeRemote(hit.address(at), from: buffer &+ done, count: piece) else {
             throw .memoryGone

@@ -36,10 +36,7 @@ extension DMAPort {
       do throws(DMAFault.Reason) {
         let hit = try find(address, IOTLB.readFlag)
         if hit.isLocal {
-          guard let value = LocalAccess.load(hit.address(address), size: size) else {
-            throw .memoryGone
-          }
-          return value
+          return LocalAccess.load(hit.address(address), size: size)
         }
       } catch {
         throw fail(error, address, .read)
@@ -65,9 +62,7 @@ extension DMAPort {
       do throws(DMAFault.Reason) {
         let hit = try find(address, IOTLB.writeFlag)
         if hit.isLocal {
-          guard LocalAccess.store(value, at: hit.address(address), size: size) else {
-            throw .memoryGone
-          }
+          LocalAccess.store(value, at: hit.address(address), size: size)
           return
         }
       } catch {
