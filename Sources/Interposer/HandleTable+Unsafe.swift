@@ -102,13 +102,13 @@ final class HandleTable: Sendable {
       IOMMUError(
         .init(rawValue: -result), "the supervisor cannot \(what) for \(file.name)")
     }
-    let size = file.regionWindowSize > 0 ? RegionWindow.end : 4096
     let memory = unsafe csys_memfd_create("iommu:" + file.name.prefix(200), 3)
     guard memory >= 0 else { throw failed("make a file", memory) }
     defer { close(memory) }
-    guard ftruncate(memory, off_t(size)) == 0 else { throw failed("size a file", -errno) }
-    // F_ADD_SEALS: no shrinking, no growing, no further seals.
-    _ = csys_fcntl(memory, 1033, 0x2 | 0x4 | 0x1)
+    // F_ADD_SEALS: no shrinking, no growing, no writing, no further seals. The file stays
+    // empty: nothing backs a register, and a descriptor that the filter cannot tell (below the
+    // window) reads as at its end and takes no data.
+    _ = csys_fcntl(memory, 1033, 0x2 | 0x4 | 0x8 | 0x1)
     let probe = System.open("/proc/self/fd/\(memory)", O_RDONLY)
     guard probe >= 0 else { throw failed("open a file", probe) }
     let owned = OwnedDescriptor(probe)

@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/eventfd.h>
 #include <sys/types.h>
 
 // MARK: seccomp
@@ -136,6 +137,10 @@ int csys_procmap_query(
 // Like pread and pwrite, with the offset as it is.
 long csys_pread(int fd, void *buffer, size_t count, uint64_t offset);
 long csys_pwrite(int fd, const void *buffer, size_t count, uint64_t offset);
+
+/// Adds 1 to an eventfd's counter as the kernel's own eventfd_signal does: never blocks; a
+/// counter at its limit stays there. 0, or a negative errno.
+int csys_eventfd_signal(int fd);
 // Maps a file shared. Returns 0 and the address.
 int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintptr_t *out);
 // What mappings of a file are a multiple of: its huge pages' size on hugetlbfs, else 4096.

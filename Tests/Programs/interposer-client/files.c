@@ -147,6 +147,11 @@ static int regions(char **arguments) {
   CHECK(low == 5);
   memset(in, 0, 32);
   CHECK(pread(5, in, 32, REGION + 64) == 32 && memcmp(in, out, 32) == 0);
+  // By hand, such a number is at its end and takes no data: nobody can fill memory with it.
+  CHECK(read(5, in, 32) == 0);
+  CHECK(write(5, out, 32) == -1 && pwrite(5, out, 32, 4096) == -1);
+  CHECK(ftruncate(5, 1 << 20) == -1 && fallocate(5, 0, 0, 4096) == -1);
+  CHECK(mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, 5, 0) == MAP_FAILED);
   memset(in, 0, 32);
   struct iovec pieces[2] = {{in, 8}, {in + 8, 24}};
   CHECK(preadv(fd, pieces, 2, REGION + 64) == 32 && memcmp(in, out, 32) == 0);
