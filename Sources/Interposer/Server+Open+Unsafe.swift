@@ -19,8 +19,14 @@ struct NodeTable: Sendable {
   private var byKey: [FileKey: any DeviceNode] = [:]
   private var names: Set<[UInt8]> = []
 
-  /// - Parameter root: The program's root directory, as we reach it.
-  init(_ nodes: [any DeviceNode], root: String) throws(InterposerError) {
+  /// - Parameters:
+  ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
+  ///   - root: The program's root directory, as we reach it.
+  init(_ nodes: [any DeviceNode], view: View, root: String) throws(InterposerError) {
+    for entry in view.entries where entry.path.hasPrefix("/dev/") {
+      guard case .link = entry.kind else { continue }
+      names.insert(Array(entry.path.utf8.split(separator: UInt8(ascii: "/")).last ?? []))
+    }
     for node in nodes {
       let descriptor = System.open(root + node.path, System.pathOnly)
       guard descriptor >= 0, let identity = System.identity(descriptor) else {

@@ -23,6 +23,8 @@ enum TestMachine {
         TestNode("/dev/vfio/devices/vfio0", DeviceNumber(major: 250, minor: 0), counts),
       ],
       view: View(entries: [
+        .init("/dev/char", .directory),
+        .init("/dev/char/10:124", .link(target: "../iommu")),
         .init("/sys/bus", .directory),
         .init("/sys/bus/pci", .directory),
         .init("/sys/bus/pci/devices", .exclusiveDirectory),
