@@ -64,6 +64,8 @@ final class Supervision {
   private var frontIsOpen = true
   private var programIsAlive = true
   private var frontIsStopped = false
+  /// No task has the filter any more; the program may still be on its way out.
+  private var filterIsUnused = false
 
   /// Makes the machine, gives the program its view, takes its filter's listener, serves.
   init(
@@ -148,7 +150,8 @@ final class Supervision {
       reporter.drain()
       if ready.children { noteChanges() }
       if ready.front { listenToFront() }
-      if ready.hungUp, !programIsAlive { finish() }
+      if ready.hungUp { filterIsUnused = true }
+      if filterIsUnused, !programIsAlive { finish() }
     }
   }
 
@@ -156,11 +159,11 @@ final class Supervision {
     var set = [
       pollfd(fd: children, events: Int16(POLLIN), revents: 0),
       pollfd(fd: frontIsOpen ? front : -1, events: Int16(POLLIN), revents: 0),
-      pollfd(fd: listener, events: 0, revents: 0),
+      pollfd(fd: filterIsUnused ? -1 : listener, events: 0, revents: 0),
       pollfd(fd: handles.descriptor, events: Int16(POLLIN), revents: 0),
     ]
-    // A descriptor that nobody is behind stays ready: do not look at it while it waits for
-    // the program's end, which comes as a signal.
+    // A listener that nobody is behind stays ready: it is not looked at while the program's
+    // end, which comes as a signal, is waited for.
     guard unsafe poll(&set, 4, milliseconds) > 0 else { return (false, false, false) }
     return (set[0].revents != 0, set[1].revents != 0, set[2].revents != 0)
   }
