@@ -28,7 +28,7 @@ static int job(char **arguments) {
   printf("ready\n");
   fflush(stdout);
   for (;;) {
-    pause();
+    usleep(2000);
     if (continued) {
       continued = 0;
       printf("again\n");
@@ -50,6 +50,7 @@ static void expect(int master, const char *word) {
 }
 
 static int shell(char **arguments) {
+  for (int number = 1; number < 32; number++) signal(number, SIG_DFL);
   signal(SIGTTOU, SIG_IGN);
   pid_t job = fork();
   CHECK(job >= 0);
