@@ -115,7 +115,8 @@ func measurements(engine: String, probe: String) throws -> [String: [Double]] {
       let median = time.scorePercentiles["50.0"]
     else { continue }
     let name = result.benchmark.split(separator: "Engine.", maxSplits: 1).last ?? ""
-    values[String(name.replacing("_", with: " ")), default: []].append(median * time.nanoseconds)
+    let key = String(name.replacing("_", with: " "))
+    values[key, default: []].append(median * time.nanoseconds)
   }
   return values
 }
