@@ -3,6 +3,7 @@
 // The README keeps its word: its example compiles and runs.
 
 import Foundation
+import Machine
 import Testing
 
 @Suite("README") struct ReadmeTests {
@@ -22,6 +23,19 @@ import Testing
     let code = source.drop { $0 != "\n" }.split(separator: "\n\n", maxSplits: 1).last.map(
       String.init)
     #expect(block == code)
+  }
+
+  @Test("the machine file's documentation shows a machine that is accepted") func documented()
+    throws
+  {
+    let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .deletingLastPathComponent().deletingLastPathComponent()
+    let text = try String(
+      contentsOf: root.appendingPathComponent("docs/machine-file.md"), encoding: .utf8)
+    let block = try #require(text.between("```yaml\n", "```"))
+    let machine = try MachineDescription(file: "docs", bytes: Array(block.utf8))
+    #expect(machine.iommus.map(\.addressWidth) == [57, 48])
+    #expect(machine.devices.count == 2)
   }
 }
 
