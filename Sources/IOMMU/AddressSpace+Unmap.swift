@@ -117,7 +117,10 @@ extension AddressSpace {
       var iova = first
       do throws(IOMMUError) {
         for piece in pieces {
-          try insert(piece, at: iova, permissions: permissions, in: &state)
+          try insert(
+            Area(
+              first: iova, last: iova + (piece.length - 1), pages: piece.pages,
+              start: piece.start, permissions: permissions), in: &state)
           iova &+= piece.length
         }
       } catch {

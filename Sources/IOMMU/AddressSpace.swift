@@ -89,8 +89,9 @@ final class AddressSpace: Sendable {
         placement, length: length, hint: start, in: state)
       try checkPiece(offset: start - pages.address, in: state)
       try insert(
-        Piece(pages: pages, start: start - pages.address, length: length), at: iova,
-        permissions: permissions, in: &state)
+        Area(
+          first: iova, last: iova + (length - 1), pages: pages, start: start - pages.address,
+          permissions: permissions), in: &state)
       return IOVA(iova)
     }
   }
@@ -134,12 +135,17 @@ final class AddressSpace: Sendable {
   }
 
   /// Adds an area and fills it into every page table; on failure nothing has changed.
-  func insert(
-    _ piece: Piece, at iova: UInt64, permissions: Permissions, in state: inout State
-  ) throws(IOMMUError) {
-    let area = Area(
-      first: iova, last: iova + (piece.length - 1), pages: piece.pages, start: piece.start,
-      permissions: permissions)
+  func insert(_ area: consuming Area, in state: inout State) throws(IOMMUError) {
+    let area = area
+    if !state.domains.isEmpty { try fillDomains(area, in: state) }
+    events.append(
+      .map(
+        ioas: id, iova: IOVA(area.first), length: area.length, permissions: area.permissions))
+    state.areas.insert(area)
+  }
+
+  /// Fills an area into every page table, or none.
+  private func fillDomains(_ area: Area, in state: borrowing State) throws(IOMMUError) {
     var filled = 0
     do throws(IOMMUError) {
       for domain in state.domains {
@@ -150,9 +156,6 @@ final class AddressSpace: Sendable {
       for domain in state.domains[..<filled] { unfill(area, from: domain) }
       throw error
     }
-    state.areas.insert(area)
-    events.append(
-      .map(ioas: id, iova: IOVA(iova), length: piece.length, permissions: permissions))
   }
 
   /// Pins an area's memory and enters it into a page table.

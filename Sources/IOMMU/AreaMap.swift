@@ -93,7 +93,8 @@ struct AreaMap: Sendable {
   }
 
   /// Adds an area that overlaps no other.
-  mutating func insert(_ area: Area) {
+  mutating func insert(_ area: consuming Area) {
+    let area = area
     defer { count += 1 }
     guard let position = firstEnding(atOrAfter: area.first) else {
       append(area)
@@ -104,7 +105,8 @@ struct AreaMap: Sendable {
     split(position.chunk)
   }
 
-  private mutating func append(_ area: Area) {
+  private mutating func append(_ area: consuming Area) {
+    let area = area
     if chunks.isEmpty || chunks[chunks.count - 1].count == Self.chunkCapacity {
       var chunk: [Area] = []
       chunk.reserveCapacity(chunks.isEmpty ? 4 : Self.chunkCapacity)

@@ -37,10 +37,20 @@ extension Context {
     _ source: any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
     permissions: Permissions = .readWrite, at placement: Placement = .anywhere
   ) throws(IOMMUError) -> IOVA {
+    try map(
+      source, start: start, length: length, into: addressSpace(ioas),
+      permissions: permissions, at: placement)
+  }
+
+  @inline(__always)
+  func map(
+    _ source: any MemorySource, start: UInt64, length: UInt64, into space: AddressSpace,
+    permissions: Permissions, at placement: Placement
+  ) throws(IOMMUError) -> IOVA {
     guard !permissions.isDisjoint(with: .readWrite) else {
       throw IOMMUError(.invalidArgument, "a mapping must be readable, writable or both")
     }
-    return try addressSpace(ioas).map(
+    return try space.map(
       source, start: start, length: length, permissions: permissions, placement: placement)
   }
 
@@ -56,11 +66,18 @@ extension Context {
   public func unmap(
     _ range: ClosedRange<UInt64>, from ioas: ObjectID
   ) throws(IOMMUError) -> UInt64 {
-    let unmapped = try addressSpace(ioas).unmap(range)
+    try unmap(range, from: addressSpace(ioas))
+  }
+
+  @inline(__always)
+  func unmap(
+    _ range: ClosedRange<UInt64>, from space: AddressSpace
+  ) throws(IOMMUError) -> UInt64 {
+    let unmapped = try space.unmap(range)
     guard unmapped > 0 || range == 0...UInt64.max else {
       throw IOMMUError(
         .noSuchFileOrDirectory,
-        "nothing is mapped at \(hex(range.lowerBound))...\(hex(range.upperBound)) in IOAS \(ioas)"
+        "nothing is mapped at \(hex(range.lowerBound))...\(hex(range.upperBound)) in IOAS \(space.id)"
       )
     }
     return unmapped

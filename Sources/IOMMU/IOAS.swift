@@ -13,10 +13,13 @@ public struct IOAS: ~Copyable, Sendable {
   public let context: Context
   /// Names the space in its context, for the calls that take ids.
   public let id: ObjectID
+  /// What the id names, for as long as this owner lives: its calls need not look it up.
+  private let space: AddressSpace
 
-  init(context: Context, id: ObjectID) {
+  init(context: Context, space: AddressSpace) {
     self.context = context
-    self.id = id
+    self.space = space
+    id = space.id
   }
 
   deinit {
@@ -36,8 +39,8 @@ public struct IOAS: ~Copyable, Sendable {
     at placement: Placement = .anywhere
   ) throws(IOMMUError) -> IOVA {
     try context.map(
-      source, start: range.lowerBound, length: range.upperBound - range.lowerBound, into: id,
-      permissions: permissions, at: placement)
+      source, start: range.lowerBound, length: range.upperBound - range.lowerBound,
+      into: space, permissions: permissions, at: placement)
   }
 
   /// Maps all of a piece of memory. As `map(_:_:permissions:at:)`.
@@ -62,7 +65,7 @@ public struct IOAS: ~Copyable, Sendable {
     guard !overflow else {
       throw IOMMUError(.overflow, "\(iova) + \(hex(length)) bytes passes the last address")
     }
-    return try context.unmap(iova.rawValue...last, from: id)
+    return try context.unmap(iova.rawValue...last, from: space)
   }
 
   /// Unmaps everything.
@@ -81,7 +84,7 @@ public struct IOAS: ~Copyable, Sendable {
 extension Context {
   /// Makes an address space that its owner destroys. Linux: `IOMMU_IOAS_ALLOC`.
   public func makeAddressSpace() throws(IOMMUError) -> IOAS {
-    IOAS(context: self, id: try allocateIOAS())
+    IOAS(context: self, space: try addressSpace(allocateIOAS()))
   }
 }
 

@@ -65,14 +65,15 @@ public final class LocalMemory: MemorySource {
   }
 
   public func pin(
-    address: UInt64, length: UInt64, writable: Bool
-  ) throws(IOMMUError) -> PinnedRuns {
+    address: UInt64, length: UInt64, writable: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
     guard address <= byteCount, length <= byteCount - address else {
       throw IOMMUError(
         .badAddress,
         "bytes \(hex(address)) + \(hex(length)) lie outside memory of \(hex(byteCount)) bytes")
     }
-    return PinnedRuns(
+    try place(
       PinnedRun(
         length: length, backing: .local(base: base + UInt(address), owner: self),
         identity: MemoryIdentity(space: 0, object: UInt64(base), offset: address)))

@@ -17,34 +17,14 @@ public protocol MemorySource: AnyObject, Sendable {
   ///   - address: First byte, a multiple of the host's page size.
   ///   - length: In bytes, not zero, a multiple of the host's page size.
   ///   - writable: Whether devices will write: then every page must be writable by its owner.
-  /// - Returns: Runs that cover the range in order, without gaps. Each run keeps what it
-  ///   needs alive; the engine drops it at unpin.
+  ///   - place: Called for each run, in order and without gaps, until all of the range is
+  ///     covered. A run keeps what it needs alive; the engine drops it at unpin. What `place`
+  ///     throws is passed on; the engine then takes back what was placed.
   /// - Throws: `EFAULT` where a page is not there or may not be written.
-  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns
-}
-
-/// What a pin returns: runs in order, without gaps. One run, the usual case, takes no memory.
-public struct PinnedRuns: Sendable, ExpressibleByArrayLiteral {
-  enum Storage: Sendable {
-    case one(PinnedRun)
-    case many([PinnedRun])
-  }
-
-  let storage: Storage
-
-  public init(_ run: PinnedRun) { storage = .one(run) }
-
-  public init(_ runs: [PinnedRun]) { storage = runs.count == 1 ? .one(runs[0]) : .many(runs) }
-
-  public init(arrayLiteral elements: PinnedRun...) { self.init(elements) }
-
-  /// The runs as an array.
-  public var all: [PinnedRun] {
-    switch storage {
-    case .one(let run): [run]
-    case .many(let runs): runs
-    }
-  }
+  func pin(
+    address: UInt64, length: UInt64, writable: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError)
 }
 
 /// A stretch of pinned memory that is reached in one way.

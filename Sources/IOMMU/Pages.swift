@@ -80,48 +80,58 @@ final class Pages: Sendable {
   var isPinned: Bool { pins.withLock { $0.users > 0 } }
 
   private func place(in memory: PhysicalMemory) throws(IOMMUError) -> Placed {
-    let runs = try source.pin(address: address, length: length, writable: isWritable)
-    switch runs.storage {
-    case .one(let run): return .one(try memory.insert(run, congruentTo: address))
-    case .many(let runs): return .many(try place(runs, in: memory))
-    }
-  }
-
-  private func place(
-    _ runs: [PinnedRun], in memory: PhysicalMemory
-  ) throws(IOMMUError) -> [Placed.Segment] {
-    var segments: [Placed.Segment] = []
-    segments.reserveCapacity(runs.count)
+    var placed = Placed.nowhere
     var offset: UInt64 = 0
     do throws(IOMMUError) {
-      for run in runs {
+      try source.pin(address: address, length: length, writable: isWritable) {
+        (run) throws(IOMMUError) in
+        let runLength = run.length
         let physical = try memory.insert(run, congruentTo: address &+ offset)
-        segments.append(Placed.Segment(offset: offset, length: run.length, physical: physical))
-        offset += run.length
+        if runLength == length {
+          placed = .one(physical)
+        } else {
+          placed.append(
+            Placed.Segment(offset: offset, length: runLength, physical: physical))
+        }
+        offset += runLength
       }
     } catch {
-      for segment in segments { memory.remove(segment.physical, length: segment.length) }
+      release(placed, in: memory)
       throw error
     }
-    return segments
+    return placed
+  }
+
+  private func release(_ placed: Placed, in memory: PhysicalMemory) {
+    switch placed {
+    case .nowhere: break
+    case .one(let physical): memory.remove(physical, length: length)
+    case .many(let segments):
+      for segment in segments { memory.remove(segment.physical, length: segment.length) }
+    }
   }
 
   func unpin(in memory: PhysicalMemory) {
     pins.withLock { pins in
       pins.users -= 1
       guard pins.users == 0 else { return }
-      switch pins.placed {
-      case .nowhere: break
-      case .one(let physical): memory.remove(physical, length: length)
-      case .many(let segments):
-        for segment in segments { memory.remove(segment.physical, length: segment.length) }
-      }
+      release(pins.placed, in: memory)
       pins.placed = .nowhere
     }
   }
 }
 
 extension Pages.Placed {
+  fileprivate mutating func append(_ segment: Segment) {
+    if case .many(var segments) = self {
+      self = .nowhere
+      segments.append(segment)
+      self = .many(segments)
+    } else {
+      self = .many([segment])
+    }
+  }
+
   /// Calls `body` for each physically contiguous part of `start ..< start + length`, in order.
   @inline(__always)
   func forEachSegment(

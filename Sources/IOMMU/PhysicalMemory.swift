@@ -23,23 +23,26 @@ public final class PhysicalMemory: Sendable {
   ///   virtual address or file offset that was pinned. A multiple of 4 KiB.
   /// - Throws: `ENOMEM` where physical space is used up.
   public func insert(
-    _ run: PinnedRun, congruentTo address: UInt64
+    _ run: consuming PinnedRun, congruentTo address: UInt64
   ) throws(IOMMUError) -> PhysicalAddress {
     let slotSize: UInt64 = 1 << SegmentTable.slotShift
     let offset = address & (slotSize - 1)
-    let (end, overflow) = offset.addingReportingOverflow(run.length)
+    let length = run.length
+    let (end, overflow) = offset.addingReportingOverflow(length)
     let count = overflow ? UInt64.max : (end + slotSize - 1) >> SegmentTable.slotShift
+    let run = run
     let slot = slots.withLock { state -> Int? in
       guard count <= UInt64(SegmentTable.slotCount),
         let slot = state.allocate(Int(count))
       else { return nil }
-      fill(slot: slot, count: Int(count), offset: offset, run: run)
+      let first = UInt64(slot) << SegmentTable.slotShift + offset
+      for index in slot..<slot + Int(count) { table.fill(index, with: run, at: first) }
       return slot
     }
     guard let slot else {
       throw IOMMUError(
         .noMemory,
-        "no physical space is left to pin \(hex(run.length)) bytes at \(hex(address))")
+        "no physical space is left to pin \(hex(length)) bytes at \(hex(address))")
     }
     return PhysicalAddress(UInt64(slot) << SegmentTable.slotShift + offset)
   }
@@ -50,18 +53,9 @@ public final class PhysicalMemory: Sendable {
     let first = Int(address.rawValue >> SegmentTable.slotShift)
     let last = Int((address.rawValue + length - 1) >> SegmentTable.slotShift)
     slots.withLock { state in
-      for slot in first...last { table.set(nil, at: slot) }
+      for slot in first...last { table.clear(slot) }
       state.free(first, count: last - first + 1)
     }
-  }
-
-  private func fill(slot: Int, count: Int, offset: UInt64, run: PinnedRun) {
-    let first = UInt64(slot) << SegmentTable.slotShift + offset
-    let window = LocalWindow(
-      first: first, last: first + run.length - 1, displacement: run.address &- first,
-      isLocal: run.memory == nil)
-    let segment = Segment(window: window, run: run, first: first)
-    for index in slot..<slot + count { table.set(segment, at: index) }
   }
 
   /// The segment around an address; nil where there is none. No lock, no allocation, no
@@ -96,7 +90,7 @@ public final class PhysicalMemory: Sendable {
   private func remote(at address: PhysicalAddress) -> (any RemoteMemory, UInt64)? {
     guard
       let segment = table.segment(at: Int(address.rawValue >> SegmentTable.slotShift)),
-      address.rawValue >= segment.window.first, address.rawValue <= segment.window.last,
+      segment.contains(address),
       let memory = segment.run.memory
     else { return nil }
     return (memory, segment.run.address + (address.rawValue - segment.first))
@@ -106,7 +100,7 @@ public final class PhysicalMemory: Sendable {
   public func identity(of address: PhysicalAddress) -> MemoryIdentity? {
     guard
       let segment = table.segment(at: Int(address.rawValue >> SegmentTable.slotShift)),
-      address.rawValue >= segment.window.first, address.rawValue <= segment.window.last
+      segment.contains(address)
     else { return nil }
     var identity = segment.run.identity
     identity.offset &+= address.rawValue - segment.first

@@ -3,6 +3,7 @@
 // The storage of the synthetic physical space: one entry for each slot of 1 GiB, in chunks
 // that are made when first used and then never move, so that DMA reads it without a lock.
 
+import PageTables
 import Synchronization
 
 /// Maps slots of physical space to segments. Writers are serialized by `PhysicalMemory`.
@@ -82,12 +83,26 @@ final class SegmentTable: @unchecked Sendable {
     return unsafe chunk.pointee.windows[slot & (Self.chunkSlots - 1)]
   }
 
-  func set(_ segment: Segment?, at slot: Int) {
-    // SAFETY: the slot is inside its chunk; writers are serialized by the owner's lock.
+  /// Puts a run into an empty slot.
+  /// - Parameter first: Physical address of the run's first byte.
+  func fill(_ slot: Int, with run: PinnedRun, at first: UInt64) {
+    // SAFETY: the slot is inside its chunk; writers are serialized by the owner's lock. The
+    // slot is empty, so nothing is overwritten that would have to be released.
     let chunk = unsafe chunk(for: slot)
     let index = slot & (Self.chunkSlots - 1)
-    unsafe chunk.pointee.segments[index] = segment
-    unsafe chunk.pointee.windows[index] = segment?.window
+    unsafe (chunk.pointee.segments + index).initialize(to: Segment(run: run, first: first))
+    unsafe chunk.pointee.windows[index] = LocalWindow(
+      first: first, last: first + run.length - 1, displacement: run.address &- first,
+      isLocal: run.memory == nil)
+  }
+
+  /// Empties a slot.
+  func clear(_ slot: Int) {
+    // SAFETY: as in `fill`.
+    let chunk = unsafe chunk(for: slot)
+    let index = slot & (Self.chunkSlots - 1)
+    unsafe chunk.pointee.windows[index] = nil
+    unsafe chunk.pointee.segments[index] = nil
   }
 
   private func chunk(for slot: Int) -> UnsafeMutablePointer<Chunk> {
@@ -109,10 +124,13 @@ final class SegmentTable: @unchecked Sendable {
 /// What fills a slot: the part of a pinned run that lies in it.
 @usableFromInline
 struct Segment: Sendable {
-  @usableFromInline let window: LocalWindow
   @usableFromInline let run: PinnedRun
   /// Physical address of the run's first byte.
   @usableFromInline let first: UInt64
+
+  func contains(_ address: PhysicalAddress) -> Bool {
+    address.rawValue >= first && address.rawValue - first < run.length
+  }
 }
 
 /// How physical addresses of one segment become addresses of this process.

@@ -47,10 +47,12 @@ final class ClientMemory: MemorySource, RemoteMemory {
   /// Whether the process that this was made for still exists.
   var isOwnerAlive: Bool { csys_pidfd_send_signal(process.number, 0) == 0 }
 
-  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns {
+  func pin(
+    address: UInt64, length: UInt64, writable: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
     let (end, overflow) = address.addingReportingOverflow(length)
     guard !overflow else { throw Self.fault(address, "wraps around") }
-    var runs: [PinnedRun] = []
     var cursor = address
     while cursor < end {
       guard let area = MemoryArea.find(cursor, in: maps.number), area.start <= cursor,
@@ -59,10 +61,9 @@ final class ClientMemory: MemorySource, RemoteMemory {
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
       guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
       let last = min(area.end, end)
-      runs.append(try run(cursor, length: last - cursor, area, writable: writable))
+      try place(try run(cursor, length: last - cursor, area, writable: writable))
       cursor = last
     }
-    return PinnedRuns(runs)
   }
 
   private static func fault(_ address: UInt64, _ what: String) -> IOMMUError {

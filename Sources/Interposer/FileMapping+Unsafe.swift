@@ -160,7 +160,10 @@ final class FileMemory: MemorySource {
     self.descriptor = descriptor
   }
 
-  func pin(address: UInt64, length: UInt64, writable: Bool) throws(IOMMUError) -> PinnedRuns {
+  func pin(
+    address: UInt64, length: UInt64, writable: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
     let request = FileMapping.Request(
       offset: address, length: length, writable: writable, pageSize: pageSize)
     guard let mapping = FileMapping(descriptor.number, request), !mapping.isBeyondEnd else {
@@ -169,7 +172,7 @@ final class FileMemory: MemorySource {
     }
     var identity = identity
     identity.offset = address
-    return PinnedRuns(
+    try place(
       PinnedRun(
         length: length, backing: .local(base: mapping.base, owner: mapping), identity: identity)
     )

@@ -138,9 +138,10 @@ extension SelfTest {
       Self.hostPage - 1)
     guard !overflow else { throw IOMMUError(.badAddress, "no memory is that long") }
     // Looking is pinning that does not reach physical space: it counts nowhere.
-    let runs = try caller.memory().pin(
+    var runs: [PinnedRun] = []
+    try caller.memory().pin(
       address: first, length: padded & ~(Self.hostPage - 1), writable: false
-    ).all
+    ) { (run) throws(IOMMUError) in runs.append(run) }
     var run = runs.startIndex
     var runStart = first
     var offset: UInt64 = 0

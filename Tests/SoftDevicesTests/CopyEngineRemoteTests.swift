@@ -25,13 +25,13 @@ private final class DistantMemory: MemorySource, RemoteMemory {
   func contents(_ range: Range<Int>) -> [UInt8] { bytes.withLock { Array($0[range]) } }
 
   func pin(
-    address: UInt64, length: UInt64, writable: Bool
-  ) throws(IOMMUError) -> PinnedRuns {
-    [
+    address: UInt64, length: UInt64, writable: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    try place(
       PinnedRun(
         length: length, backing: .remote(self, address: address),
-        identity: MemoryIdentity(space: 0, object: 77, offset: address))
-    ]
+        identity: MemoryIdentity(space: 0, object: 77, offset: address)))
   }
 
   func read(at address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {

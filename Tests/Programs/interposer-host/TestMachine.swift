@@ -126,11 +126,13 @@ final class TestFile: OpenFile {
       if request.a != 0 { throw IOMMUError(.invalidArgument, "after the file was made") }
       return 0
     case 5:  // Pin `b` bytes at `a`, writable where `c` is not 0.
-      let runs = try caller.memory().pin(
-        address: request.a, length: request.b, writable: request.c != 0)
-      pinned.withLock { $0 = runs.all }
-      request.d = Int32(runs.all.count)
-      if case .local? = runs.all.first?.backing { request.e = 1 } else { request.e = 0 }
+      var runs: [PinnedRun] = []
+      try caller.memory().pin(
+        address: request.a, length: request.b, writable: request.c != 0
+      ) { (run) throws(IOMMUError) in runs.append(run) }
+      if case .local? = runs.first?.backing { request.e = 1 } else { request.e = 0 }
+      request.d = Int32(runs.count)
+      pinned.withLock { [runs] in $0 = runs }
       return 0
     case 6:  // Write byte `b` at offset `a` of what is pinned, `c` times.
       return try access(request, write: true) == nil ? 0 : 0
@@ -144,8 +146,11 @@ final class TestFile: OpenFile {
       return try caller.openFile(descriptor: request.d) == nil ? 0 : 1
     case 10:  // Pin the file `d` from `a`, `b` bytes.
       let (source, size) = try caller.fileMemory(descriptor: request.d)
-      let runs = try source.pin(address: request.a, length: request.b, writable: true)
-      pinned.withLock { $0 = runs.all }
+      var runs: [PinnedRun] = []
+      try source.pin(address: request.a, length: request.b, writable: true) {
+        (run) throws(IOMMUError) in runs.append(run)
+      }
+      pinned.withLock { [runs] in $0 = runs }
       request.c = size
       return 0
     case 11:  // Take `a` milliseconds.
