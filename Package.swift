@@ -92,14 +92,17 @@ let package = Package(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
-    .testTarget(name: "SoftDevicesTests", dependencies: ["TestSupport", "SoftDevices", "LinuxABI", "PageTables"]),
+    .testTarget(
+      name: "SoftDevicesTests",
+      dependencies: ["TestSupport", "SoftDevices", "LinuxABI", "PageTables"]),
     .testTarget(
       name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
     .testTarget(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],
       exclude: ["abi"]),
-    .testTarget(name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
+    .testTarget(
+      name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(
       name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],
