@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 static sigset_t old_mask;
+static int children_were_ignored;
 
 void csys_signals_block(void) {
   sigset_t set;
@@ -29,9 +30,14 @@ void csys_signals_block(void) {
   sigdelset(&set, SIGTRAP);
   sigdelset(&set, SIGSYS);
   sigprocmask(SIG_SETMASK, &set, &old_mask);
+  // Where SIGCHLD is ignored the kernel reaps children by itself and tells nobody.
+  children_were_ignored = signal(SIGCHLD, SIG_DFL) == SIG_IGN;
 }
 
-void csys_signals_restore(void) { sigprocmask(SIG_SETMASK, &old_mask, NULL); }
+void csys_signals_restore(void) {
+  if (children_were_ignored) signal(SIGCHLD, SIG_IGN);
+  sigprocmask(SIG_SETMASK, &old_mask, NULL);
+}
 
 int csys_signalfd(int only_children) {
   sigset_t set;

@@ -155,9 +155,9 @@ long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t 
   return RESULT(syscall(SYS_process_vm_writev, pid, &here, 1UL, &there, 1UL, 0UL));
 }
 
-uint64_t csys_open_limit(int pid) {
+uint64_t csys_open_limit(int pid, int hard) {
   struct rlimit limit;
-  return prlimit(pid, RLIMIT_NOFILE, NULL, &limit) < 0 ? 0 : limit.rlim_cur;
+  return prlimit(pid, RLIMIT_NOFILE, NULL, &limit) < 0 ? 0 : hard ? limit.rlim_max : limit.rlim_cur;
 }
 int csys_gettid(void) { return (int)syscall(SYS_gettid); }
 int csys_no_new_privileges(void) { return RESULT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); }

@@ -169,7 +169,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// The lowest free number in the window, or the highest one below it; where the program has
   /// lowered its limit since it started, below that.
   private func freeNumber() -> Int32? {
-    let limit = csys_open_limit(thread)
+    let limit = csys_open_limit(thread, 0)
     let first = Int32(min(UInt64(server.window.first), limit))
     let end = Int32(min(UInt64(server.window.end), limit))
     return (first..<end).first(where: isFree) ?? (0..<first).last(where: isFree)

@@ -51,7 +51,16 @@ enum Report {
 }
 
 enum Front {
+  /// Fewest descriptors with which anything can be served: ours and those of one program.
+  private static let fewestFiles: UInt64 = 16
+
   static func run(_ options: RunOptions) throws(InterposerError) -> Int32 {
+    let limit = csys_open_limit(0, 0)
+    guard limit >= fewestFiles else {
+      throw InterposerError(
+        "\(limit) open files are too few for `iommu run`, which needs \(fewestFiles): raise the "
+          + "limit (ulimit -n)")
+    }
     fillStandardStreams()
     guard let (ours, theirs) = socketPair(sequenced: true) else {
       throw InterposerError("cannot make a socket pair: \(System.message(-errno))")

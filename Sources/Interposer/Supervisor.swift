@@ -88,6 +88,9 @@ final class Supervision {
     close(ours)
     unsafe chdir("/")
     children = csys_signalfd(1)
+    guard children >= 0 else {
+      throw InterposerError("cannot watch for the program's end: \(System.message(children))")
+    }
     handles = try HandleTable()
     reporter.attach(machine.events)
     _ = csys_notif_sync_wake_up(listener)
@@ -150,7 +153,10 @@ final class Supervision {
       reporter.drain()
       if ready.children { noteChanges() }
       if ready.front { listenToFront() }
-      if ready.hungUp { filterIsUnused = true }
+      if ready.hungUp {
+        filterIsUnused = true
+        noteChanges()
+      }
       if filterIsUnused, !programIsAlive { finish() }
     }
   }
@@ -172,7 +178,13 @@ final class Supervision {
     var signal = csys_signal()
     while unsafe csys_signal_next(children, &signal) == 0 {}
     var change = csys_wait()
-    while unsafe csys_wait_change(-1, &change) > 0 {
+    while true {
+      let result = unsafe csys_wait_change(-1, &change)
+      if result == -ECHILD, programIsAlive {
+        programIsAlive = false
+        end(.failed("the program's end was not seen: its exit status is not known"))
+      }
+      guard result > 0 else { return }
       guard change.pid == program else { continue }
       if change.stopped != 0 {
         frontIsStopped = true

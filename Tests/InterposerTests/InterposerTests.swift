@@ -86,7 +86,7 @@ struct InterposerTests {
     let outcome = Programs.client(["daemonizes", file])
     #expect(outcome.status == 0)
     var text = [UInt8](repeating: 0, count: 4)
-    for _ in 0..<500 {
+    for _ in 0..<10_000 {
       let descriptor = open(file, O_RDONLY)
       let count = descriptor < 0 ? 0 : read(descriptor, &text, 4)
       close(descriptor)
@@ -103,8 +103,10 @@ struct InterposerTests {
       [
         "sh", "-c",
         """
-        \(Programs.host) -- sh -c 'trap "echo caught; exit 9" USR1; echo up; while :; do sleep 0.05; done' &
-        sleep 0.5; kill -USR1 $!; wait $!; echo $?
+        out=$(mktemp)
+        \(Programs.host) -- sh -c 'trap "echo caught; exit 9" USR1; echo up; while :; do sleep 0.05; done' > $out &
+        until grep -q up $out; do sleep 0.05; done
+        kill -USR1 $!; wait $!; status=$?; cat $out; rm $out; echo $status
         """,
       ])
     #expect(outcome.output == "up\ncaught\n9\n")
@@ -116,10 +118,12 @@ struct InterposerTests {
       [
         "sh", "-c",
         """
-        \(Programs.host) -- sh -c 'echo $$; exec sleep 20' > /tmp/iommu-front-$$ &
-        sleep 0.5; kill -KILL $!; sleep 0.3
-        kill -0 $(cat /tmp/iommu-front-$$) 2> /dev/null && echo alive || echo gone
-        rm /tmp/iommu-front-$$
+        out=$(mktemp)
+        \(Programs.host) -- sh -c 'echo $$; exec sleep 1000' > $out &
+        until grep -q . $out; do sleep 0.05; done
+        kill -KILL $!
+        while kill -0 $(cat $out) 2> /dev/null; do sleep 0.05; done
+        rm $out; echo gone
         """,
       ])
     #expect(outcome.output == "gone\n")
@@ -145,6 +149,28 @@ struct InterposerTests {
     let after = Programs.hosted(
       ["sh", "-c", "ulimit -n \(limit); exec \(Programs.client) closes"])
     #expect(after.status == 0, "\(after)")
+  }
+
+  @Test("Too few descriptors are said to be too few", arguments: [8, 15])
+  func tooFewDescriptors(_ limit: Int) {
+    let outcome = Programs.run([
+      "sh", "-c", "ulimit -n \(limit); exec \(Programs.host) -- true",
+    ])
+    #expect(outcome.status == 125, "\(outcome)")
+    #expect(
+      outcome.error
+        == "iommu: \(limit) open files are too few for `iommu run`, which needs 16: raise the limit "
+        + "(ulimit -n)\n")
+  }
+
+  @Test("Where the caller ignores its children's ends, the program does and its end is seen")
+  func ignoredChildren() {
+    let outcome = Programs.run(
+      [
+        Programs.client, "ignores-children", Programs.host, "--", Programs.client,
+        "is-ignoring",
+      ])
+    #expect(outcome.status == 7, "\(outcome)")
   }
 
   @Test("Standard streams that are closed stay closed for the program, and harm nobody")

@@ -75,7 +75,7 @@ enum Programs {
     run([host] + options + ["--"] + arguments, as: user)
   }
 
-  /// Runs a command line to its end, at most a minute.
+  /// Runs a command line to its end, at most five minutes: a loaded machine is no failure.
   static func run(_ arguments: [String], as user: User = .current, input: String = "")
     -> Outcome
   {
@@ -109,7 +109,7 @@ enum Programs {
     while csys_wait_change(child, &end) == 0 || end.stopped != 0 || end.continued != 0 {
       usleep(2000)
       waited += 1
-      if waited == 30_000 { kill(child, SIGKILL) }
+      if waited == 150_000 { kill(child, SIGKILL) }
     }
     return Outcome(
       status: end.exited != 0 ? end.code : nil, signal: end.signaled != 0 ? end.code : nil,

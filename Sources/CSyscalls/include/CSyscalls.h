@@ -63,8 +63,9 @@ int csys_pidfd_send_signal(int pidfd, int signal);
 long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length);
 long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length);
 int csys_gettid(void);
-// The soft limit on open files of a process; 0 where it cannot be asked for.
-uint64_t csys_open_limit(int pid);
+// The soft or the hard limit on open files of a process (0: this one); 0 where it cannot be
+// asked for.
+uint64_t csys_open_limit(int pid, int hard);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
 int csys_unshare(int flags);
@@ -150,9 +151,9 @@ int csys_unmap(uintptr_t address, size_t length);
 // MARK: signals
 
 // Blocks every signal but the synchronous ones (SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGSYS)
-// and keeps the old mask for csys_signals_restore.
+// and keeps the old mask for csys_signals_restore. SIGCHLD is no longer ignored.
 void csys_signals_block(void);
-// The mask that csys_signals_block found.
+// The mask that csys_signals_block found, and whether SIGCHLD was ignored.
 void csys_signals_restore(void);
 int csys_signalfd(int only_children);
 struct csys_signal {

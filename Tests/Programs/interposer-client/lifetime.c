@@ -21,7 +21,7 @@ static int open_node(const char *path) {
 
 // A close in another process may take a moment to be known.
 static void expect_open(int fd, int expected) {
-  for (int i = 0; i < 500 && open_files(fd) != expected; i++) usleep(10000);
+  for (int i = 0; i < 10000 && open_files(fd) != expected; i++) usleep(10000);
   if (open_files(fd) != expected) fprintf(stderr, "%d open files\n", open_files(fd));
   CHECK(open_files(fd) == expected);
 }

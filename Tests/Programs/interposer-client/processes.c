@@ -41,7 +41,7 @@ static int threads(char **arguments) {
   pthread_t all[8];
   for (uintptr_t i = 0; i < 8; i++) CHECK(pthread_create(&all[i], 0, echo_many, (void *)i) == 0);
   for (int i = 0; i < 8; i++) CHECK(pthread_join(all[i], 0) == 0);
-  for (int i = 0; i < 500 && open_files(shared_fd) != 1; i++) usleep(10000);
+  for (int i = 0; i < 10000 && open_files(shared_fd) != 1; i++) usleep(10000);
   CHECK(open_files(shared_fd) == 1);
   return 0;
 }
@@ -205,7 +205,22 @@ static int clean(char **arguments) {
   return 127;
 }
 
+// Executes the rest with SIGCHLD ignored, as some daemons start their children.
+static int ignores_children(char **arguments) {
+  signal(SIGCHLD, SIG_IGN);
+  execv(arguments[0], arguments);
+  return 127;
+}
+
+static int is_ignoring(char **arguments) {
+  (void)arguments;
+  struct sigaction action;
+  CHECK(sigaction(SIGCHLD, 0, &action) == 0);
+  return action.sa_handler == SIG_IGN ? 7 : 8;
+}
+
 const struct test process_tests[] = {
+    {"ignores-children", ignores_children}, {"is-ignoring", is_ignoring},
     {"threads", threads},         {"leader-ends", leader_ends},
     {"vforks", vforks},           {"executed", executed},
     {"executes", executes},       {"interrupted", interrupted},

@@ -80,7 +80,7 @@ static int shell(char **arguments) {
 }
 
 static int terminal(char **arguments) {
-  alarm(20);
+  alarm(300);
   int master = posix_openpt(O_RDWR | O_NOCTTY);
   CHECK(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
   pid_t child = fork();
