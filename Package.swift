@@ -108,11 +108,16 @@ let package = Package(
       name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
-    .executableTarget(
-      name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",
-      linkerSettings: [.unsafeFlags(["-static-executable"])]),
     .testTarget(
       name: "iommuTests", dependencies: ["Machine", "iommu", "dma-copy", "trespass"]),
   ],
   swiftLanguageModes: [.v6]
 )
+
+// Sanitizers cannot be linked into a static program.
+if Context.environment["SANITIZE"] == nil {
+  package.targets.append(
+    .executableTarget(
+      name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",
+      linkerSettings: [.unsafeFlags(["-static-executable"])]))
+}

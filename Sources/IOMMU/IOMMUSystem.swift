@@ -20,7 +20,7 @@ public final class IOMMUSystem: Sendable {
   }
 
   // Outside the lock order: never held while anything else is called.
-  private let state = Mutex(State())
+  private let state = Guarded(State())
 
   public init(memory: PhysicalMemory = PhysicalMemory(), events: EventLog = EventLog()) {
     self.memory = memory

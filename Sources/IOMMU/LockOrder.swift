@@ -36,11 +36,11 @@ enum LockRank: Int, Comparable, Sendable {
 
 /// A mutex that knows its place in the order.
 struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
-  private let mutex: Mutex<State>
+  private let mutex: Guarded<State>
   private let rank: LockRank
 
   init(_ rank: LockRank, _ state: consuming sending State) {
-    mutex = Mutex(state)
+    mutex = Guarded(state)
     self.rank = rank
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The lock of this module and those above it: a mutex whose order the thread sanitizer can see.
+// The lock of the engine and the modules above it: a mutex whose order the thread sanitizer can see.
 
 import Synchronization
 
