@@ -25,6 +25,11 @@ public final class Machine: Sendable {
   /// What programs find in /sys.
   public let view: View
 
+  /// Most pages of 4 KiB that one page table may have: 1 GiB, which maps 512 GiB in the
+  /// smallest pages. A map beyond it is `ENOMEM`: what a program maps costs it nothing, but
+  /// the tables are the machine's memory.
+  public static let maximumTablePages = 262_144
+
   /// Makes a machine.
   /// - Parameters:
   ///   - description: As it comes from the parser; an inconsistent one is refused.
@@ -151,7 +156,8 @@ extension IOMMUDescription {
       }
     return SoftwareIOMMU.Configuration(
       format: format, addressBits: addressWidth, reservedRegions: reserved,
-      pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl)
+      pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl,
+      maximumTablePages: Machine.maximumTablePages)
   }
 }
 

@@ -111,4 +111,9 @@ let small = """
     let text = "iommus: [{name: dmar0, kind: intel}]\ndevices: []\n"
     #expect(try machine(text).groups.isEmpty)
   }
+
+  @Test("D1: the page tables of a machine have a limit") func tableLimit() throws {
+    let made = try Machine(machine(small))
+    #expect(made.iommus.map(\.configuration.maximumTablePages) == [262_144])
+  }
 }
