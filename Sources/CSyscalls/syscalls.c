@@ -73,6 +73,7 @@ NUMBER(ftruncate);
 NUMBER(fallocate);
 NUMBER(execve);
 NUMBER(execveat);
+NUMBER(userfaultfd);
 NUMBER(io_uring_setup);
 NUMBER(newfstatat);
 #ifdef SYS_open

@@ -169,10 +169,22 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// The lowest free number in the window, or the highest one below it; where the program has
   /// lowered its limit since it started, below that.
   private func freeNumber() -> Int32? {
-    let limit = csys_open_limit(thread, 0)
+    let limit = openLimit
     let first = Int32(min(UInt64(server.window.first), limit))
     let end = Int32(min(UInt64(server.window.end), limit))
     return (first..<end).first(where: isFree) ?? (0..<first).last(where: isFree)
+  }
+
+  /// The program's soft limit on open files. Of a program with other user ids it takes a
+  /// privilege to ask, but not to read.
+  private var openLimit: UInt64 {
+    let limit = csys_open_limit(thread, 0)
+    guard limit == 0, let text = System.contents("/proc/\(thread)/limits") else { return limit }
+    let line = String(decoding: text, as: UTF8.self).split(separator: "\n").first {
+      $0.hasPrefix("Max open files")
+    }
+    guard let word = line?.dropFirst(14).split(separator: " ").first else { return 0 }
+    return UInt64(word) ?? .max
   }
 
   private func isFree(_ number: Int32) -> Bool {

@@ -61,8 +61,20 @@ final class ClientMemory: MemorySource, RemoteMemory {
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
       guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
       let last = min(area.end, end)
+      if area.inode != 0 || !area.isWritable { try probe(cursor, last) }
       try place(try run(cursor, length: last - cursor, area, writable: writable))
       cursor = last
+    }
+  }
+
+  /// Refuses what the kernel cannot pin: pages beyond the end of a file, pages that are the
+  /// kernel's own (`[vvar]`), secret memory.
+  private func probe(_ first: UInt64, _ end: UInt64) throws(IOMMUError) {
+    var byte: UInt8 = 0
+    for address in [first, end - 1] {
+      guard unsafe csys_pread(mem.number, &byte, 1, address) == 1 else {
+        throw Self.fault(address, "is mapped, but has no page that DMA can reach")
+      }
     }
   }
 

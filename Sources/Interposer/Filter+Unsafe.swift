@@ -65,6 +65,7 @@ struct Filter {
     (CSYS_NR_fallocate, [.descriptor(argument: 0)]),
     (CSYS_NR_execve, []),
     (CSYS_NR_execveat, []),
+    (CSYS_NR_userfaultfd, []),
     (CSYS_NR_io_uring_setup, []),
   ]
 

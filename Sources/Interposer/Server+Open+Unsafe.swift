@@ -64,6 +64,7 @@ extension Server {
     else {
       return (nil, .goOn)
     }
+    if path.starts(with: Array("/dev/userfaultfd".utf8)) { tasks.memoryMayBlock() }
     guard nodes.isCandidate(path) else {
       if path.starts(with: Array("/dev/vfio/noiommu-".utf8)) {
         reporter.say(

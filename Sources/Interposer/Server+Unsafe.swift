@@ -30,7 +30,7 @@ enum Answer {
   let window: DescriptorWindow
   let reporter: Reporter
   let nodes: NodeTable
-  var tasks = Tasks()
+  var tasks = Tasks(files: csys_open_limit(0, 0))
   /// What a caller has read ahead; used by one call at a time.
   let ahead = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
   /// Reused between calls, for what passes through us; freed with the process.
@@ -120,6 +120,9 @@ enum Answer {
       return open(call, caller)
     case CSYS_NR_execve, CSYS_NR_execveat:
       tasks.willExecute(call.thread)
+      return (nil, .goOn)
+    case CSYS_NR_userfaultfd:
+      tasks.memoryMayBlock()
       return (nil, .goOn)
     case CSYS_NR_io_uring_setup:
       reporter.note(

@@ -31,7 +31,17 @@ struct Tasks {
   private var memories: [Int32: ClientMemory] = [:]
   private var pending: [Int32: PendingExec] = [:]
   private var nextNumber: UInt64 = 1
+  /// How many of each are kept: a task takes one descriptor, an address space three.
+  private let mostTasks: Int
+  private let mostMemories: Int
+  private var mayReachDirectly = true
   private static let threadFlag: UInt32 = 0x80  // PIDFD_THREAD (O_EXCL)
+
+  /// - Parameter files: How many descriptors this process may have.
+  init(files: UInt64) {
+    mostTasks = Int(min(512, max(2, files / 8)))
+    mostMemories = Int(min(256, max(1, files / 16)))
+  }
 
   /// The thread's pidfd and group. `renew` where the cached one turned out stale.
   mutating func task(_ thread: Int32, renew: Bool = false) -> Task? {
@@ -40,7 +50,7 @@ struct Tasks {
     var number = csys_pidfd_open(thread, Self.threadFlag)
     if number == -EINVAL { number = csys_pidfd_open(group, 0) }
     guard number >= 0 else { return nil }
-    if tasks.count >= 512 { tasks.removeAll(keepingCapacity: true) }
+    if tasks.count >= mostTasks { tasks.removeAll(keepingCapacity: true) }
     let task = Task(descriptor: OwnedDescriptor(number), group: group)
     tasks[thread] = task
     return task
@@ -81,17 +91,34 @@ struct Tasks {
     memories.removeValue(forKey: group)?.willExecute()
     guard
       let memory = ClientMemory(
-        thread: thread, group: group, number: nextNumber, isSettled: mayCache)
+        thread: thread, group: group, number: nextNumber,
+        isSettled: mayCache && mayReachDirectly)
     else { return nil }
     nextNumber += 1
     if mayCache {
-      if memories.count >= 256 {
-        for (_, memory) in memories where !memory.isOwnerAlive { memory.willExecute() }
-        memories = memories.filter { $0.value.isOwnerAlive }
-      }
+      if memories.count >= mostMemories { forgetMemories() }
       memories[group] = memory
     }
     return memory
+  }
+
+  /// Makes room: drops those whose process is gone, or all where that is too few.
+  private mutating func forgetMemories() {
+    for (group, memory) in memories where !memory.isOwnerAlive {
+      memory.willExecute()
+      memories[group] = nil
+    }
+    guard memories.count > mostMemories / 2 else { return }
+    for memory in memories.values { memory.willExecute() }
+    memories = [:]
+  }
+
+  /// From here on a program may let an access to its memory wait (`userfaultfd(2)`): accesses
+  /// by process number would wait with it, those by descriptor fail.
+  mutating func memoryMayBlock() {
+    guard mayReachDirectly else { return }
+    mayReachDirectly = false
+    for memory in memories.values { memory.willExecute() }
   }
 
   /// The thread is about to execute another program.

@@ -13,7 +13,7 @@ struct InterposerTests {
       "hello", "paths", "path-errors", "status", "plain-calls", "regions", "view", "inherited",
       "closes", "duplicates", "mappings", "forks", "killed", "in-flight", "installs", "threads",
       "leader-ends", "vforks", "executes", "interrupted", "interrupted-opens", "memories",
-      "memory-errors", "file-memory", "events",
+      "memory-errors", "file-memory", "waiting-memory", "events",
     ], User.allCases)
   func client(_ name: String, _ user: User) {
     let outcome = Programs.client([name], as: user)
@@ -149,6 +149,31 @@ struct InterposerTests {
     let after = Programs.hosted(
       ["sh", "-c", "ulimit -n \(limit); exec \(Programs.client) closes"])
     #expect(after.status == 0, "\(after)")
+  }
+
+  @Test("Programs that are gone take none of the supervisor's descriptors")
+  func manyPrograms() {
+    let outcome = Programs.run(
+      [
+        "sh", "-c",
+        """
+        ulimit -n 64
+        exec \(Programs.host) -- sh -c '
+          for i in $(seq 70); do \(Programs.client) hello || exit 1; done
+          for i in $(seq 20); do \(Programs.client) memories || exit 2; done'
+        """,
+      ])
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("A program that has become another user opens files", .enabled(if: getuid() == 0))
+  func otherUser() {
+    let outcome = Programs.hosted(
+      [
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", Programs.client,
+        "closes",
+      ])
+    #expect(outcome.status == 0, "\(outcome)")
   }
 
   @Test("Too few descriptors are said to be too few", arguments: [8, 15])

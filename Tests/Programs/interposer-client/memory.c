@@ -9,7 +9,9 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int open_iommu(void) {
@@ -114,6 +116,47 @@ static int memory_errors(char **arguments) {
   CHECK(ftruncate(file, 0) == 0);
   CHECK(get(fd, 5) == 0 && put(fd, 6, 1) == 0);
   CHECK(call(fd, 1, &request) >= 0);
+  // What the kernel cannot pin: beyond the end of a privately mapped file, pages of its own,
+  // secret memory.
+  CHECK(ftruncate(file, 4096) == 0);
+  mapped = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  CHECK(pin(fd, mapped, 4096, 1, &request) == 0);
+  CHECK(pin(fd, mapped, 8192, 1, &request) == -1 && errno == EFAULT);
+  CHECK(pin(fd, mapped + 4096, 4096, 0, &request) == -1 && errno == EFAULT);
+  FILE *maps = fopen("/proc/self/maps", "r");
+  char line[512];
+  unsigned long start;
+  while (maps && fgets(line, sizeof line, maps))
+    if (strstr(line, "[vvar]") && sscanf(line, "%lx", &start) == 1)
+      CHECK(pin(fd, (void *)start, 4096, 0, &request) == -1 && errno == EFAULT);
+  int secret = (int)syscall(447, 0);
+  if (secret >= 0 && ftruncate(secret, 4096) == 0) {
+    mapped = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, secret, 0);
+    if (mapped != MAP_FAILED)
+      CHECK(pin(fd, mapped, 4096, 1, &request) == -1 && errno == EFAULT);
+  }
+  return 0;
+}
+
+// A fault that waits for the program: the device's access fails, nobody waits with it.
+static int waiting_memory(char **arguments) {
+  (void)arguments;
+  int fd = open_iommu();
+  struct request request;
+  char *memory = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(pin(fd, memory, 4096, 1, &request) == 0);
+  int faults = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+  if (faults < 0) return 0;
+  struct uffdio_api api = {.api = UFFD_API};
+  CHECK(ioctl(faults, UFFDIO_API, &api) == 0);
+  struct uffdio_register range = {
+      .range = {(uintptr_t)memory, 8192}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  CHECK(ioctl(faults, UFFDIO_REGISTER, &range) == 0);
+  CHECK(get(fd, 0) == -1 && errno == EIO);
+  CHECK(pin(fd, memory, 8192, 1, &request) == 0);
+  CHECK(get(fd, 4096) == -1 && errno == EIO);
+  request = (struct request){.a = 1};
+  CHECK(call(fd, 1, &request) == 1);
   return 0;
 }
 
@@ -197,6 +240,6 @@ static int fuzz(char **arguments) {
 
 const struct test memory_tests[] = {
     {"memories", memories},       {"memory-errors", memory_errors},
-    {"file-memory", file_memory}, {"events", events},
+    {"waiting-memory", waiting_memory}, {"file-memory", file_memory}, {"events", events},
     {"fuzz", fuzz},               {0, 0},
 };
