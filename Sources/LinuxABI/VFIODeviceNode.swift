@@ -140,7 +140,7 @@ final class VFIODeviceFile: OpenFile {
     throw IOMMUError(
       .invalidArgument,
       "the regions of \(function.name) cannot be mapped, as GET_REGION_INFO says; use pread "
-        + "and pwrite (mapped registers come with a later issue)")
+        + "and pwrite")
   }
 
   func close() { session.close() }

@@ -2,8 +2,8 @@
 //
 // /dev/vfio/N and /dev/vfio/vfio: the group-centric nodes (MODEL C6). What is here is complete
 // on its own: opening, exclusion against device nodes, status, and Linux's checks. Using a
-// device through a group needs a type1 container or the compat face of /dev/iommu; both come
-// with a later issue, so what depends on them is refused, and CHECK_EXTENSION promises nothing.
+// device through a group needs a container that has it; there is none yet, so what depends on
+// one is refused, and CHECK_EXTENSION promises nothing.
 
 import CLinuxABI
 import IOMMU
@@ -55,7 +55,7 @@ final class VFIOGroupFile: OpenFile {
       case is VFIOContainerFile, is any ContextFile:
         throw IOMMUError(
           .operationNotSupported,
-          "using devices by group comes with a later issue; open /dev/vfio/devices/vfioN")
+          "devices cannot be used through their group here; open /dev/vfio/devices/vfioN")
       default:
         throw IOMMUError(
           .badDescriptorState, "descriptor \(descriptor) is no container and no /dev/iommu")

@@ -84,7 +84,8 @@ extension InterruptVectors {
       if case .remove? = events.first { return }
       // Linux waits on the eventfd. An EventSignal can only be signalled, so it is refused.
       throw IOMMUError(
-        .operationNotSupported, "unmasking INTx by an eventfd comes with a later issue (J1)")
+        .operationNotSupported,
+        "INTx cannot be unmasked by an eventfd; use DATA_NONE or DATA_BOOL")
     }
   }
 
