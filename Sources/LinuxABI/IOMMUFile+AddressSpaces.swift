@@ -109,10 +109,7 @@ extension Command {
       call.caller.memory(), start: cmd.user_va, length: cmd.length, into: ioas,
       permissions: permissions, at: placement(cmd.flags, cmd.iova))
     cmd.iova = iova.rawValue
-    let length = cmd.length
-    try call.respond(with: cmd) { () throws(IOMMUError) in
-      try call.context.unmap(iova.rawValue...iova.rawValue + (length - 1), from: ioas)
-    }
+    try respond(call, with: cmd, mapped: cmd.length, at: iova, in: ioas)
   }
 
   @Sendable
@@ -123,15 +120,11 @@ extension Command {
     let permissions = try permissions(cmd.flags)
     let ioas = ObjectID(cmd.ioas_id)
     try call.context.requireAddressSpace(ioas)
-    let file = try call.caller.fileMemory(descriptor: cmd.fd)
     let iova = try call.context.map(
-      file.source, start: cmd.start, length: cmd.length, into: ioas,
-      permissions: permissions, at: placement(cmd.flags, cmd.iova))
+      call.caller.fileMemory(descriptor: cmd.fd).source, start: cmd.start, length: cmd.length,
+      into: ioas, permissions: permissions, at: placement(cmd.flags, cmd.iova))
     cmd.iova = iova.rawValue
-    let length = cmd.length
-    try call.respond(with: cmd) { () throws(IOMMUError) in
-      try call.context.unmap(iova.rawValue...iova.rawValue + (length - 1), from: ioas)
-    }
+    try respond(call, with: cmd, mapped: cmd.length, at: iova, in: ioas)
   }
 
   @Sendable
@@ -146,9 +139,16 @@ extension Command {
       from: ObjectID(cmd.src_ioas_id), IOVA(cmd.src_iova), length: cmd.length,
       into: destination, permissions: permissions, at: placement(cmd.flags, cmd.dst_iova))
     cmd.dst_iova = iova.rawValue
-    let length = cmd.length
+    try respond(call, with: cmd, mapped: cmd.length, at: iova, in: destination)
+  }
+
+  /// Tells the caller where something was mapped; where that fails, it is not mapped.
+  private static func respond<Structure>(
+    _ call: Invocation, with cmd: Structure, mapped length: UInt64, at iova: IOVA,
+    in ioas: ObjectID
+  ) throws(IOMMUError) {
     try call.respond(with: cmd) { () throws(IOMMUError) in
-      try call.context.unmap(iova.rawValue...iova.rawValue + (length - 1), from: destination)
+      try call.context.unmap(iova.rawValue...iova.rawValue + (length - 1), from: ioas)
     }
   }
 
