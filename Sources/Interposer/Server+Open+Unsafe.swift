@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // open, openat, openat2 and creat: a path that leads to one of our nodes opens it, every other
-// call goes on. Only a path whose last name could be one of ours costs more than reading it.
+// call goes on. Whether a path leads there is looked up as the caller's kernel will do it.
 
 import CSyscalls
 import IOMMU
@@ -18,6 +18,8 @@ import SystemPackage
 struct NodeTable: Sendable {
   private var byKey: [FileKey: any DeviceNode] = [:]
   private var names: Set<[UInt8]> = []
+  /// The program's root directory.
+  let root: OwnedDescriptor
 
   /// - Parameters:
   ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
@@ -27,9 +29,14 @@ struct NodeTable: Sendable {
       guard case .link = entry.kind else { continue }
       names.insert(Array(entry.path.utf8.split(separator: UInt8(ascii: "/")).last ?? []))
     }
+    let top = System.open(root + "/", System.pathOnly)
+    guard top >= 0 else {
+      throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
+    }
+    self.root = OwnedDescriptor(top)
     for node in nodes {
       let descriptor = System.open(root + node.path, System.pathOnly)
-      guard descriptor >= 0, let identity = System.identity(descriptor) else {
+      guard descriptor >= 0, let identity = Self.identity(descriptor) else {
         throw InterposerError(
           "the program's \(node.path) cannot be looked at; see `iommu doctor`")
       }
@@ -45,7 +52,12 @@ struct NodeTable: Sendable {
   }
 
   func node(_ descriptor: Int32) -> (any DeviceNode)? {
-    System.identity(descriptor).flatMap { byKey[FileKey($0)] }
+    Self.identity(descriptor).flatMap { byKey[FileKey($0)] }
+  }
+
+  private static func identity(_ descriptor: Int32) -> csys_identity? {
+    var identity = csys_identity()
+    return unsafe csys_identity_known(descriptor, &identity) < 0 ? nil : identity
   }
 }
 
@@ -65,7 +77,13 @@ extension Server {
       return (nil, .goOn)
     }
     if path.starts(with: Array("/dev/userfaultfd".utf8)) { tasks.memoryMayBlock() }
-    guard nodes.isCandidate(path) else {
+    let flags = Int32(truncatingIfNeeded: request.flags)
+    // The kernel gives the right answers to these, on the placeholder.
+    guard flags & (System.pathOnly | O_DIRECTORY) == 0,
+      flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
+      let node = resolve(request, path, of: caller),
+      isValid(call.id)
+    else {
       if path.starts(with: Array("/dev/vfio/noiommu-".utf8)) {
         reporter.say(
           "no-IOMMU mode is not offered: \(String(decoding: path, as: UTF8.self)) does not exist; "
@@ -73,12 +91,6 @@ extension Server {
       }
       return (nil, .goOn)
     }
-    let flags = Int32(truncatingIfNeeded: request.flags)
-    // The kernel gives the right answers to these, on the placeholder.
-    guard isValid(call.id), flags & (System.pathOnly | O_DIRECTORY) == 0,
-      flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
-      let node = resolve(request, path, of: call.thread)
-    else { return (nil, .goOn) }
     do throws(IOMMUError) {
       let file = try node.open(flags: flags, by: caller)
       do throws(IOMMUError) {
@@ -140,31 +152,128 @@ extension Server {
 
   /// The node that a path leads to, as the caller's own file system has it.
   private func resolve(
-    _ request: Request, _ path: [UInt8], of thread: Int32
+    _ request: Request, _ path: [UInt8], of caller: ClientCaller
   ) -> (any DeviceNode)? {
     let text = String(decoding: path, as: UTF8.self)
+    if let place = MagicPlace(text, of: caller) {
+      return node(at: place, request, of: caller.thread)
+    }
+    let thread = caller.thread
+    // A path with a name of ours, or one that leads to a node from where the program began:
+    // from the caller's own root, which may be another.
+    if nodes.isCandidate(path) || leadsToNode(request, text, of: thread) {
+      return exactNode(request, text, of: thread)
+    }
+    return nil
+  }
+
+  /// `RESOLVE_IN_ROOT`; `RESOLVE_BENEATH` is 8.
+  private static let inRoot: UInt64 = 0x10
+
+  private func look(
+    from base: Int32, _ path: String, _ request: Request, _ resolve: UInt64
+  ) -> (any DeviceNode)? {
     let flags = UInt64(O_CLOEXEC | System.pathOnly) | request.flags & UInt64(O_NOFOLLOW)
-    let inRoot: UInt64 = 0x10
-    func look(_ directory: String, _ path: String, _ resolve: UInt64) -> (any DeviceNode)? {
-      let base = System.open(directory, System.pathOnly)
-      guard base >= 0 else { return nil }
-      defer { close(base) }
-      let found = unsafe csys_openat2(base, path, flags, resolve)
+    // EAGAIN also where a mount or a rename anywhere crossed the lookup.
+    for _ in 0..<4 {
+      let found = unsafe csys_look_up(base, path, flags, resolve, 100)
+      if found == -EAGAIN { continue }
       guard found >= 0 else { return nil }
       defer { close(found) }
       return nodes.node(found)
     }
-    let root = "/proc/\(thread)/root"
-    if path.first == UInt8(ascii: "/"), request.resolve & 0x18 == 0 {
-      return look(root, text, request.resolve | inRoot)
+    return nil
+  }
+
+  /// Whether a path leads to a node, through links of any name. Cheap, and blind to a caller
+  /// that has changed its root.
+  private func leadsToNode(_ request: Request, _ text: String, of thread: Int32) -> Bool {
+    // Nothing there is a link to a node.
+    if text.hasPrefix("/proc/") || text.hasPrefix("/sys/") { return false }
+    // Beneath or in another root: no shorter way.
+    if request.resolve & 0x18 != 0 { return true }
+    var whole = text
+    if !text.hasPrefix("/") {
+      guard let place = System.readLink(directory(request, of: thread)), place.hasPrefix("/")
+      else { return false }
+      whole = place + "/" + text
     }
-    let base =
-      request.directory == AT_FDCWD
+    return look(from: nodes.root.number, whole, request, request.resolve | Self.inRoot) != nil
+  }
+
+  private func directory(_ request: Request, of thread: Int32) -> String {
+    request.directory == AT_FDCWD
       ? "/proc/\(thread)/cwd" : "/proc/\(thread)/fd/\(request.directory)"
+  }
+
+  private func exactNode(
+    _ request: Request, _ text: String, of thread: Int32
+  ) -> (any DeviceNode)? {
+    func look(_ directory: String, _ path: String, _ resolve: UInt64) -> (any DeviceNode)? {
+      let base = System.open(directory, System.pathOnly)
+      guard base >= 0 else { return nil }
+      defer { close(base) }
+      return self.look(from: base, path, request, resolve)
+    }
+    let root = "/proc/\(thread)/root"
+    if text.hasPrefix("/"), request.resolve & 0x18 == 0 {
+      return look(root, text, request.resolve | Self.inRoot)
+    }
+    let base = directory(request, of: thread)
     if let node = look(base, text, request.resolve) { return node }
     // A symbolic link on the way may be absolute.
     guard request.resolve & 0x18 == 0, let place = System.readLink(base), place.hasPrefix("/")
     else { return nil }
-    return look(root, place + "/" + text, request.resolve | inRoot)
+    return look(root, place + "/" + text, request.resolve | Self.inRoot)
+  }
+
+  private func node(
+    at place: MagicPlace, _ request: Request, of thread: Int32
+  ) -> (any DeviceNode)? {
+    // `RESOLVE_NO_MAGICLINKS`, `_BENEATH` and `_IN_ROOT` forbid such a path or mean another.
+    guard request.resolve & 0x1A == 0 else { return nil }
+    if place.rest.isEmpty {
+      guard request.flags & UInt64(O_NOFOLLOW) == 0 else { return nil }
+      let found = System.open(place.base, System.pathOnly)
+      guard found >= 0 else { return nil }
+      defer { close(found) }
+      return nodes.node(found)
+    }
+    guard let start = System.readLink(place.base), start.hasPrefix("/") else { return nil }
+    // What `root` names is the caller's root: where its paths begin.
+    let path = place.isRoot ? place.rest : start + "/" + place.rest
+    return exactNode(request, "/" + path, of: thread)
+  }
+}
+
+/// A path through a caller's own `/proc/self/root`, `cwd` or `fd/N`. For us these names mean
+/// other places.
+private struct MagicPlace {
+  /// The link, as we reach it.
+  let base: String
+  /// What follows it; may be empty.
+  let rest: String
+  let isRoot: Bool
+
+  init?(_ text: String, of caller: ClientCaller) {
+    guard text.hasPrefix("/proc/") || text.hasPrefix("/dev/fd/") else { return nil }
+    var parts = text.split(separator: "/").dropFirst()
+    let owner = text.hasPrefix("/dev/") ? "self" : parts.popFirst()
+    let link = parts.popFirst()
+    switch link {
+    case "root", "cwd":
+      base = "/proc/\(caller.thread)/\(link ?? "")"
+    case "fd":
+      guard let number = parts.popFirst().flatMap({ Int32($0) }) else { return nil }
+      base = "/proc/\(caller.thread)/fd/\(number)"
+    default:
+      return nil
+    }
+    guard
+      owner == "self" || owner == "thread-self" || owner == "\(caller.thread)"
+        || owner == "\(caller.processID)"
+    else { return nil }
+    isRoot = link == "root"
+    rest = parts.joined(separator: "/")
   }
 }

@@ -92,6 +92,10 @@ int csys_open(const char *path, int flags, uint32_t mode);
 int csys_openat(int dirfd, const char *path, int flags);
 // openat2(2): how is {flags, mode, resolve}.
 int csys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
+// openat2 that gives up with -EAGAIN after so many milliseconds; used by one thread. `directory`
+// stays open.
+int csys_look_up(
+    int directory, const char *path, uint64_t flags, uint64_t resolve, int milliseconds);
 int csys_close_range(uint32_t first, uint32_t last);
 int csys_mount(
     const char *source, const char *target, const char *type, unsigned long flags,
@@ -103,6 +107,8 @@ struct csys_identity {
   uint64_t size;
 };
 int csys_identity(int fd, struct csys_identity *out);
+// Without the size, and without asking the file system's server.
+int csys_identity_known(int fd, struct csys_identity *out);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
 
 int csys_send_fd(int socket, int fd);

@@ -66,6 +66,31 @@ static int paths(char **arguments) {
   CHECK(symlink("/dev/vfio", "nodes") == 0);
   opens(open("nodes/devices/vfio0", O_RDWR));
   CHECK(unlink("iommu") == 0 && unlink("nodes") == 0);
+  // Links with names of their own, and the program's own links in /proc.
+  CHECK(symlink("/dev/iommu", "mine") == 0 && symlink("mine", "yours") == 0);
+  opens(open("yours", O_RDWR));
+  CHECK(open("yours", O_RDWR | O_NOFOLLOW) == -1 && errno == ELOOP);
+  snprintf(path, sizeof path, "%s/mine", directory);
+  opens(open(path, O_RDWR));
+  int here = open(directory, O_RDONLY | O_DIRECTORY);
+  CHECK(here >= 0);
+  opens(openat(here, "mine", O_RDWR));
+  opens(open("/proc/self/root/dev/iommu", O_RDWR));
+  opens(open("/proc/thread-self/root/dev/iommu", O_RDWR));
+  opens(open("/proc/self/cwd/mine", O_RDWR));
+  opens(open("/proc/self/cwd/../../dev/iommu", O_RDWR));
+  snprintf(path, sizeof path, "/proc/%d/root/dev/iommu", getpid());
+  opens(open(path, O_RDWR));
+  snprintf(path, sizeof path, "/proc/self/fd/%d/mine", here);
+  opens(open(path, O_RDWR));
+  int node = open("/dev/iommu", O_PATH);
+  snprintf(path, sizeof path, "/proc/self/fd/%d", node);
+  CHECK(node >= 0);
+  opens(open(path, O_RDWR));
+  snprintf(path, sizeof path, "/dev/fd/%d", node);
+  opens(open(path, O_RDWR));
+  CHECK(close(node) == 0 && close(here) == 0);
+  CHECK(unlink("mine") == 0 && unlink("yours") == 0);
   // A file of the same name is not ours.
   int other = open("iommu", O_CREAT | O_RDWR, 0600);
   CHECK(other >= 0 && write(other, "x", 1) == 1);
