@@ -12,12 +12,12 @@ struct Demo: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Show it at work: a device copies memory, and an intruder is stopped.",
     discussion: """
-      Runs the example programs dma-copy and trespass, which know only Linux's interface, and
-      explains what happens at each step.
+      Runs the example programs dma-copy and trespass, which know only Linux's
+      interface, and explains what happens at each step.
 
       Examples:
         iommu demo
-        iommu demo --trace demo.json      and the first program's trace, for ui.perfetto.dev
+        iommu demo --trace demo.json   also a trace, for https://ui.perfetto.dev
       """)
 
   @Option(

@@ -11,8 +11,8 @@ struct Doctor: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Say what this host allows, which mechanism each feature uses, what is lost.",
     discussion: """
-      Tries each mechanism on a child process of its own. The exit status is 0 where `iommu run`
-      works, even if something is lost, and 1 where it does not.
+      Tries each mechanism on a child process of its own. The exit status is 0
+      where `iommu run` works, even if something is lost, and 1 where it does not.
 
       Examples:
         iommu doctor

@@ -12,8 +12,8 @@ struct IOMMUTool: ParsableCommand {
     commandName: "iommu",
     abstract: "/dev/iommu, and devices behind it, on machines that have none.",
     discussion: """
-      Runs unmodified VFIO and iommufd programs against a software IOMMU with PCI devices of
-      its own. No root, no daemon, no set-up.
+      Runs unmodified VFIO and iommufd programs against a software IOMMU with
+      PCI devices of its own. No root, no daemon, no set-up.
 
       To see it work:            iommu demo
       To run your own program:   iommu run -- ./program

@@ -11,16 +11,16 @@ struct Run: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Run a program that sees /dev/iommu, /dev/vfio and the machine's PCI devices.",
     discussion: """
-      Everything after '--' is the program and its arguments. Its children see the machine too.
-      The exit status is the program's; 125 where iommu itself failed, 126 where the program
-      cannot be executed, 127 where it is not found. A program that a signal ends, ends iommu
-      the same way.
+      Everything after '--' is the program and its arguments. Its children see
+      the machine too. The exit status is the program's; 125 where iommu itself
+      failed, 126 where the program cannot be executed, 127 where it is not found.
+      A program that a signal ends, ends iommu the same way.
 
       Examples:
         iommu run -- ./my-driver --device 0000:e0:04.0
-        iommu run --explain -- ./my-driver             why each refused call was refused
-        iommu run --trace run.json -- ./my-driver      open it at https://ui.perfetto.dev
-        iommu run --trace - -- ./my-driver             one line for each call, on stderr
+        iommu run --explain -- ./my-driver          why each refused call was
+        iommu run --trace run.json -- ./my-driver   open at https://ui.perfetto.dev
+        iommu run --trace - -- ./my-driver          a line for each call, on stderr
         iommu run --machine my.yaml -- ls /sys/kernel/iommu_groups
       """)
 
