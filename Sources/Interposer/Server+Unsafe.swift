@@ -106,7 +106,8 @@ enum Answer {
   private func refuseForeign(_ call: SystemCall) {
     let name = System.readLink("/proc/\(call.thread)/exe") ?? "process \(call.thread)"
     reporter.say(
-      "\(name) is a 32-bit program: /dev/iommu can be shown to 64-bit programs only; it is killed"
+      "\(name) is a 32-bit program, or made a 32-bit call: /dev/iommu can be shown to 64-bit programs "
+        + "only; it is killed"
     )
     if let task = tasks.task(call.thread) { kill(task.group, SIGKILL) }
     _ = csys_notif_send(listener, call.id, 0, -ENOSYS, 0)
@@ -131,6 +132,10 @@ enum Answer {
       return (nil, .goOn)
     default:
       break
+    }
+    // The descriptor of an anonymous mapping is not looked at.
+    if call.number == CSYS_NR_mmap, Int32(truncatingIfNeeded: call[3]) & MAP_ANONYMOUS != 0 {
+      return (nil, .goOn)
     }
     let number = Int32(truncatingIfNeeded: call[call.number == CSYS_NR_mmap ? 4 : 0])
     guard let copy = tasks.copy(descriptor: number, of: call.thread),
