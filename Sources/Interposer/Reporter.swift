@@ -47,7 +47,7 @@ final class Reporter: Sendable {
   var isActive: Bool { isTracing || explains }
 
   /// How often to come by, in milliseconds; -1 where nothing waits.
-  var pollInterval: Int32 { isTracing ? 100 : -1 }
+  var pollInterval: Int32 { isActive ? 100 : -1 }
 
   static func now() -> UInt64 {
     var time = timespec()
@@ -56,7 +56,7 @@ final class Reporter: Sendable {
   }
 
   func attach(_ log: EventLog?) {
-    guard isTracing, let log else { return }
+    guard isActive, let log else { return }
     log.startRecording()
     // The log counts from its first entry: find out when that was.
     log.append(.context(RequesterID(rawValue: 0), ""))
@@ -76,6 +76,8 @@ final class Reporter: Sendable {
   func note(_ sentence: String) { if explains { say(sentence) } }
 
   func call(_ record: CallRecord) {
+    // What the device did comes before what the program did about it.
+    if explains { drain() }
     if explains, case .failure(let error) = record.answer {
       let on = record.file.map { " on \($0.name)" } ?? ""
       System.printError(
@@ -88,15 +90,20 @@ final class Reporter: Sendable {
     trace?.write(record, ended: Self.now())
   }
 
-  /// Moves what the engine has logged into the trace.
+  /// Moves what the engine has logged into the trace. Who asked for explanations is told of DMA
+  /// faults, as the kernel's log would.
   func drain() {
-    guard isTracing, let log = events.withLock({ $0 }) else { return }
+    guard isActive, let log = events.withLock({ $0 }) else { return }
     let (entries, lost) = log.drain()
     for entry in entries {
-      if lines { System.printError("     " + entry.event.line) }
+      if lines {
+        System.printError("     " + entry.event.line)
+      } else if explains, case .fault = entry.event {
+        System.printError("iommu: " + entry.event.line)
+      }
       trace?.write(entry)
     }
-    if lost > 0 {
+    if lost > 0, isTracing {
       say("\(lost) events of the engine came too fast for the trace and are missing")
     }
   }

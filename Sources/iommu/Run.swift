@@ -18,7 +18,7 @@ struct Run: ParsableCommand {
 
       Examples:
         iommu run -- ./my-driver --device 0000:e0:04.0
-        iommu run --explain -- ./my-driver          why each refused call was
+        iommu run --explain -- ./my-driver          why a call was refused
         iommu run --trace run.json -- ./my-driver   open at https://ui.perfetto.dev
         iommu run --trace - -- ./my-driver          a line for each call, on stderr
         iommu run --machine my.yaml -- ls /sys/kernel/iommu_groups
@@ -33,7 +33,7 @@ struct Run: ParsableCommand {
     completion: .file(extensions: ["json"]))
   var trace: String?
 
-  @Flag(help: "Say on standard error why each failed call failed.")
+  @Flag(help: "Say on standard error why each failed call failed, and which DMA faulted.")
   var explain = false
 
   @Flag(

@@ -48,6 +48,20 @@ import Testing
     #expect(run.output == "[--trace][-][--][a b][][--help]")
   }
 
+  @Test(
+    "H2: --explain tells of DMA faults, each kind once per device and a bounded number more")
+  func faults() throws {
+    let run = try iommu("run", "--explain", "--", built("trespass").path)
+    #expect(run.status == 0)
+    let faults = run.errors.split(separator: "\n").filter { $0.hasPrefix("iommu: DMA fault: ") }
+    for reason in ["the device is blocked", "nothing is mapped there"] {
+      #expect(
+        faults.contains { $0.contains("0000:e0:04.0") && $0.contains(reason) },
+        "\(reason): \(faults)")
+    }
+    #expect(try iommu("run", "--", built("trespass").path).errors.isEmpty)
+  }
+
   @Test("C6: the program sees the nodes and the machine's devices") func view() throws {
     let run = try iommu(
       "run", "--", "sh", "-c",
