@@ -5,6 +5,7 @@
 
 import CSyscalls
 import IOMMU
+import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -86,6 +87,32 @@ struct MemoryArea: Sendable {
   }
 }
 
+/// How many mappings of files this process may have: the kernel counts all of a process's
+/// mappings (`vm.max_map_count`), and thread stacks and the heap need some too. Thread-safe.
+final class MappingRoom: Sendable {
+  /// All of this process but 8192, or half where the host allows few.
+  static let shared: MappingRoom = {
+    let text = System.contents("/proc/sys/vm/max_map_count") ?? []
+    let all =
+      Int(String(decoding: text.prefix { $0 >= 48 && $0 < 58 }, as: UTF8.self)) ?? 65_530
+    return MappingRoom(all / 2 < 8192 ? all / 2 : all - 8192)
+  }()
+
+  private let most: Int
+  private let count = Atomic(0)
+
+  init(_ most: Int) { self.most = most }
+
+  /// Whether there was room for one more.
+  func take() -> Bool {
+    if count.add(1, ordering: .relaxed).newValue <= most { return true }
+    give()
+    return false
+  }
+
+  func give() { count.subtract(1, ordering: .relaxed) }
+}
+
 /// A shared mapping in this process; unmapped with its last reference.
 final class FileMapping: Sendable {
   struct Request: Sendable {
@@ -103,8 +130,10 @@ final class FileMapping: Sendable {
   let isBeyondEnd: Bool
   private let start: UInt
   private let size: Int
+  private let room: MappingRoom
 
-  init?(_ descriptor: Int32, _ request: Request) {
+  /// nil where the file cannot be mapped, or where there is no room for it.
+  init?(_ descriptor: Int32, _ request: Request, room: MappingRoom = .shared) {
     guard let identity = System.identity(descriptor), identity.mode & S_IFMT == S_IFREG else {
       return nil
     }
@@ -113,17 +142,25 @@ final class FileMapping: Sendable {
     let (sum, overflow) = request.offset.addingReportingOverflow(request.length)
     guard !overflow, sum <= UInt64(Int64.max) - mask else { return nil }
     let end = (sum + mask) & ~mask
+    guard room.take() else { return nil }
     var address: UInt = 0
     let result = unsafe csys_map_shared(
       descriptor, first, Int(end - first), request.writable ? 1 : 0, &address)
-    guard result == 0 else { return nil }
+    guard result == 0 else {
+      room.give()
+      return nil
+    }
+    self.room = room
     start = address
     size = Int(end - first)
     base = address + UInt(request.offset - first)
     isBeyondEnd = sum > (identity.size + 4095) & ~4095
   }
 
-  deinit { _ = csys_unmap(start, size) }
+  deinit {
+    _ = csys_unmap(start, size)
+    room.give()
+  }
 
   /// Whether this is the file that another address space has mapped: the kernel's own answer,
   /// since `stat` may name another device than a mapping does.
