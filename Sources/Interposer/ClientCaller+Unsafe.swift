@@ -166,13 +166,15 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return number
   }
 
-  /// The lowest free number in the window, or the highest one below it; where the program has
-  /// lowered its limit since it started, below that.
+  /// The lowest free number in the window, the highest one below it, or one above: always below
+  /// the program's limit, which it may have changed since it started.
   private func freeNumber() -> Int32? {
     let limit = openLimit
     let first = Int32(min(UInt64(server.window.first), limit))
     let end = Int32(min(UInt64(server.window.end), limit))
+    let most = Int32(min(max(limit, UInt64(end)), 1 << 20))
     return (first..<end).first(where: isFree) ?? (0..<first).last(where: isFree)
+      ?? (end..<max(most, end)).first(where: isFree)
   }
 
   /// The program's soft limit on open files. Of a program with other user ids it takes a

@@ -10,7 +10,8 @@ struct InterposerTests {
   @Test(
     "A2: a program under the interposer behaves as on a machine that has the devices",
     arguments: [
-      "hello", "paths", "path-errors", "status", "plain-calls", "regions", "view", "inherited",
+      "hello", "paths", "path-errors", "status", "plain-calls", "crowded", "regions", "view",
+      "inherited",
       "closes", "duplicates", "mappings", "forks", "killed", "in-flight", "installs", "threads",
       "leader-ends", "vforks", "executes", "interrupted", "interrupted-opens", "memories",
       "memory-errors", "file-memory", "waiting-memory", "events",

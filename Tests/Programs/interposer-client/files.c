@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -211,6 +212,25 @@ static int view(char **arguments) {
   return 0;
 }
 
+// A program with more descriptors than the window has numbers, as far as its limit lets it.
+static int crowded(char **arguments) {
+  (void)arguments;
+  struct rlimit limit;
+  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  limit.rlim_cur = limit.rlim_max;
+  CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  if (limit.rlim_max < 1030) return 0;
+  int plain = open("/dev/null", O_RDWR);
+  while (plain >= 0 && plain < 1023) plain = dup(plain);
+  CHECK(plain == 1023);
+  int first = open_iommu(), second = open_iommu();
+  CHECK(first > 1023 && second > first);
+  struct request request = {.a = 5};
+  CHECK(call(second, 1, &request) == 5 && open_files(first) == 2);
+  CHECK(close(second) == 0 && open_files(first) == 1);
+  return 0;
+}
+
 // Descriptors that were open before the program started, and no others.
 static int inherited(char **arguments) {
   for (int fd = 3; fd < 1024; fd++) {
@@ -225,5 +245,6 @@ const struct test file_tests[] = {
     {"hello", hello},         {"paths", paths},     {"path-errors", path_errors},
     {"status", status},       {"plain-calls", plain_calls},
     {"regions", regions},     {"view", view},       {"inherited", inherited},
+    {"crowded", crowded},
     {0, 0},
 };
