@@ -9,15 +9,19 @@ import Synchronization
 /// The standard library's mutex is not built for the thread sanitizer, which then takes what
 /// it guards for a race. Debug builds pass a token from one holder to the next with atomics
 /// that the sanitizer does see. Release builds have the mutex alone.
+///
+/// Inlinable: the modules above specialize it, or every lock would cost a generic call.
+@usableFromInline
 package struct Guarded<Value: ~Copyable>: ~Copyable, Sendable {
-  private let mutex: Mutex<Value>
+  @usableFromInline let mutex: Mutex<Value>
   #if DEBUG
-    private let token = Atomic<UInt>(0)
+    @usableFromInline let token = Atomic<UInt>(0)
   #endif
 
+  @inlinable
   package init(_ value: consuming sending Value) { mutex = Mutex(value) }
 
-  @inline(__always)
+  @inlinable @inline(__always)
   package borrowing func withLock<Result: ~Copyable, Failure: Error>(
     _ body: (inout sending Value) throws(Failure) -> sending Result
   ) throws(Failure) -> sending Result {
