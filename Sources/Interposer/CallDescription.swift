@@ -35,7 +35,7 @@ struct CallDescription: Sendable {
       fields = [("fd", number(0)), ("offset", hex(call[3])), ("length", "\(call[2])")]
     case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:
       name = "open"
-      if let file { fields = [("file", file.name)] }
+    // The record names the file that was opened.
     default:
       name = Self.names[call.number] ?? "call \(call.number)"
       fields = [("fd", number(0))]

@@ -33,9 +33,11 @@ enum Namespaces {
       let result = csys_unshare(newUser | newMounts)
       guard result == 0 else {
         throw InterposerError(
-          "the kernel refused a user namespace (\(System.message(result))): allow unprivileged "
-            + "user namespaces (sysctl user.max_user_namespaces, "
-            + "kernel.unprivileged_userns_clone=1), or run as root")
+          "the kernel refused a user namespace (\(System.message(result))): a host needs "
+            + "unprivileged user namespaces (sysctl user.max_user_namespaces, "
+            + "kernel.unprivileged_userns_clone=1), a container a seccomp profile that allows "
+            + "unshare(2) or CAP_SYS_ADMIN (docker run --security-opt seccomp=unconfined), and "
+            + "neither may be in a chroot")
       }
       _ = System.writeFile("/proc/self/setgroups", "deny")
       let users = System.writeFile("/proc/self/uid_map", "\(user) \(user) 1\n")
@@ -50,8 +52,11 @@ enum Namespaces {
     let result = unsafe csys_mount(nil, "/", nil, UInt(MS_REC | MS_PRIVATE), nil)
     guard result == 0 else {
       throw InterposerError(
-        "cannot make the mounts private (\(System.message(result))): on Ubuntu set "
-          + "kernel.apparmor_restrict_unprivileged_userns=0, or run as root")
+        result == -EINVAL
+          ? "cannot make the mounts private: the root directory is no mount point, as in a "
+            + "chroot; bind it over itself first (mount --bind DIR DIR)"
+          : "cannot make the mounts private (\(System.message(result))): on Ubuntu set "
+            + "kernel.apparmor_restrict_unprivileged_userns=0, or run as root")
     }
     return mode
   }

@@ -135,7 +135,9 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
     case .occupied(let address):
       return IOMMUError(.addressInUse, "\(what): \(address) is mapped already")
     case .outOfMemory:
-      return IOMMUError(.noMemory, "\(what): the table may take no more memory; map larger or better aligned areas")
+      return IOMMUError(
+        .noMemory,
+        "\(what): the table may take no more memory; map larger or better aligned areas")
     }
   }
 }

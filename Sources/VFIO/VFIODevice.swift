@@ -54,7 +54,7 @@ public final class VFIOGroup: Sendable {
       guard !state.isOpen else {
         throw IOMMUError(
           .resourceBusy,
-          "group \(group.id) is open through /dev/vfio/\(group.id); one way at a time (C6)")
+          "group \(group.id) is open through /dev/vfio/\(group.id); one way at a time")
       }
       state.boundDevices += 1
     }
@@ -118,7 +118,7 @@ public final class DeviceSession: Sendable {
     guard hasAccess else {
       throw IOMMUError(
         .invalidArgument,
-        "\(device.function.name) gives no access before VFIO_DEVICE_BIND_IOMMUFD (C4)")
+        "\(device.function.name) gives no access before VFIO_DEVICE_BIND_IOMMUFD")
     }
   }
 
