@@ -15,11 +15,13 @@ let arguments: Target.Dependency = .product(
   name: "ArgumentParser", package: "swift-argument-parser")
 
 /// A C program of Examples/, against the kernel's interface only.
-func example(_ name: String) -> Target {
+func example(_ name: String, in directory: String = "Examples") -> Target {
   .executableTarget(
-    name: name, path: "Examples/\(name)",
+    name: name, path: "\(directory)/\(name)",
     cSettings: [
-      .headerSearchPath("../common"), .headerSearchPath("../../Sources/CLinuxABI/include"),
+      .headerSearchPath(directory == "Examples" ? "../common" : "../../../Examples/common"),
+      .headerSearchPath(
+        (directory == "Examples" ? "../../" : "../../../") + "Sources/CLinuxABI/include"),
     ])
 }
 
@@ -108,8 +110,10 @@ let package = Package(
       name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
+    example("two-processes", in: "Tests/Programs"),
     .testTarget(
-      name: "iommuTests", dependencies: ["Machine", "iommu", "dma-copy", "trespass"]),
+      name: "iommuTests",
+      dependencies: ["Machine", "iommu", "dma-copy", "trespass", "two-processes"]),
   ],
   swiftLanguageModes: [.v6]
 )

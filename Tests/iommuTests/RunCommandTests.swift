@@ -62,6 +62,14 @@ import Testing
     #expect(try iommu("run", "--", built("trespass").path).errors.isEmpty)
   }
 
+  @Test(
+    "A2: a child maps its memory through an inherited fd, and the engine copies it to its parent",
+    arguments: ["private", "shared"])
+  func twoProcesses(kind: String) throws {
+    let run = try iommu("run", "--explain", "--", built("two-processes").path, kind)
+    #expect(run.status == 0, "\(run.errors)")
+  }
+
   @Test("C6: the program sees the nodes and the machine's devices") func view() throws {
     let run = try iommu(
       "run", "--", "sh", "-c",
