@@ -19,6 +19,8 @@ final class TraceFile: Sendable {
     var isFirst = true
     /// Where the closing bracket is, in a file that can be written again there.
     var end: off_t = 0
+    /// A write failed, and the user was told.
+    var isShort = false
   }
 
   private let descriptor: OwnedDescriptor
@@ -110,7 +112,10 @@ final class TraceFile: Sendable {
       if canSeek { lseek(descriptor.number, state.end, SEEK_SET) }
       state.end += off_t(bytes.count)
       if canSeek || last { bytes += Array("\n]\n".utf8) }
-      System.writeAll(descriptor.number, bytes)
+      guard !System.writeAll(descriptor.number, bytes), !state.isShort else { return }
+      state.isShort = true
+      System.printError(
+        "iommu: the trace cannot be written (\(System.message(-errno))): it is incomplete")
     }
   }
 }

@@ -66,6 +66,14 @@ struct MessageTests {
     #expect(outcome.error.contains(" = 41\n"))
   }
 
+  @Test("A trace that finds no room is said to be incomplete, once; the program goes on")
+  func fullDisk() {
+    let outcome = Programs.client(["hello"], options: ["--trace", "/dev/full"])
+    #expect(outcome.status == 0)
+    #expect(outcome.error.contains("trace cannot be written"))
+    #expect(outcome.error.split(separator: "\n").count == 1)
+  }
+
   @Test("--trace FILE writes JSON that is whole even where the program is killed")
   func traceFile() throws {
     let path = Programs.directory + "/trace.json"
