@@ -158,31 +158,33 @@ final class ClientMemory: MemorySource, RemoteMemory {
   // MARK: access by calls
 
   func read(at address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
-    guard buffer.count > 0 else { return true }
     // SAFETY: the addresses and counts stay inside of the buffer.
-    var done = direct.attempt(process) {
+    transfer(buffer.count) {
       unsafe csys_process_vm_readv(group, buffer.baseAddress, address, buffer.count)
-    }
-    while done < buffer.count {
-      let count = unsafe csys_pread(
+    } rest: { done in
+      unsafe csys_pread(
         mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
-      guard count > 0 else { return false }
-      done += count
     }
-    return true
   }
 
   func write(at address: UInt64, from buffer: UnsafeRawBufferPointer) -> Bool {
-    guard buffer.count > 0 else { return true }
     // SAFETY: the addresses and counts stay inside of the buffer.
-    var done = direct.attempt(process) {
+    transfer(buffer.count) {
       unsafe csys_process_vm_writev(group, buffer.baseAddress, address, buffer.count)
-    }
-    while done < buffer.count {
-      let count = unsafe csys_pwrite(
+    } rest: { done in
+      unsafe csys_pwrite(
         mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
-      guard count > 0 else { return false }
-      done += count
+    }
+  }
+
+  /// Moves `count` bytes: by process number as far as that way goes, the rest by descriptor.
+  private func transfer(_ count: Int, direct body: () -> Int, rest: (Int) -> Int) -> Bool {
+    guard count > 0 else { return true }
+    var done = direct.attempt(process, body)
+    while done < count {
+      let moved = rest(done)
+      guard moved > 0 else { return false }
+      done += moved
     }
     return true
   }

@@ -18,14 +18,6 @@ struct DescriptorWindow: Sendable {
   }
 }
 
-/// Region offsets: bit 45 set, below 2^46. No file of the host is that large.
-enum RegionWindow {
-  static let bit: UInt64 = 1 << 45
-  static let end: UInt64 = 1 << 46
-
-  static func contains(_ offset: UInt64) -> Bool { offset >= bit && offset < end }
-}
-
 /// A filter program under construction.
 struct Filter {
   private(set) var code: [csys_bpf] = []
@@ -33,7 +25,8 @@ struct Filter {
   private enum Condition {
     /// Argument's second-lowest byte: an ioctl's type.
     case ioctlType(argument: Int, UInt32)
-    /// The 64-bit argument is a region offset.
+    /// The 64-bit argument is a region offset of a device file: bit 45 set, below 2^46, where no
+    /// file of the host reaches (LinuxABI gives them out).
     case regionOffset(argument: Int)
     /// The argument is one of our descriptors' numbers.
     case descriptor(argument: Int)

@@ -82,7 +82,7 @@ struct Invocation {
 /// `EOPNOTSUPP` where a field that must be zero is not.
 func requireZero(_ value: some BinaryInteger, _ field: String) throws(IOMMUError) {
   guard value == 0 else {
-    throw IOMMUError(.operationNotSupported, "\(field) is \(hexadecimal(value)) and must be 0")
+    throw IOMMUError(.operationNotSupported, "\(field) is \(hex(value)) and must be 0")
   }
 }
 
@@ -93,8 +93,6 @@ func requireOnly(
   guard flags & ~known == 0 else {
     throw IOMMUError(
       .operationNotSupported,
-      "\(field) \(hexadecimal(flags)) has unknown bits \(hexadecimal(flags & ~known))")
+      "\(field) \(hex(flags)) has unknown bits \(hex(flags & ~known))")
   }
 }
-
-func hexadecimal(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }

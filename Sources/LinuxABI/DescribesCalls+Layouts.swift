@@ -15,12 +15,12 @@ extension HasLayouts {
   ) -> CallFields {
     guard let layout = StructLayout.of(command, on: Self.face) else {
       return CallFields(
-        name: hexadecimal(command), fields: [("argument", hexadecimal(argument))])
+        name: hex(command), fields: [("argument", hex(argument))])
     }
     guard layout.size > 0 else {
       // A value, or nothing.
       return CallFields(
-        name: layout.name, fields: argument == 0 ? [] : [("argument", hexadecimal(argument))])
+        name: layout.name, fields: argument == 0 ? [] : [("argument", hex(argument))])
     }
     // What the caller has of it: every structure starts with its own size, and may end its
     // mapping, so field by field.
@@ -38,7 +38,7 @@ extension HasLayouts {
       return (field.name, field.text(value))
     }
     guard !fields.isEmpty else {
-      return CallFields(name: layout.name, fields: [("argument", hexadecimal(argument))])
+      return CallFields(name: layout.name, fields: [("argument", hex(argument))])
     }
     return CallFields(name: layout.name, fields: fields)
   }

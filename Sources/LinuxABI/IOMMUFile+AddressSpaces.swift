@@ -59,7 +59,7 @@ extension Command {
       guard range.start < range.last else {
         throw IOMMUError(
           .invalidArgument,
-          "allowed range \(index), \(hexadecimal(range.start)) to \(hexadecimal(range.last)), "
+          "allowed range \(index), \(hex(range.start)) to \(hex(range.last)), "
             + "does not end after its start")
       }
       ranges.append(range.start...range.last)
@@ -75,7 +75,7 @@ extension Command {
     _ value: UInt64, _ field: String
   ) throws(IOMMUError) {
     guard value != .max else {
-      throw IOMMUError(.overflow, "\(field) \(hexadecimal(value)) is too large")
+      throw IOMMUError(.overflow, "\(field) \(hex(value)) is too large")
     }
   }
 
@@ -86,7 +86,7 @@ extension Command {
     guard !permissions.isEmpty else {
       throw IOMMUError(
         .invalidArgument,
-        "flags \(hexadecimal(flags)) ask for neither IOMMU_IOAS_MAP_READABLE nor "
+        "flags \(hex(flags)) ask for neither IOMMU_IOAS_MAP_READABLE nor "
           + "IOMMU_IOAS_MAP_WRITEABLE")
     }
     return permissions
@@ -169,7 +169,7 @@ extension Command {
     guard !overflow else {
       throw IOMMUError(
         .overflow,
-        "iova \(hexadecimal(cmd.iova)) + length \(hexadecimal(cmd.length)) passes the last "
+        "iova \(hex(cmd.iova)) + length \(hex(cmd.length)) passes the last "
           + "address")
     }
     cmd.length = try call.context.unmap(cmd.iova...last, from: ioas)

@@ -64,7 +64,7 @@ struct CompatibilityCall {
     guard flags & ~known == 0 else {
       throw IOMMUError(
         .invalidArgument,
-        "flags \(hexadecimal(flags)) has unknown bits \(hexadecimal(flags & ~known))")
+        "flags \(hex(flags)) has unknown bits \(hex(flags & ~known))")
     }
   }
 
@@ -97,7 +97,7 @@ struct CompatibilityCall {
       guard !overflow else {
         throw IOMMUError(
           .overflow,
-          "iova \(hexadecimal(cmd.iova)) + size \(hexadecimal(cmd.size)) passes the last address"
+          "iova \(hex(cmd.iova)) + size \(hex(cmd.size)) passes the last address"
         )
       }
       range = cmd.iova...last

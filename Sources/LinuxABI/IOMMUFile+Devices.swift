@@ -103,7 +103,7 @@ extension Command {
     {
       failure = IOMMUError(
         .invalidArgument,
-        "\(cmd.entry_num) entries of \(cmd.entry_len) bytes at \(hexadecimal(cmd.data_uptr)) "
+        "\(cmd.entry_num) entries of \(cmd.entry_len) bytes at \(hex(cmd.data_uptr)) "
           + "cannot be read")
     } else {
       failure = call.context.notUserManaged(ObjectID(cmd.hwpt_id))

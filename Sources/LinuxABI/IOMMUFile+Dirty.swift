@@ -30,13 +30,13 @@ extension Command {
     guard !overflow else {
       throw IOMMUError(
         .overflow,
-        "iova \(hexadecimal(cmd.iova)) + length \(hexadecimal(cmd.length)) passes the last "
+        "iova \(hex(cmd.iova)) + length \(hex(cmd.length)) passes the last "
           + "address")
     }
     guard cmd.page_size > 0, (cmd.iova | (last &+ 1)) & (cmd.page_size - 1) == 0 else {
       throw IOMMUError(
         .invalidArgument,
-        "the range is not a multiple of page_size \(hexadecimal(cmd.page_size))")
+        "the range is not a multiple of page_size \(hex(cmd.page_size))")
     }
     let clears = cmd.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR == 0
     // A bitmap that cannot be written loses nothing: bits are cleared once they are told.

@@ -60,13 +60,13 @@ final class IOMMUFile: ContextFile {
       let call = CompatibilityCall(context: context, caller: caller, argument: argument)
       if let result = try call.run(command) { return result }
       throw IOMMUError(
-        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hexadecimal(command))")
+        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
     }
     // As on Linux, the size is read before the exact number is checked.
     let size = Int(try caller.load(UInt32.self, from: argument, zero: 0))
     guard let row = table[number], row.number == command else {
       throw IOMMUError(
-        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hexadecimal(command))")
+        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
     }
     guard size >= row.minimumSize else {
       throw IOMMUError(
@@ -91,7 +91,7 @@ final class IOMMUFile: ContextFile {
     at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
   ) throws(IOMMUError) {
     throw IOMMUError(
-      .noSuchAddressOrDevice, "/dev/iommu has nothing at \(hexadecimal(offset)) to map")
+      .noSuchAddressOrDevice, "/dev/iommu has nothing at \(hex(offset)) to map")
   }
 
   func close() { context.close() }

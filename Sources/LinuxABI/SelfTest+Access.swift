@@ -64,7 +64,7 @@ extension SelfTest {
   private func checkLength(_ length: UInt64) throws(IOMMUError) {
     guard length <= Self.limit else {
       throw IOMMUError(
-        .noMemory, "\(hexadecimal(length)) bytes are more than a call may access")
+        .noMemory, "\(hex(length)) bytes are more than a call may access")
     }
   }
 
@@ -118,7 +118,7 @@ extension SelfTest {
     var start: UInt64 = 0
     for run in pin.runs {
       guard !address.addingReportingOverflow(start + run.length).overflow else {
-        throw IOMMUError(.badAddress, "uptr \(hexadecimal(address)) passes the last address")
+        throw IOMMUError(.badAddress, "uptr \(hex(address)) passes the last address")
       }
       try forEachIdentity(at: address + start, length: run.length, step: Self.hostPage) {
         (offset, expected) throws(IOMMUError) in
@@ -126,7 +126,7 @@ extension SelfTest {
         guard found == expected else {
           throw IOMMUError(
             Errno(rawValue: 52),  // EBADE
-            "another page than the one at \(hexadecimal(address + start + offset)) was pinned")
+            "another page than the one at \(hex(address + start + offset)) was pinned")
         }
       }
       start += run.length

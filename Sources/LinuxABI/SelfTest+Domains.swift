@@ -20,7 +20,7 @@ extension SelfTest {
     guard !overflow else {
       throw IOMMUError(
         .overflow,
-        "\(hexadecimal(start)) + \(hexadecimal(length)) bytes passes the last address")
+        "\(hex(start)) + \(hex(length)) bytes passes the last address")
     }
     try context.reserve(start...last, in: ObjectID(cmd.id))
   }
@@ -59,8 +59,8 @@ extension SelfTest {
     else {
       throw IOMMUError(
         .invalidArgument,
-        "iova \(hexadecimal(iova)), length \(hexadecimal(length)) and uptr "
-          + "\(hexadecimal(address)) must be whole mock pages")
+        "iova \(hex(iova)), length \(hex(length)) and uptr "
+          + "\(hex(address)) must be whole mock pages")
     }
     guard let domain = try context.pagingDomain(ObjectID(cmd.id)) as? MockDomain else {
       throw IOMMUError(.invalidArgument, "HWPT \(cmd.id) is not the mock IOMMU's")
@@ -72,7 +72,7 @@ extension SelfTest {
         throw IOMMUError(
           .invalidArgument,
           "HWPT \(cmd.id) has \(found.map { "\($0)" } ?? "nothing") at IOVA "
-            + "\(hexadecimal(iova + offset)), where \(hexadecimal(address + offset)), "
+            + "\(hex(iova + offset)), where \(hex(address + offset)), "
             + "\(expected), should be")
       }
     }
@@ -85,7 +85,7 @@ extension SelfTest {
       !iova.addingReportingOverflow(length).overflow
     else {
       throw IOMMUError(
-        .invalidArgument, "the range and page_size \(hexadecimal(size)) do not fit each other")
+        .invalidArgument, "the range and page_size \(hex(size)) do not fit each other")
     }
     let count = length / size
     guard count <= 16 << 23 else {
@@ -111,7 +111,7 @@ extension SelfTest {
     else {
       throw IOMMUError(
         .invalidArgument,
-        "uptr \(hexadecimal(address)) and length \(hexadecimal(length)) must be whole pages")
+        "uptr \(hex(address)) and length \(hex(length)) must be whole pages")
     }
     let expected = Int(cmd.check_refs.refs)
     try forEachIdentity(at: address, length: length, step: Self.hostPage) {
@@ -120,7 +120,7 @@ extension SelfTest {
       guard count == expected else {
         throw IOMMUError(
           .ioError,
-          "the page at \(hexadecimal(address + offset)) is pinned \(count) times, not \(expected)"
+          "the page at \(hex(address + offset)) is pinned \(count) times, not \(expected)"
         )
       }
     }
@@ -152,7 +152,7 @@ extension SelfTest {
         run += 1
       }
       guard run < runs.endIndex else {
-        throw IOMMUError(.badAddress, "nothing is at \(hexadecimal(here))")
+        throw IOMMUError(.badAddress, "nothing is at \(hex(here))")
       }
       var identity = runs[run].identity
       identity.offset &+= here - runStart

@@ -61,7 +61,7 @@ extension VFIODeviceFile {
     }
     guard flags == 0 else {
       throw IOMMUError(
-        .invalidArgument, "flags are \(hexadecimal(flags)) and none is known here")
+        .invalidArgument, "flags are \(hex(flags)) and none is known here")
     }
   }
 }

@@ -93,7 +93,7 @@ extension VFIODeviceFile {
     let probe = VFIO_DEVICE_FEATURE_PROBE
     guard header.flags & ~(VFIO_DEVICE_FEATURE_MASK | get | set | probe) == 0 else {
       throw IOMMUError(
-        .invalidArgument, "feature flags \(hexadecimal(header.flags)) have unknown bits")
+        .invalidArgument, "feature flags \(hex(header.flags)) have unknown bits")
     }
     guard header.flags & probe != 0 || header.flags & (get | set) != get | set else {
       throw IOMMUError(.invalidArgument, "a feature is read or set, not both at once")

@@ -16,7 +16,7 @@ extension VFIODeviceFile {
       header.flags & ~(VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK) == 0
     else {
       throw IOMMUError(
-        .invalidArgument, "interrupt flags \(hexadecimal(header.flags)) have unknown bits")
+        .invalidArgument, "interrupt flags \(hex(header.flags)) have unknown bits")
     }
     let index = try function.interrupts.check(
       index: header.index, start: header.start, count: header.count)
@@ -37,7 +37,7 @@ extension VFIODeviceFile {
     default:
       throw IOMMUError(
         .invalidArgument,
-        "interrupt flags \(hexadecimal(header.flags)) do not name one kind of data")
+        "interrupt flags \(hex(header.flags)) do not name one kind of data")
     }
     try function.interrupts.set(
       index, action: Self.action(header.flags), start: Int(header.start),

@@ -97,7 +97,7 @@ final class VFIODeviceFile: OpenFile {
       // VFIO_DEVICE_IOEVENTFD among them: it comes with mapped registers (J1). Kernels
       // without it answer the same.
       throw IOMMUError(
-        .inappropriateIOCTLForDevice, "\(name) has no command \(hexadecimal(command))")
+        .inappropriateIOCTLForDevice, "\(name) has no command \(hex(command))")
     }
     return 0
   }
@@ -127,7 +127,7 @@ final class VFIODeviceFile: OpenFile {
     else {
       throw IOMMUError(
         .invalidArgument,
-        "file offset \(hexadecimal(offset)) is in no region; GET_REGION_INFO says where they are"
+        "file offset \(hex(offset)) is in no region; GET_REGION_INFO says where they are"
       )
     }
     return (region, place.offset)

@@ -70,7 +70,7 @@ final class VFIOGroupFile: OpenFile {
       throw noContainer()
     default:
       throw IOMMUError(
-        .inappropriateIOCTLForDevice, "\(name) has no command \(hexadecimal(command))")
+        .inappropriateIOCTLForDevice, "\(name) has no command \(hex(command))")
     }
     return 0
   }
