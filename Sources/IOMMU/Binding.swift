@@ -46,4 +46,32 @@ public struct Binding: ~Copyable, Sendable {
 
   /// Blocks the device's DMA. Nothing where it is not attached.
   public func detach() { context.detach(object) }
+
+  // MARK: DMA with a PASID; PASID 0 stands for DMA without one
+
+  /// Attaches what the device does under a PASID to a page table of its own (MODEL D1).
+  ///
+  /// Linux: `iommufd_device_attach`. The table, and the one that the device uses without a
+  /// PASID, must have been made for it (`PagingAttributes.pasid`).
+  /// - Parameter target: A page table.
+  /// - Returns: The page table.
+  /// - Throws: `EBUSY` where the PASID is attached already, `EINVAL` where the table or the
+  ///   PASID does not fit, and as `attach(to:)`.
+  @discardableResult
+  public func attach(_ pasid: PASID, to target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try context.attach(object, pasid: pasid.nonzero, to: target, mode: .attach)
+  }
+
+  /// Moves a PASID to another page table in one step.
+  ///
+  /// Linux: `iommufd_device_replace`.
+  /// - Returns: The page table.
+  /// - Throws: `EINVAL` where the PASID is not attached; as `attach(_:to:)`.
+  @discardableResult
+  public func replace(_ pasid: PASID, with target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try context.attach(object, pasid: pasid.nonzero, to: target, mode: .replace)
+  }
+
+  /// Blocks DMA with a PASID. Nothing where it is not attached.
+  public func detach(_ pasid: PASID) { context.detach(object, pasid: pasid.nonzero) }
 }

@@ -75,9 +75,11 @@ extension Context {
     }
   }
 
-  /// Undoes a bind, and the attachment before it.
+  /// Undoes a bind, and the attachments before it.
   func unbind(_ object: DeviceObject, keepsContext: Bool) {
-    detach(object)
+    for pasid in object.device.group.attachedPASIDs(of: object) {
+      detach(object, pasid: pasid)
+    }
     dropUser(of: object.id)
     do throws(IOMMUError) {
       try destroy(object.id)
@@ -90,20 +92,27 @@ extension Context {
   /// Attaches a bound device, or replaces what it is attached to, in one step.
   ///
   /// Linux: `iommufd_device_attach`, `iommufd_device_replace`. MODEL C2, D1, D3.
-  /// - Parameter target: A page table, or an address space: then a page table that serves the
-  ///   device is found or made.
+  /// - Parameters:
+  ///   - pasid: Nil for DMA without one.
+  ///   - target: A page table, or an address space: then a page table that serves the
+  ///     device is found or made.
   /// - Returns: The page table.
   /// - Throws: `ENOENT`; `EINVAL` where a neighbour in the group uses another table or the
-  ///   table does not fit the device; `EADDRINUSE` where something is mapped that the device
-  ///   must not reach; what filling a new table throws. Nothing has changed then.
-  func attach(_ object: DeviceObject, to target: ObjectID) throws(IOMMUError) -> ObjectID {
+  ///   table does not fit the device or the PASID; `EBUSY` and `EINVAL` where `mode` expects
+  ///   another state; `EADDRINUSE` where something is mapped that the device must not reach;
+  ///   what filling a new table throws. Nothing has changed then.
+  func attach(
+    _ object: DeviceObject, pasid: PASID? = nil, to target: ObjectID,
+    mode: AttachMode = .attachOrReplace
+  ) throws(IOMMUError) -> ObjectID {
     try configuration.withLock { (configuration) throws(IOMMUError) in
+      let change = AttachmentChange(object: object, pasid: pasid, mode: mode)
       switch objects.withLock({ $0.table[target] }) {
       case .hwpt(let table)?:
-        try connect(object, to: table, &configuration)
+        try connect(change, to: table, &configuration)
         return table.id
       case .ioas(let space)?:
-        return try attachAutomatically(object, to: space, &configuration)
+        return try attachAutomatically(change, to: space, &configuration)
       case let other?:
         throw IOMMUError(
           .invalidArgument,
@@ -116,22 +125,29 @@ extension Context {
     }
   }
 
+  private struct AttachmentChange {
+    let object: DeviceObject
+    let pasid: PASID?
+    let mode: AttachMode
+  }
+
   /// The first automatic table of the space that takes the device, or a new one.
   private func attachAutomatically(
-    _ object: DeviceObject, to space: AddressSpace, _ configuration: inout Configuration
+    _ change: AttachmentChange, to space: AddressSpace, _ configuration: inout Configuration
   ) throws(IOMMUError) -> ObjectID {
     for table in configuration.automaticTables[space.id] ?? [] {
       do throws(IOMMUError) {
-        try connect(object, to: table, &configuration)
+        try connect(change, to: table, &configuration)
         return table.id
       } catch  where error.errno == .invalidArgument {
         continue
       }
     }
-    let table = try makeTable(for: object, space: space, attributes: [], isAutomatic: true)
+    let table = try makeTable(
+      for: change.object, space: space, attributes: [], data: nil, isAutomatic: true)
     configuration.automaticTables[space.id, default: []].append(table)
     do throws(IOMMUError) {
-      try connect(object, to: table, &configuration)
+      try connect(change, to: table, &configuration)
     } catch {
       destroyIfUnused(table, &configuration)
       throw error
@@ -141,9 +157,11 @@ extension Context {
 
   /// Moves a device, and its group with it, to a table.
   private func connect(
-    _ object: DeviceObject, to table: HWPT, _ configuration: inout Configuration
+    _ change: AttachmentChange, to table: HWPT, _ configuration: inout Configuration
   ) throws(IOMMUError) {
-    let old = try object.device.group.connect(object, to: table)
+    let object = change.object
+    let old = try object.device.group.connect(
+      object, pasid: change.pasid, to: table, mode: change.mode)
     guard let old else { return }
     objects.withLock { objects in
       if let table = old.table {
@@ -157,89 +175,15 @@ extension Context {
 
   /// Sends a device back to blocked once the last of its group's devices is detached. Does
   /// nothing where it is not attached. Linux: `iommufd_device_detach`.
-  func detach(_ object: DeviceObject) {
+  func detach(_ object: DeviceObject, pasid: PASID? = nil) {
     configuration.withLock { configuration in
-      guard let table = object.device.group.disconnect(object) else { return }
+      guard let table = object.device.group.disconnect(object, pasid: pasid) else { return }
       objects.withLock { objects in
         objects.table.dropUser(of: table.id)
         objects.table.dropUser(of: object.id)
       }
       destroyIfUnused(table, &configuration)
     }
-  }
-
-  // MARK: Page tables
-
-  /// Makes a page table for a device from an address space.
-  ///
-  /// Linux: `IOMMU_HWPT_ALLOC`. MODEL B7.
-  /// - Throws: `ENOENT` for the device, `EINVAL` for the space, `EOPNOTSUPP` for attributes
-  ///   that its IOMMU does not have, what filling the table throws.
-  public func allocateHWPT(
-    for device: ObjectID, from ioas: ObjectID, attributes: PagingAttributes = []
-  ) throws(IOMMUError) -> ObjectID {
-    let object = try self.device(device)
-    return try configuration.withLock { (_) throws(IOMMUError) in
-      switch objects.withLock({ $0.table[ioas] }) {
-      case .ioas(let space)?:
-        return try makeTable(
-          for: object, space: space, attributes: attributes, isAutomatic: false
-        ).id
-      case .hwpt?:
-        throw IOMMUError(
-          .operationNotSupported,
-          "a table nested on HWPT \(ioas) needs user data that says where it is")
-      case let other:
-        throw IOMMUError(
-          .invalidArgument,
-          "object \(ioas) is \(other?.kind ?? "not there"); a page table is made from an IOAS")
-      }
-    }
-  }
-
-  private func makeTable(
-    for object: DeviceObject, space: AddressSpace, attributes: PagingAttributes,
-    isAutomatic: Bool
-  ) throws(IOMMUError) -> HWPT {
-    let driver = object.device.driver
-    guard !attributes.contains(.dirtyTracking) || object.device.capabilities.dirtyTracking
-    else {
-      throw IOMMUError(
-        .operationNotSupported,
-        "\(driver.name), the IOMMU of \(object.device.name), does not track dirty pages")
-    }
-    guard !attributes.contains(.pasid) || object.device.capabilities.pasidBits > 0 else {
-      throw IOMMUError(
-        .operationNotSupported,
-        "\(driver.name), the IOMMU of \(object.device.name), does not translate by PASID")
-    }
-    let domain = try driver.makePagingDomain(
-      for: object.device.requester, attributes: attributes)
-    try space.add(domain)
-    do throws(IOMMUError) {
-      return try objects.withLock { (objects) throws(IOMMUError) in
-        let table = try objects.table.insert { id in
-          let table = HWPT(
-            id: id, addressSpace: space, domain: domain, driver: driver,
-            attributes: attributes, isAutomatic: isAutomatic)
-          return (.hwpt(table), table)
-        }
-        objects.table.addUser(of: space.id)
-        return table
-      }
-    } catch {
-      space.remove(domain)
-      throw error
-    }
-  }
-
-  /// The domain behind a page table, for drivers that look into their own.
-  /// - Throws: `ENOENT`.
-  public func pagingDomain(_ id: ObjectID) throws(IOMMUError) -> any PagingDomain {
-    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }) else {
-      throw noObject(id, wanted: "a page table")
-    }
-    return table.domain
   }
 
   /// What a bound device's IOMMU is and can do. Linux: `IOMMU_GET_HW_INFO`. MODEL B8.
@@ -254,10 +198,5 @@ extension Context {
   /// Why a fault queue cannot be used: `ENOENT`.
   package func noFaultQueue(_ id: ObjectID) -> IOMMUError {
     noObject(id, wanted: "a fault queue")
-  }
-
-  /// Why a table cannot be invalidated by the user: `ENOENT`, as it is not the user's.
-  package func notUserManaged(_ id: ObjectID) -> IOMMUError {
-    noObject(id, wanted: "a user-managed page table")
   }
 }

@@ -124,9 +124,14 @@ public final class Context: Sendable {
     case .ioas(let space):
       space.destroy()
     case .hwpt(let table):
-      configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
-      table.addressSpace.remove(table.domain)
-      dropUser(of: table.addressSpace.id)
+      switch table.kind {
+      case .paging(let domain):
+        configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
+        table.addressSpace.remove(domain)
+        dropUser(of: table.addressSpace.id)
+      case .nested(_, let parent):
+        dropUser(of: parent.id)
+      }
     case .device(let object):
       object.device.group.release()
     case .foreign:

@@ -1,8 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Moving a group between page tables: one device asks, all of the group go (MODEL C2, D3).
+// Moving a group between page tables: one device asks, all of the group go (MODEL C2, D3);
+// for DMA without a PASID and for each PASID on its own (D1).
 
 import SystemPackage
+
+/// What a call that attaches a device expects to find.
+enum AttachMode: Sendable {
+  /// The device is not attached yet. Linux: `iommufd_device_attach`.
+  case attach
+  /// It is. Linux: `iommufd_device_replace`.
+  case replace
+  /// Either.
+  case attachOrReplace
+}
 
 extension DeviceGroup {
   /// What a device's attachment replaced: the table, nil for blocked, and how many devices'
@@ -13,61 +24,84 @@ extension DeviceGroup {
   }
 
   /// Attaches a bound device, or moves the group from its table to another.
+  /// - Parameter pasid: Nil for DMA without one.
   /// - Returns: Nil where the device was on that table already.
   func connect(
-    _ object: DeviceObject, to table: HWPT
+    _ object: DeviceObject, pasid: PASID?, to table: HWPT, mode: AttachMode
   ) throws(IOMMUError) -> Replaced? {
     try state.withLock { (state) throws(IOMMUError) in
-      if state.attachedDevices.contains(where: { $0 === object }), let old = state.attached {
-        if old === table { return nil }
-        try replace(old, by: table, &state)
-        return Replaced(table: old, devices: state.attachedDevices.count)
+      if let old = state.attachments[pasid], old.devices.contains(where: { $0 === object }) {
+        guard mode != .attach else {
+          throw IOMMUError(
+            .resourceBusy,
+            "\(Self.describe(object, pasid)) is attached to HWPT \(old.table.id) already; "
+              + "replace that or detach it first")
+        }
+        if old.table === table { return nil }
+        try replace(old, by: table, pasid: pasid, &state)
+        return Replaced(table: old.table, devices: old.devices.count)
       }
-      try attachFirst(object, to: table, &state)
+      guard mode != .replace else {
+        throw IOMMUError(
+          .invalidArgument,
+          "\(Self.describe(object, pasid)) is attached to nothing that could be replaced")
+      }
+      try attachFirst(object, pasid: pasid, to: table, &state)
       return Replaced(table: nil, devices: 1)
     }
   }
 
+  private static func describe(_ object: DeviceObject, _ pasid: PASID?) -> String {
+    object.device.name + (pasid.map { " with PASID \($0.rawValue)" } ?? "")
+  }
+
   private func attachFirst(
-    _ object: DeviceObject, to table: HWPT, _ state: inout State
+    _ object: DeviceObject, pasid: PASID?, to table: HWPT, _ state: inout State
   ) throws(IOMMUError) {
-    if let current = state.attached, current !== table {
-      let neighbours = state.attachedDevices.map(\.device.name).joined(separator: ", ")
+    if let current = state.attachments[pasid], current.table !== table {
+      let neighbours = current.devices.map(\.device.name).joined(separator: ", ")
       throw IOMMUError(
         .invalidArgument,
         "\(object.device.name) shares IOMMU group \(id) with \(neighbours), which uses HWPT "
-          + "\(current.id); the devices of a group are in one address space")
+          + "\(current.table.id); the devices of a group are in one address space")
     }
+    // As on Linux only DMA without a PASID is kept off the reserved ranges.
+    let reserves = pasid == nil
     let space = table.addressSpace
-    try space.reserve(reservedRanges(of: object.device), for: .device(object.device.requester))
-    if state.attached == nil {
+    if reserves {
+      try space.reserve(
+        reservedRanges(of: object.device), for: .device(object.device.requester))
+    }
+    if state.attachments[pasid] == nil {
       do throws(IOMMUError) {
         try check(table, fits: state.devices)
-        try Self.switchAll(state.devices, to: .paging(table.domain), from: .blocked)
+        try check(table, pasid: pasid, state)
+        try Self.switchAll(state.devices, pasid: pasid, to: table.context, from: .blocked)
       } catch {
-        space.unreserve(.device(object.device.requester))
+        if reserves { space.unreserve(.device(object.device.requester)) }
         throw error
       }
-      state.attached = table
     }
-    state.attachedDevices.append(object)
+    state.attachments[pasid, default: Attachment(table: table, devices: [])].devices
+      .append(object)
   }
 
   private func replace(
-    _ old: HWPT, by table: HWPT, _ state: inout State
+    _ old: Attachment, by table: HWPT, pasid: PASID?, _ state: inout State
   ) throws(IOMMUError) {
-    let moves = old.addressSpace !== table.addressSpace
+    let moves = pasid == nil && old.table.addressSpace !== table.addressSpace
     try check(table, fits: state.devices)
-    if moves { try reserve(for: state.attachedDevices, in: table.addressSpace) }
+    if moves { try reserve(for: old.devices, in: table.addressSpace) }
     do throws(IOMMUError) {
+      try check(table, pasid: pasid, state)
       try Self.switchAll(
-        state.devices, to: .paging(table.domain), from: .paging(old.domain))
+        state.devices, pasid: pasid, to: table.context, from: old.table.context)
     } catch {
-      if moves { unreserve(state.attachedDevices, in: table.addressSpace) }
+      if moves { unreserve(old.devices, in: table.addressSpace) }
       throw error
     }
-    if moves { unreserve(state.attachedDevices, in: old.addressSpace) }
-    state.attached = table
+    if moves { unreserve(old.devices, in: old.table.addressSpace) }
+    state.attachments[pasid]?.table = table
   }
 
   private func check(_ table: HWPT, fits devices: [PhysicalDevice]) throws(IOMMUError) {
@@ -77,12 +111,41 @@ extension DeviceGroup {
         "HWPT \(table.id) was made for \(table.driver.name); \(misfit.name) is behind "
           + "\(misfit.driver.name)")
     }
-    if table.domain.geometry.enforcesSnoop,
+    if table.paging.geometry.enforcesSnoop,
       let misfit = devices.first(where: { !$0.capabilities.snoopControl })
     {
       throw IOMMUError(
         .invalidArgument,
         "HWPT \(table.id) enforces snooping, to which \(misfit.name) cannot be forced")
+    }
+  }
+
+  /// A device that uses PASIDs goes through tables that allow it, with them and without: the
+  /// hardware finds its PASID table through the entry for the device.
+  ///
+  /// Linux: `iommufd_hwpt_pasid_compat`.
+  private func check(
+    _ table: HWPT, pasid: PASID?, _ state: borrowing State
+  ) throws(IOMMUError) {
+    let allows = table.attributes.contains(.pasid)
+    if let pasid {
+      guard allows else {
+        throw IOMMUError(
+          .invalidArgument,
+          "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made without "
+            + "IOMMU_HWPT_ALLOC_PASID")
+      }
+      if let own = state.attachments[nil]?.table, !own.attributes.contains(.pasid) {
+        throw IOMMUError(
+          .invalidArgument,
+          "HWPT \(own.id), which IOMMU group \(id) uses without a PASID, was made without "
+            + "IOMMU_HWPT_ALLOC_PASID, so its devices cannot use PASIDs")
+      }
+    } else if !allows, state.attachments.keys.contains(where: { $0 != nil }) {
+      throw IOMMUError(
+        .invalidArgument,
+        "HWPT \(table.id) was made without IOMMU_HWPT_ALLOC_PASID; IOMMU group \(id) uses PASIDs"
+      )
     }
   }
 
@@ -110,18 +173,32 @@ extension DeviceGroup {
 
   /// Detaches a bound device. The last one takes the group back to blocked.
   /// - Returns: The table it was on; nil where it was on none.
-  func disconnect(_ object: DeviceObject) -> HWPT? {
+  func disconnect(_ object: DeviceObject, pasid: PASID?) -> HWPT? {
     state.withLock { state in
-      guard let index = state.attachedDevices.firstIndex(where: { $0 === object }),
-        let table = state.attached
+      guard var attachment = state.attachments[pasid],
+        let index = attachment.devices.firstIndex(where: { $0 === object })
       else { return nil }
-      state.attachedDevices.remove(at: index)
-      if state.attachedDevices.isEmpty {
-        for device in state.devices { Self.restore(device, to: .blocked) }
-        state.attached = nil
+      attachment.devices.remove(at: index)
+      if attachment.devices.isEmpty {
+        for device in state.devices { Self.restore(device, pasid: pasid, to: .blocked) }
+        state.attachments[pasid] = nil
+      } else {
+        state.attachments[pasid] = attachment
       }
-      table.addressSpace.unreserve(.device(object.device.requester))
-      return table
+      if pasid == nil {
+        attachment.table.addressSpace.unreserve(.device(object.device.requester))
+      }
+      return attachment.table
     }
   }
+
+  /// The PASIDs that a bound device is attached by; nil stands for DMA without one.
+  func attachedPASIDs(of object: DeviceObject) -> [PASID?] {
+    state.withLock { state in
+      state.attachments.filter { $0.value.devices.contains { $0 === object } }.map(\.key)
+    }
+  }
+
+  /// What the group's DMA goes through. Nil where it is blocked.
+  func table(pasid: PASID?) -> HWPT? { state.withLock { $0.attachments[pasid]?.table } }
 }

@@ -15,10 +15,17 @@ public final class DeviceGroup: Sendable {
     /// The context that owns the group, and how many bindings it has in it.
     var owner: ObjectIdentifier?
     var ownerCount = 0
-    /// What the group's DMA goes through.
-    var attached: HWPT?
-    /// Bound devices that asked for `attached`, one by one (Linux: `igroup->device_list`).
-    var attachedDevices: [DeviceObject] = []
+    /// What the group's DMA goes through, by PASID; nil is DMA without one. Where there is
+    /// nothing, it is blocked.
+    var attachments: [PASID?: Attachment] = [:]
+  }
+
+  /// A page table in use, and the bound devices that asked for it, one by one; never none.
+  ///
+  /// Linux: `iommufd_attach`.
+  struct Attachment: Sendable {
+    var table: HWPT
+    var devices: [DeviceObject]
   }
 
   let state: RankedMutex<State>
@@ -37,8 +44,13 @@ public final class DeviceGroup: Sendable {
     try state.withLock { (state) throws(IOMMUError) in
       // A device that joins an owned group shares its fate at once.
       if state.owner != nil {
-        let context = state.attached.map { DMAContext.paging($0.domain) } ?? .blocked
+        let context = state.attachments[nil]?.table.context ?? .blocked
         try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+        for (pasid, attachment) in state.attachments {
+          guard let pasid else { continue }
+          try device.driver.setContext(
+            of: device.requester, pasid: pasid, to: attachment.table.context)
+        }
       }
       state.devices.append(device)
     }
@@ -82,7 +94,7 @@ public final class DeviceGroup: Sendable {
               + "\(driver); unbind that first")
         }
       }
-      try Self.switchAll(state.devices, to: .blocked, from: .host)
+      try Self.switchAll(state.devices, pasid: nil, to: .blocked, from: .host)
       state.owner = owner
       state.ownerCount = 1
     }
@@ -94,19 +106,19 @@ public final class DeviceGroup: Sendable {
       state.ownerCount -= 1
       guard state.ownerCount == 0 else { return }
       state.owner = nil
-      for device in state.devices { Self.restore(device, to: .host) }
+      for device in state.devices { Self.restore(device, pasid: nil, to: .host) }
     }
   }
 
   /// Sends every device of a group through `context`, or none of them.
   static func switchAll(
-    _ devices: [PhysicalDevice], to context: DMAContext, from old: DMAContext
+    _ devices: [PhysicalDevice], pasid: PASID?, to context: DMAContext, from old: DMAContext
   ) throws(IOMMUError) {
     for (index, device) in devices.enumerated() {
       do throws(IOMMUError) {
-        try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+        try device.driver.setContext(of: device.requester, pasid: pasid, to: context)
       } catch {
-        for device in devices[..<index] { restore(device, to: old) }
+        for device in devices[..<index] { restore(device, pasid: pasid, to: old) }
         throw error
       }
     }
@@ -114,12 +126,12 @@ public final class DeviceGroup: Sendable {
 
   /// Goes back to a context that the driver has accepted before, which cannot be refused;
   /// were it refused all the same, the device is blocked rather than left where it was.
-  static func restore(_ device: PhysicalDevice, to context: DMAContext) {
+  static func restore(_ device: PhysicalDevice, pasid: PASID?, to context: DMAContext) {
     do throws(IOMMUError) {
-      try device.driver.setContext(of: device.requester, pasid: nil, to: context)
+      try device.driver.setContext(of: device.requester, pasid: pasid, to: context)
     } catch {
       assertionFailure("\(device.name): \(error)")
-      try? device.driver.setContext(of: device.requester, pasid: nil, to: .blocked)
+      try? device.driver.setContext(of: device.requester, pasid: pasid, to: .blocked)
     }
   }
 }

@@ -71,11 +71,11 @@ extension Context {
   private func dirtyTable(
     _ id: ObjectID
   ) throws(IOMMUError) -> (HWPT, (any DirtyTrackingDomain)?) {
-    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }) else {
-      throw noObject(id, wanted: "a page table")
-    }
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }),
+      case .paging(let domain) = table.kind
+    else { throw noObject(id, wanted: "a kernel-managed page table") }
     let tracks = table.attributes.contains(.dirtyTracking)
-    return (table, tracks ? table.domain as? any DirtyTrackingDomain : nil)
+    return (table, tracks ? domain as? any DirtyTrackingDomain : nil)
   }
 
   private func cannotTrack(_ id: ObjectID) -> IOMMUError {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A page table as an object of a context (Linux: `iommufd_hwpt_paging`), and a bound device
+// A page table as an object of a context (Linux: `iommufd_hw_pagetable`), and a bound device
 // (`iommufd_device`).
 
-/// A kernel-managed page table: a domain of an IOMMU that mirrors an address space.
+/// A page table of a context: one that the engine fills from an address space, or one of the
+/// user's that is nested on such a table.
 final class HWPT: Sendable {
   let id: ObjectID
+  /// What the table mirrors; of a nested one, what its parent mirrors.
   let addressSpace: AddressSpace
-  let domain: any PagingDomain
+  let kind: Kind
   /// The driver that made the domain: only its devices can use it.
   let driver: any IOMMUDriver
   let attributes: PagingAttributes
@@ -15,16 +17,43 @@ final class HWPT: Sendable {
   /// a table that the user asked for.
   let isAutomatic: Bool
 
+  enum Kind: Sendable {
+    /// Linux: `iommufd_hwpt_paging`.
+    case paging(any PagingDomain)
+    /// Linux: `iommufd_hwpt_nested`.
+    case nested(any NestedDomain, parent: HWPT)
+  }
+
   init(
-    id: ObjectID, addressSpace: AddressSpace, domain: any PagingDomain, driver: any IOMMUDriver,
-    attributes: PagingAttributes, isAutomatic: Bool
+    id: ObjectID, addressSpace: AddressSpace, kind: Kind, driver: any IOMMUDriver,
+    attributes: PagingAttributes, isAutomatic: Bool = false
   ) {
     self.id = id
     self.addressSpace = addressSpace
-    self.domain = domain
+    self.kind = kind
     self.driver = driver
     self.attributes = attributes
     self.isAutomatic = isAutomatic
+  }
+
+  /// What a device that is attached to the table goes through.
+  var context: DMAContext {
+    switch kind {
+    case .paging(let domain): .paging(domain)
+    case .nested(let domain, _): .nested(domain)
+    }
+  }
+
+  /// The domain that the engine fills: the table's own, or its parent's.
+  var paging: any PagingDomain {
+    switch kind {
+    case .paging(let domain): domain
+    case .nested(_, let parent): parent.paging
+    }
+  }
+
+  var isNested: Bool {
+    if case .nested = kind { true } else { false }
   }
 }
 

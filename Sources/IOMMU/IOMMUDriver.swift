@@ -23,10 +23,24 @@ public protocol IOMMUDriver: AnyObject, Sendable {
   func hardwareInformation(for device: RequesterID) -> HardwareInformation
 
   /// Makes an empty page table that the engine fills (Linux: `domain_alloc_paging_flags`).
-  /// - Throws: `EOPNOTSUPP` for attributes that this IOMMU does not have.
+  /// - Parameter data: What the user asks for in the driver's own words.
+  /// - Throws: `EOPNOTSUPP` for attributes or data that this IOMMU does not have.
   func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes
+    for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain
+
+  /// Makes a page table that the user owns, nested on one of the engine's (Linux:
+  /// `domain_alloc_nested`). MODEL B2.
+  /// - Parameters:
+  ///   - parent: A domain of this driver that was made to be a nest parent. It outlives the
+  ///     nested one.
+  ///   - attributes: `.pasid` or none.
+  ///   - data: Where the table is and how it is to be read.
+  /// - Throws: `EOPNOTSUPP` for what this IOMMU does not have; `EINVAL` for data it cannot use.
+  func makeNestedDomain(
+    for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
+    data: UserData
+  ) throws(IOMMUError) -> any NestedDomain
 
   /// Sends the DMA of one requester through `context` from now on, in one step.
   ///
@@ -46,6 +60,36 @@ public enum DMAContext: Sendable {
   /// Nothing at all: every DMA faults, and no interrupt is raised.
   case blocked
   case paging(any PagingDomain)
+  /// A user's table on top of the engine's.
+  case nested(any NestedDomain)
+}
+
+extension IOMMUDriver {
+  /// As `makePagingDomain(for:attributes:data:)`, without data.
+  public func makePagingDomain(
+    for device: RequesterID, attributes: PagingAttributes
+  ) throws(IOMMUError) -> any PagingDomain {
+    try makePagingDomain(for: device, attributes: attributes, data: nil)
+  }
+
+  /// An IOMMU without user-managed tables.
+  public func makeNestedDomain(
+    for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
+    data: UserData
+  ) throws(IOMMUError) -> any NestedDomain {
+    throw IOMMUError(
+      .operationNotSupported, "\(name) has no page tables that the user manages")
+  }
+}
+
+/// A page table that the user owns and changes (Linux: a nested `iommu_domain`; MODEL B2).
+/// Thread-safe.
+public protocol NestedDomain: AnyObject, Sendable {
+  /// Makes the IOMMU forget what it cached of the user's table, entry after entry. When it
+  /// returns, no DMA on any thread uses what the handled entries named (MODEL G1, G2).
+  /// - Parameter requests: Of the driver's own kind; may be empty, which only checks the type.
+  /// - Returns: How many entries were handled, and why it stopped before the last.
+  func invalidate(_ requests: UserDataArray) -> (handled: UInt32, failure: IOMMUError?)
 }
 
 /// A page table that the engine builds from an address space (Linux: a paging

@@ -27,7 +27,7 @@ enum ContextObject: Sendable {
   var kind: String {
     switch self {
     case .ioas: "an IOAS"
-    case .hwpt: "a page table (HWPT)"
+    case .hwpt(let table): table.isNested ? "a nested page table (HWPT)" : "a page table (HWPT)"
     case .device: "a device"
     case .foreign(let object): object.kind
     }

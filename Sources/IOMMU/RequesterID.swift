@@ -60,4 +60,7 @@ public struct PASID: RawRepresentable, Hashable, Comparable, Sendable {
   public init(rawValue: UInt32) { self.rawValue = rawValue }
 
   public static func < (left: PASID, right: PASID) -> Bool { left.rawValue < right.rawValue }
+
+  /// Nil for PASID 0, which stands for DMA without a PASID. Linux: `IOMMU_NO_PASID`.
+  var nonzero: PASID? { rawValue == 0 ? nil : self }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The commands on page tables and on what a device's IOMMU is, and the options.
+// GET_HW_INFO, the options and VFIO_IOAS.
 
 import CLinuxABI
 import IOMMU
@@ -50,67 +50,6 @@ extension Command {
       end &+= UInt64(step)
       rest -= step
     }
-  }
-
-  /// HWPT_ALLOC of kernel-managed tables.
-  @Sendable
-  static func hwptAlloc(call: Invocation, cmd: inout iommu_hwpt_alloc) throws(IOMMUError) {
-    try requireZero(cmd.__reserved, "__reserved")
-    guard (cmd.data_type == IOMMU_HWPT_DATA_NONE) == (cmd.data_len == 0) else {
-      throw IOMMUError(
-        .invalidArgument,
-        "data_type \(cmd.data_type) and data_len \(cmd.data_len) contradict each other")
-    }
-    let device = ObjectID(cmd.dev_id)
-    let parent = ObjectID(cmd.pt_id)
-    _ = try call.context.hardwareInformation(of: device)
-    let known =
-      IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING
-      | IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID
-    try requireOnly(known, in: cmd.flags)
-    guard cmd.data_len == 0 else {
-      throw IOMMUError(
-        .operationNotSupported,
-        "the IOMMU of device \(device) takes no user data of type \(cmd.data_type)")
-    }
-    let faults = cmd.flags & IOMMU_HWPT_FAULT_ID_VALID != 0
-    guard !faults || cmd.flags & IOMMU_HWPT_ALLOC_NEST_PARENT == 0 else {
-      throw IOMMUError(
-        .operationNotSupported, "a nest parent's faults cannot be delivered to a fault queue")
-    }
-    let id = try call.context.allocateHWPT(
-      for: device, from: parent,
-      attributes: PagingAttributes(rawValue: cmd.flags & ~IOMMU_HWPT_FAULT_ID_VALID))
-    if faults {
-      try call.context.destroy(id)
-      throw call.context.noFaultQueue(ObjectID(cmd.fault_id))
-    }
-    cmd.out_hwpt_id = id.rawValue
-    try call.respond(with: cmd) { () throws(IOMMUError) in try call.context.destroy(id) }
-  }
-
-  /// HWPT_INVALIDATE works on user-managed tables only.
-  @Sendable
-  static func hwptInvalidate(
-    call: Invocation, cmd: inout iommu_hwpt_invalidate
-  ) throws(IOMMUError) {
-    let failure: IOMMUError
-    if cmd.__reserved != 0 {
-      failure = IOMMUError(.operationNotSupported, "__reserved must be 0")
-    } else if cmd.entry_num > 0,
-      cmd.data_uptr == 0 || cmd.entry_len == 0 || cmd.entry_len > 4096
-        || cmd.entry_num > 1 << 19
-    {
-      failure = IOMMUError(
-        .invalidArgument,
-        "\(cmd.entry_num) entries of \(cmd.entry_len) bytes at \(hex(cmd.data_uptr)) "
-          + "cannot be read")
-    } else {
-      failure = call.context.notUserManaged(ObjectID(cmd.hwpt_id))
-    }
-    cmd.entry_num = 0
-    try call.respond(with: cmd)
-    throw failure
   }
 
   /// OPTION: a value is read or set; a get writes only the value back.

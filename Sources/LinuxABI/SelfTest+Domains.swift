@@ -39,10 +39,7 @@ extension SelfTest {
 
   /// MOCK_DOMAIN_REPLACE.
   func replaceTable(_ cmd: inout iommu_test_cmd) throws(IOMMUError) {
-    guard let device = try context.foreignObject(ObjectID(cmd.id)) as? MockDevice else {
-      throw IOMMUError(.noSuchFileOrDirectory, "object \(cmd.id) is no mock device")
-    }
-    let table = try device.replace(with: ObjectID(cmd.mock_domain_replace.pt_id))
+    let table = try mockDevice(cmd.id).replace(with: ObjectID(cmd.mock_domain_replace.pt_id))
     cmd.mock_domain_replace.pt_id = table.rawValue
     try call.respond(with: cmd)
   }

@@ -51,6 +51,11 @@ struct SelfTest {
     case IOMMU_TEST_OP_ACCESS_RW: try readWrite(cmd)
     case IOMMU_TEST_OP_DIRTY: try makeDirty(&cmd)
     case IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT: try setMemoryLimit(cmd)
+    case IOMMU_TEST_OP_MD_CHECK_IOTLB: try checkIOTLB(cmd)
+    case IOMMU_TEST_OP_PASID_ATTACH: try attachPASID(&cmd)
+    case IOMMU_TEST_OP_PASID_REPLACE: try replacePASID(&cmd)
+    case IOMMU_TEST_OP_PASID_DETACH: try detachPASID(cmd)
+    case IOMMU_TEST_OP_PASID_CHECK_HWPT: try checkPASID(cmd)
     default:
       throw IOMMUError(
         .operationNotSupported, "IOMMU_TEST_CMD has no operation \(cmd.op) as yet")

@@ -65,11 +65,41 @@ public final class MockDevice: ForeignObject {
   /// Moves the device to another table in one step. Linux: `iommufd_device_replace`.
   /// - Returns: The page table.
   public func replace(with target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try withBinding { (binding) throws(IOMMUError) in try binding.attach(to: target) }
+  }
+
+  /// Attaches a PASID. As `Binding.attach(_:to:)`.
+  public func attach(_ pasid: PASID, to target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try withBinding { (binding) throws(IOMMUError) in try binding.attach(pasid, to: target) }
+  }
+
+  /// Moves a PASID to another table. As `Binding.replace(_:with:)`.
+  public func replace(_ pasid: PASID, with target: ObjectID) throws(IOMMUError) -> ObjectID {
+    try withBinding { (binding) throws(IOMMUError) in
+      try binding.replace(pasid, with: target)
+    }
+  }
+
+  /// Detaches a PASID. Nothing where it is not attached.
+  public func detach(_ pasid: PASID) { binding.withLock { $0?.detach(pasid) } }
+
+  /// The table that a PASID goes through; nil where it is blocked.
+  /// - Throws: `ENOENT` where the device was destroyed meanwhile.
+  public func table(of pasid: PASID) throws(IOMMUError) -> ObjectID? {
+    try withBinding { (binding) throws(IOMMUError) in
+      try binding.context.attachedHWPT(of: binding.id, pasid: pasid)
+    }
+  }
+
+  private func withBinding<Result: Sendable>(
+    _ body: (borrowing Binding) throws(IOMMUError) -> Result
+  ) throws(IOMMUError) -> Result {
     try binding.withLock { (binding) throws(IOMMUError) in
-      guard let table = try binding?.attach(to: target) else {
+      switch binding {
+      case .some(let binding): return try body(binding)
+      case .none:
         throw IOMMUError(.noSuchFileOrDirectory, "\(device.name) was destroyed meanwhile")
       }
-      return table
     }
   }
 

@@ -29,7 +29,19 @@ public final class MockIOMMU: IOMMUDriver {
     static let all: DeviceFlags = [.noDirtyTracking, .hugePages, .pasid]
   }
 
-  private let devices = Mutex<[UInt16: DeviceFlags]>([:])
+  private struct Device {
+    let flags: DeviceFlags
+    /// Whether the next switch of `refusedPASID` fails.
+    var refusesPASID = false
+  }
+
+  private let devices = Guarded<[UInt16: Device]>([:])
+
+  /// `IOMMU_TEST_PASID_RESERVED`: every second switch of this PASID to a page table fails, so
+  /// that going back can be tested.
+  public static let refusedPASID = PASID(rawValue: 1024)
+  /// `MOCK_PASID_WIDTH`, in bits.
+  private static let pasidBits: UInt8 = 20
 
   /// Requester ids of mock devices: a segment that no machine has.
   private static let segment: UInt32 = 0xffff_0000
@@ -48,7 +60,7 @@ public final class MockIOMMU: IOMMUDriver {
       guard let index = (0...UInt16.max).first(where: { devices[$0] == nil }) else {
         return nil
       }
-      devices[index] = flags
+      devices[index] = Device(flags: flags)
       return index
     }
     guard let index else { throw IOMMUError(.noSpace, "there are 65,536 mock devices already") }
@@ -81,7 +93,7 @@ public final class MockIOMMU: IOMMUDriver {
   }
 
   private func flags(of device: RequesterID) -> DeviceFlags {
-    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)] ?? [] }
+    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.flags ?? [] }
   }
 
   /// Mock devices that exist: zero once every context is closed.
@@ -93,7 +105,7 @@ public final class MockIOMMU: IOMMUDriver {
     let flags = flags(of: device)
     return IOMMUCapabilities(
       dirtyTracking: !flags.contains(.noDirtyTracking), snoopControl: false,
-      pasidBits: flags.contains(.pasid) ? 20 : 0)
+      pasidBits: flags.contains(.pasid) ? Self.pasidBits : 0)
   }
 
   public func reservedRegions(for device: RequesterID) -> [ReservedRegion] { [] }
@@ -104,7 +116,7 @@ public final class MockIOMMU: IOMMUDriver {
   }
 
   public func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes
+    for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain {
     let known: PagingAttributes = [.nestParent, .dirtyTracking, .pasid]
     guard known.isSuperset(of: attributes) else {
@@ -113,20 +125,81 @@ public final class MockIOMMU: IOMMUDriver {
         "the mock IOMMU has no tables with attributes \(hex(attributes.rawValue))")
     }
     return MockDomain(
-      hugePages: flags(of: device).contains(.hugePages),
+      hugePages: try hasHugePages(data) || flags(of: device).contains(.hugePages),
       tracksDirty: attributes.contains(.dirtyTracking))
+  }
+
+  /// What `struct iommu_hwpt_selftest` asks of a table that the engine fills.
+  private func hasHugePages(_ data: UserData?) throws(IOMMUError) -> Bool {
+    guard let data else { return false }
+    guard data.type == MockNestedDomain.dataType else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "the mock IOMMU knows data of type \(hex(MockNestedDomain.dataType)), not "
+          + "\(hex(data.type))")
+    }
+    let bytes = try data.bytes(type: MockNestedDomain.dataType, minimum: 8, known: 8)
+    // MOCK_IOMMUPT_DEFAULT and MOCK_IOMMUPT_HUGE.
+    switch bytes.word(at: 4) {
+    case 0: return false
+    case 1: return true
+    case let other:
+      throw IOMMUError(
+        .operationNotSupported, "the mock IOMMU has no page table of type \(other)")
+    }
+  }
+
+  public func makeNestedDomain(
+    for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
+    data: UserData
+  ) throws(IOMMUError) -> any NestedDomain {
+    try MockNestedDomain(data)
   }
 
   public func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError) {
-    guard case .paging(let domain) = context else { return }
-    guard let domain = domain as? MockDomain else {
-      throw IOMMUError(.invalidArgument, "the page table is not the mock IOMMU's")
+    if let pasid { try check(pasid, of: device, for: context) }
+    switch context {
+    case .host, .blocked: return
+    case .paging(let domain):
+      guard let domain = domain as? MockDomain else { throw notOurs }
+      guard !domain.tracksDirty || !flags(of: device).contains(.noDirtyTracking) else {
+        throw IOMMUError(
+          .invalidArgument,
+          "the page table tracks dirty pages, which the mock device cannot do")
+      }
+    case .nested(let domain):
+      guard domain is MockNestedDomain else { throw notOurs }
     }
-    guard !domain.tracksDirty || !flags(of: device).contains(.noDirtyTracking) else {
+  }
+
+  private var notOurs: IOMMUError {
+    IOMMUError(.invalidArgument, "the page table is not the mock IOMMU's")
+  }
+
+  private func check(
+    _ pasid: PASID, of device: RequesterID, for context: DMAContext
+  ) throws(IOMMUError) {
+    let bits = capabilities(for: device).pasidBits
+    guard bits > 0, pasid.rawValue >> UInt32(bits) == 0 else {
       throw IOMMUError(
-        .invalidArgument, "the page table tracks dirty pages, which the mock device cannot do")
+        .invalidArgument,
+        "the mock device takes PASIDs of \(bits) bits, not \(pasid.rawValue)")
+    }
+    guard pasid == Self.refusedPASID else { return }
+    let index = UInt16(truncatingIfNeeded: device.rawValue)
+    let refuses = devices.withLock { devices -> Bool in
+      guard let refuses = devices[index]?.refusesPASID else { return false }
+      if case .blocked = context {
+        devices[index]?.refusesPASID = false
+        return false
+      }
+      devices[index]?.refusesPASID = !refuses
+      return refuses
+    }
+    if refuses {
+      throw IOMMUError(.noMemory, "PASID \(pasid.rawValue) is refused every second time")
     }
   }
 }

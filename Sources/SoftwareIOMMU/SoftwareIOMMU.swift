@@ -68,8 +68,13 @@ public final class SoftwareIOMMU: IOMMUDriver {
   }
 
   public func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes
+    for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain {
+    if let data {
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(name) makes its page tables without user data, not from type \(hex(data.type))")
+    }
     var supported: PagingAttributes = []
     if configuration.pasidBits > 0 { supported.insert(.pasid) }
     guard attributes.isSubset(of: supported) else {
@@ -106,6 +111,9 @@ public final class SoftwareIOMMU: IOMMUDriver {
     case .paging(let domain):
       let fitting = try fit(domain, to: device)
       (new, portContext) = (fitting, fitting.portContext)
+    case .nested:
+      throw IOMMUError(
+        .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
     }
     entries.withLock { entries in
       var entry = entries[source] ?? makeEntry(source)
@@ -168,6 +176,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
       case .host: "host"
       case .blocked: "blocked"
       case .paging: "paging"
+      case .nested: "nested"
       }
     return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
   }

@@ -88,7 +88,7 @@ final class DictionaryDriver: IOMMUDriver {
   }
 
   func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes
+    for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain {
     let domain = DictionaryDomain(geometry: geometry)
     domains.withLock { $0.append(domain) }
@@ -106,6 +106,7 @@ final class DictionaryDriver: IOMMUDriver {
       case .host: .host
       case .blocked: .blocked
       case .paging(let domain): .domain(ObjectIdentifier(domain))
+      case .nested(let domain): .domain(ObjectIdentifier(domain))
       }
     history.withLock { $0[device, default: []].append(seen) }
   }

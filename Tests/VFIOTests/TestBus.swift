@@ -176,7 +176,7 @@ final class PlainDriver: IOMMUDriver {
     HardwareInformation(type: 0, data: [])
   }
   func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes
+    for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain {
     throw IOMMUError(.noMemory, "this IOMMU makes no page table")
   }

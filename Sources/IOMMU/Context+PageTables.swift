@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Making page tables and invalidating those that users own: Linux's HWPT_ALLOC and
+// HWPT_INVALIDATE (MODEL B2, B7, G1).
+
+import PageTables
+import SystemPackage
+
+extension Context {
+  /// Makes a page table for a device: from an address space one that the engine fills, from
+  /// such a table one that is nested on it.
+  ///
+  /// Linux: `IOMMU_HWPT_ALLOC`. MODEL B2, B7.
+  /// - Parameters:
+  ///   - attributes: A nested table takes `.pasid` only.
+  ///   - data: What the driver needs to know; a nested table cannot do without.
+  /// - Throws: `ENOENT` for the device; `EINVAL` for a parent that is neither, that was not
+  ///   made to be one or is another driver's; `EOPNOTSUPP` for attributes or data that its
+  ///   IOMMU does not have; what filling the table throws.
+  public func allocateHWPT(
+    for device: ObjectID, from parent: ObjectID, attributes: PagingAttributes = [],
+    data: UserData? = nil
+  ) throws(IOMMUError) -> ObjectID {
+    let object = try self.device(device)
+    return try configuration.withLock { (_) throws(IOMMUError) in
+      switch objects.withLock({ $0.table[parent] }) {
+      case .ioas(let space)?:
+        return try makeTable(
+          for: object, space: space, attributes: attributes, data: data, isAutomatic: false
+        ).id
+      case .hwpt(let table)? where !table.isNested:
+        return try makeNestedTable(
+          for: object, on: table, attributes: attributes, data: data
+        ).id
+      case let other:
+        throw IOMMUError(
+          .invalidArgument,
+          "object \(parent) is \(other?.kind ?? "not there"); a page table is made from an IOAS "
+            + "or from a page table that can be a nest parent")
+      }
+    }
+  }
+
+  func makeTable(
+    for object: DeviceObject, space: AddressSpace, attributes: PagingAttributes,
+    data: UserData?, isAutomatic: Bool
+  ) throws(IOMMUError) -> HWPT {
+    let driver = object.device.driver
+    guard !attributes.contains(.dirtyTracking) || object.device.capabilities.dirtyTracking
+    else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(driver.name), the IOMMU of \(object.device.name), does not track dirty pages")
+    }
+    let domain = try driver.makePagingDomain(
+      for: object.device.requester, attributes: attributes, data: data)
+    try space.add(domain)
+    do throws(IOMMUError) {
+      return try insertTable(dependingOn: space.id) { id in
+        HWPT(
+          id: id, addressSpace: space, kind: .paging(domain), driver: driver,
+          attributes: attributes, isAutomatic: isAutomatic)
+      }
+    } catch {
+      space.remove(domain)
+      throw error
+    }
+  }
+
+  private func makeNestedTable(
+    for object: DeviceObject, on parent: HWPT, attributes: PagingAttributes, data: UserData?
+  ) throws(IOMMUError) -> HWPT {
+    guard attributes.isSubset(of: .pasid) else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "a nested page table has no attributes \(hex(attributes.rawValue)); its parent has them"
+      )
+    }
+    guard let data else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "a table nested on HWPT \(parent.id) needs user data that says where it is")
+    }
+    let driver = object.device.driver
+    guard parent.attributes.contains(.nestParent), parent.driver === driver else {
+      throw IOMMUError(
+        .invalidArgument,
+        parent.driver === driver
+          ? "HWPT \(parent.id) cannot be a parent: it was made without "
+            + "IOMMU_HWPT_ALLOC_NEST_PARENT"
+          : "HWPT \(parent.id) was made for \(parent.driver.name); \(object.device.name) is "
+            + "behind \(driver.name)")
+    }
+    let domain = try driver.makeNestedDomain(
+      for: object.device.requester, parent: parent.paging, attributes: attributes, data: data)
+    return try insertTable(dependingOn: parent.id) { id in
+      HWPT(
+        id: id, addressSpace: parent.addressSpace, kind: .nested(domain, parent: parent),
+        driver: driver, attributes: attributes)
+    }
+  }
+
+  /// Gives a table its id and counts it as a user of what it was made from.
+  private func insertTable(
+    dependingOn parent: ObjectID, _ make: (ObjectID) -> HWPT
+  ) throws(IOMMUError) -> HWPT {
+    try objects.withLock { (objects) throws(IOMMUError) in
+      let table = try objects.table.insert { id in
+        let table = make(id)
+        return (.hwpt(table), table)
+      }
+      objects.table.addUser(of: parent)
+      return table
+    }
+  }
+
+  /// The table that a device's DMA goes through; nil where it is blocked.
+  /// - Parameters:
+  ///   - device: A bound device.
+  ///   - pasid: Nil for DMA without one.
+  /// - Throws: `ENOENT`.
+  public func attachedHWPT(
+    of device: ObjectID, pasid: PASID? = nil
+  ) throws(IOMMUError) -> ObjectID? {
+    try self.device(device).device.group.table(pasid: pasid?.nonzero)?.id
+  }
+
+  /// The domain behind a page table that the engine fills, for drivers that look into their
+  /// own.
+  /// - Throws: `ENOENT`.
+  public func pagingDomain(_ id: ObjectID) throws(IOMMUError) -> any PagingDomain {
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }),
+      case .paging(let domain) = table.kind
+    else { throw noObject(id, wanted: "a kernel-managed page table") }
+    return domain
+  }
+
+  /// The domain behind a page table that the user owns, for drivers that look into their own.
+  /// - Throws: `ENOENT`.
+  public func nestedDomain(_ id: ObjectID) throws(IOMMUError) -> any NestedDomain {
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }),
+      case .nested(let domain, _) = table.kind
+    else { throw noObject(id, wanted: "a user-managed page table") }
+    return domain
+  }
+
+  /// Checks that an id names a page table, of whichever kind.
+  /// - Throws: `ENOENT` where there is no such object, `EINVAL` where it is another one.
+  public func requireHWPT(_ id: ObjectID) throws(IOMMUError) {
+    switch objects.withLock({ $0.table[id] }) {
+    case .hwpt?: return
+    case nil: throw noObject(id, wanted: "a page table")
+    case let other?:
+      throw IOMMUError(.invalidArgument, "object \(id) is \(other.kind), not a page table")
+    }
+  }
+
+  /// Makes the IOMMU forget what it cached of a table that the user owns.
+  ///
+  /// Linux: `IOMMU_HWPT_INVALIDATE`. MODEL G1, G2.
+  /// - Returns: How many entries were handled, and why it stopped before the last.
+  /// - Throws: `ENOENT` where the id names no such table.
+  public func invalidate(
+    _ table: ObjectID, _ requests: UserDataArray
+  ) throws(IOMMUError) -> (handled: UInt32, failure: IOMMUError?) {
+    try nestedDomain(table).invalidate(requests)
+  }
+}
