@@ -93,6 +93,7 @@ extension AddressSpace {
             runs.append(Accessor.Pin.Run(address: address, length: length))
           }
         }
+        try FailurePoint.pass(.accessorPin)
       } catch {
         for pages in pinned { pages.unpin(in: memory) }
         throw error
@@ -104,6 +105,7 @@ extension AddressSpace {
 
   /// Copies out. See `Accessor.read`.
   func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {
+    try FailurePoint.pass(.scratch)
     var bytes = [UInt8](repeating: 0, count: count)
     try forEachSegment(iova, count: count, for: .read) {
       (done, address, length) throws(IOMMUError) in

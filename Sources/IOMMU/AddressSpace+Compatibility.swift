@@ -19,8 +19,7 @@ extension AddressSpace {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
       if !state.largePages {
-        if range.upperBound < .max { try cut(before: range.upperBound + 1, in: &state) }
-        try cut(before: range.lowerBound, in: &state)
+        try cut(around: range, in: &state)
       }
       var unmapped: UInt64 = 0
       while let position = state.areas.firstOverlap(with: range) {
@@ -35,11 +34,41 @@ extension AddressSpace {
     }
   }
 
-  /// Makes an area end before an IOVA and another begin there. Linux: `iopt_area_split`.
-  private func cut(before iova: UInt64, in state: inout State) throws(IOMMUError) {
+  /// Cuts the areas that lie across an end of a range, both or none.
+  private func cut(
+    around range: ClosedRange<UInt64>, in state: inout State
+  ) throws(IOMMUError) {
+    var upper: Pages?
+    if range.upperBound < .max {
+      upper = try pinForCut(before: range.upperBound + 1, in: state)
+    }
+    do throws(IOMMUError) {
+      if try pinForCut(before: range.lowerBound, in: state) != nil {
+        cut(before: range.lowerBound, in: &state)
+      }
+    } catch {
+      if let upper { for _ in state.domains { upper.unpin(in: memory) } }
+      throw error
+    }
+    if upper != nil { cut(before: range.upperBound + 1, in: &state) }
+  }
+
+  /// The area that an IOVA divides.
+  private func divided(
+    by iova: UInt64, in state: borrowing State
+  ) -> AreaMap.Position? {
     guard let position = state.areas.firstEnding(atOrAfter: iova),
       state.areas[position].first < iova
-    else { return }
+    else { return nil }
+    return position
+  }
+
+  /// Checks that the area around an IOVA can be cut there, and pins its memory once more.
+  /// - Returns: The memory; nil where nothing is to be cut.
+  private func pinForCut(
+    before iova: UInt64, in state: borrowing State
+  ) throws(IOMMUError) -> Pages? {
+    guard let position = divided(by: iova, in: state) else { return nil }
     let area = state.areas[position]
     let start = area.start + (iova - area.first)
     guard (iova | start & (Pages.hostPage - 1)) & (state.alignment - 1) == 0 else {
@@ -58,6 +87,7 @@ extension AddressSpace {
     // Every page table has pinned the area once; from now on each half is one.
     var pinned = 0
     do throws(IOMMUError) {
+      try FailurePoint.pass(.area)
       for _ in state.domains {
         try area.pages.pin(in: memory)
         pinned += 1
@@ -66,7 +96,14 @@ extension AddressSpace {
       for _ in 0..<pinned { area.pages.unpin(in: memory) }
       throw error
     }
-    _ = state.areas.remove(at: position)
+    return area.pages
+  }
+
+  /// Makes an area end before an IOVA and another begin there. Linux: `iopt_area_split`.
+  private func cut(before iova: UInt64, in state: inout State) {
+    guard let position = divided(by: iova, in: state) else { return }
+    let area = state.areas.remove(at: position)
+    let start = area.start + (iova - area.first)
     state.areas.insert(
       Area(
         first: area.first, last: iova - 1, pages: area.pages, start: area.start,

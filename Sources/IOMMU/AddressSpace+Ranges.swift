@@ -56,6 +56,7 @@ extension AddressSpace {
   func reserve(
     _ ranges: [ClosedRange<UInt64>], for owner: Reserved.Owner, in state: inout State
   ) throws(IOMMUError) {
+    try FailurePoint.pass(.reservation)
     for range in ranges {
       if let position = state.areas.firstOverlap(with: range) {
         let area = state.areas[position]

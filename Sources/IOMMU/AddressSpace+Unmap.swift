@@ -71,6 +71,7 @@ extension AddressSpace {
       throw IOMMUError(
         .overflow, "IOVA \(iova) + \(hex(length)) bytes passes the last address")
     }
+    try FailurePoint.pass(.scratch)
     return try state.withLock { (state) throws(IOMMUError) in
       try check(state)
       var pieces: [Piece] = []

@@ -137,6 +137,7 @@ final class AddressSpace: Sendable {
   /// Adds an area and fills it into every page table; on failure nothing has changed.
   func insert(_ area: consuming Area, in state: inout State) throws(IOMMUError) {
     let area = area
+    try FailurePoint.pass(.area)
     if !state.domains.isEmpty { try fillDomains(area, in: state) }
     events.append(
       .map(

@@ -52,6 +52,7 @@ extension Context {
         .operationNotSupported,
         "\(driver.name), the IOMMU of \(object.device.name), does not track dirty pages")
     }
+    try FailurePoint.pass(.driverObject)
     let domain = try driver.makePagingDomain(
       for: object.device.requester, attributes: attributes, data: data)
     try space.add(domain)
@@ -91,6 +92,7 @@ extension Context {
           : "HWPT \(parent.id) was made for \(parent.driver.name); \(object.device.name) is "
             + "behind \(driver.name)")
     }
+    try FailurePoint.pass(.driverObject)
     let domain = try driver.makeNestedDomain(
       for: object.device.requester, parent: parent.paging, attributes: attributes, data: data)
     return try insertTable(dependingOn: parent.id) { id in

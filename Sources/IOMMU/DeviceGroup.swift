@@ -116,6 +116,7 @@ public final class DeviceGroup: Sendable {
   ) throws(IOMMUError) {
     for (index, device) in devices.enumerated() {
       do throws(IOMMUError) {
+        try FailurePoint.pass(.attachment)
         try device.driver.setContext(of: device.requester, pasid: pasid, to: context)
       } catch {
         for device in devices[..<index] { restore(device, pasid: pasid, to: old) }

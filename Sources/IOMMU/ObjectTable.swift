@@ -79,6 +79,7 @@ struct ObjectTable: Sendable {
   mutating func insert<Made>(
     _ make: (ObjectID) -> (ContextObject, Made)
   ) throws(IOMMUError) -> Made {
+    try FailurePoint.pass(.object)
     var index = lowestFree
     while index < slots.count, slots[index].object != nil { index += 1 }
     guard index < Self.limit else {

@@ -79,12 +79,16 @@ final class Pages: Sendable {
   /// Whether somebody has pinned the memory.
   var isPinned: Bool { pins.withLock { $0.users > 0 } }
 
+  /// How many have pinned the memory, and where it is: for snapshots.
+  var pinState: (users: Int, placed: Placed) { pins.withLock { ($0.users, $0.placed) } }
+
   private func place(in memory: PhysicalMemory) throws(IOMMUError) -> Placed {
     var placed = Placed.nowhere
     var offset: UInt64 = 0
     do throws(IOMMUError) {
       try source.pin(address: address, length: length, writable: isWritable) {
         (run) throws(IOMMUError) in
+        try FailurePoint.pass(.pin)
         let runLength = run.length
         let physical = try memory.insert(run, congruentTo: address &+ offset)
         if runLength == length {

@@ -25,6 +25,7 @@ public final class PhysicalMemory: Sendable {
   public func insert(
     _ run: consuming PinnedRun, congruentTo address: UInt64
   ) throws(IOMMUError) -> PhysicalAddress {
+    try FailurePoint.pass(.segment)
     let slotSize: UInt64 = 1 << SegmentTable.slotShift
     let offset = address & (slotSize - 1)
     let length = run.length

@@ -151,6 +151,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   func install(
     _ file: any OpenFile, flags: Int32, closeOnExec: Bool
   ) throws(IOMMUError) -> Int32 {
+    try FailurePoint.pass(.descriptor)
     guard let number = freeNumber() else {
       throw IOMMUError(.tooManyOpenFiles, "the program has no free descriptor")
     }

@@ -20,6 +20,7 @@ extension Caller {
   func load<T>(
     _ initial: T, from address: UInt64, size: Int
   ) throws(IOMMUError) -> T {
+    try FailurePoint.pass(.copyIn)
     var value = initial
     let count = min(size, MemoryLayout<T>.size)
     // SAFETY: the buffer is the value's own storage, cut to its size.
@@ -41,6 +42,7 @@ extension Caller {
   func store<T>(
     _ value: T, to address: UInt64, size: Int = MemoryLayout<T>.size
   ) throws(IOMMUError) {
+    try FailurePoint.pass(.copyOut)
     let count = min(size, MemoryLayout<T>.size)
     var failure: IOMMUError?
     // SAFETY: the buffer is the value's own storage, cut to its size.
@@ -57,6 +59,7 @@ extension Caller {
   /// Copies bytes out.
   /// - Throws: `EFAULT`.
   func store(bytes: [UInt8], to address: UInt64) throws(IOMMUError) {
+    try FailurePoint.pass(.copyOut)
     var failure: IOMMUError?
     // SAFETY: the buffer is the array's storage for the length of the closure.
     unsafe bytes.withUnsafeBytes { buffer in
@@ -72,6 +75,8 @@ extension Caller {
   /// Copies `count` bytes in.
   /// - Throws: `EFAULT`.
   func bytes(at address: UInt64, count: Int) throws(IOMMUError) -> [UInt8] {
+    try FailurePoint.pass(.scratch)
+    try FailurePoint.pass(.copyIn)
     var bytes = [UInt8](repeating: 0, count: count)
     var failure: IOMMUError?
     // SAFETY: the buffer is the array's storage for the length of the closure.
@@ -89,6 +94,7 @@ extension Caller {
   /// Whether `count` bytes are all zero. Linux: `check_zeroed_user`.
   /// - Throws: `EFAULT`.
   func isZero(at address: UInt64, count: UInt64) throws(IOMMUError) -> Bool {
+    try FailurePoint.pass(.copyIn)
     var chunk = [UInt8](repeating: 0, count: Int(min(count, 4096)))
     var done: UInt64 = 0
     while done < count {

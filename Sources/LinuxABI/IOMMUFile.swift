@@ -29,7 +29,8 @@ public final class IOMMUNode: DeviceNode {
   }
 
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    IOMMUFile(
+    try FailurePoint.pass(.context)
+    return IOMMUFile(
       context: Context(system: system), number: number, table: table,
       trustsCallers: trustsCallers)
   }

@@ -17,6 +17,9 @@ public final class MockDomain: PagingDomain {
   /// `MOCK_APERTURE_START` to `MOCK_APERTURE_LAST`, both inclusive.
   public static let aperture: ClosedRange<UInt64> = 0x100_0000...0x7fff_ffff
 
+  /// After so many bytes a map asks for more memory, as far as failures on demand go.
+  private static let tableReach: UInt64 = 32 * pageSize
+
   public let geometry: DomainGeometry
   /// Whether it was made to track dirty pages: some devices cannot use it then.
   public let tracksDirty: Bool
@@ -61,6 +64,14 @@ public final class MockDomain: PagingDomain {
       }
       var offset: UInt64 = 0
       for number in numbers {
+        if offset % Self.tableReach == 0 {
+          do throws(IOMMUError) {
+            try FailurePoint.pass(.tableMemory)
+          } catch {
+            for number in Self.numbers(iova, offset) { state.pages.removeValue(forKey: number) }
+            throw error
+          }
+        }
         let huge = isHuge(
           iova.rawValue + offset, physical.rawValue + offset,
           from: iova.rawValue, to: iova.rawValue + length)

@@ -56,6 +56,7 @@ public final class MockIOMMU: IOMMUDriver {
     guard DeviceFlags.all.isSuperset(of: flags) else {
       throw IOMMUError(.invalidArgument, "mock devices have no flags \(hex(flags.rawValue))")
     }
+    try FailurePoint.pass(.driverObject)
     let index = devices.withLock { devices -> UInt16? in
       guard let index = (0...UInt16.max).first(where: { devices[$0] == nil }) else {
         return nil

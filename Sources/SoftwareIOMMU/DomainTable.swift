@@ -69,6 +69,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
     _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
   ) throws(IOMMUError) {
     let attributes = attributes
+    try FailurePoint.pass(.tableMemory)
     do throws(MapFailure) {
       try state.withLock { state throws(MapFailure) in
         do throws(MapFailure) {

@@ -97,7 +97,8 @@ public final class LocalCaller: Caller {
   public func install(
     _ file: any OpenFile, closeOnExec: Bool
   ) throws(IOMMUError) -> Int32 {
-    add(file)
+    try FailurePoint.pass(.descriptor)
+    return add(file)
   }
 
   // MARK: What a test does with it

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Everything that a context holds, as text: what a test compares with what was there before a
+// call that failed. Slow; nothing but tests asks for it.
+
+import PageTables
+
+extension Context {
+  /// One line for each object, area, reserved range, pin, table entry and group; equal where
+  /// nothing has changed. Consistent where no other thread changes the context meanwhile.
+  package var snapshot: [String] {
+    let (table, rest) = objects.withLock { objects in
+      (
+        objects.table,
+        [
+          "holders \(objects.holders)", "closed \(objects.isClosed)",
+          "accounts per process \(objects.accountsPerProcess)",
+          "compatibility IOAS \(objects.compatibilityIOAS?.description ?? "none")",
+        ]
+      )
+    }
+    let automatic = configuration.withLock { configuration in
+      configuration.automaticTables.filter { !$0.value.isEmpty }
+        .map { "IOAS \($0.key): automatic tables \($0.value.map(\.id))" }
+    }
+    return rest + automatic.sorted()
+      + table.ids.flatMap { id -> [String] in
+        guard let object = table[id] else { return [] }
+        return ["object \(id): \(object.kind), \(table.users(of: id)) users"] + lines(object)
+      } + system.groups.map(\.snapshot)
+      + ["physical space: \(system.memory.usedSlots) slots in use"]
+  }
+
+  private func lines(_ object: ContextObject) -> [String] {
+    switch object {
+    case .ioas(let space): space.snapshot
+    case .hwpt(let table):
+      ["  \(table.attributes), nested \(table.isNested)"]
+        + (table.isNested ? [] : table.addressSpace.translations(of: table.paging))
+    case .device(let object): ["  \(object.device.name), cookie \(object.cookie)"]
+    case .foreign: []
+    }
+  }
+}
+
+extension AddressSpace {
+  fileprivate var snapshot: [String] {
+    state.withLock { state in
+      var lines = [
+        "  alignment \(state.alignment), large pages \(state.largePages), "
+          + "\(state.domains.count) tables, \(state.pinningAccessors) accessors that pin"
+      ]
+      try? state.areas.visit { area in
+        lines.append(
+          "  area \(hex(area.first))...\(hex(area.last)) \(area.permissions): "
+            + "\(hex(area.pages.address)) + \(hex(area.start)), \(area.pages.snapshot(in: memory))"
+        )
+      }
+      lines += state.reserved.map { reserved in
+        let owner = if case .domain = reserved.owner { "a table" } else { "\(reserved.owner)" }
+        let (first, last) = (reserved.range.lowerBound, reserved.range.upperBound)
+        return "  reserved \(hex(first))...\(hex(last)) for \(owner)"
+      }.sorted()
+      lines += state.allowed.map { "  allowed \($0)" }
+      lines += state.accessPins.map { "  pin \($0.key.id): \($0.value.range)" }.sorted()
+      return lines
+    }
+  }
+
+  /// Where a table sends each of its pages that an area covers.
+  fileprivate func translations(of domain: any PagingDomain) -> [String] {
+    state.withLock { state in
+      var lines: [String] = []
+      let page = domain.geometry.pageSizes.smallest
+      try? state.areas.visit { area in
+        for iova in stride(from: area.first, to: area.last, by: Int(page)) {
+          lines.append("  \(IOVA(iova)) -> \(memory.name(of: domain.translate(IOVA(iova))))")
+        }
+      }
+      return lines
+    }
+  }
+}
+
+extension Pages {
+  fileprivate func snapshot(in memory: PhysicalMemory) -> String {
+    let (users, placed) = pinState
+    return switch placed {
+    case .nowhere: "\(users) pins"
+    case .one(let address): "\(users) pins of \(memory.name(of: address))"
+    case .many(let segments):
+      "\(users) pins of \(segments.map { memory.name(of: $0.physical) })"
+    }
+  }
+}
+
+extension PhysicalMemory {
+  /// What is at an address; its place in physical space says nothing.
+  fileprivate func name(of address: PhysicalAddress?) -> String {
+    guard let identity = address.flatMap({ identity(of: $0) }) else { return "nothing" }
+    return "\(identity.space):\(identity.object) + \(hex(identity.offset))"
+  }
+}
+
+extension DeviceGroup {
+  fileprivate var snapshot: String {
+    state.withLock { state in
+      let attachments = state.attachments.map { pasid, attachment in
+        "PASID \(pasid.map { "\($0.rawValue)" } ?? "none") on \(attachment.table.id) for "
+          + "\(attachment.devices.map(\.id))"
+      }
+      return "group \(id): \(state.devices.map(\.name)), owned \(state.owner != nil) "
+        + "\(state.ownerCount) times, \(attachments.sorted())"
+    }
+  }
+}
