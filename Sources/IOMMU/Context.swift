@@ -33,6 +33,9 @@ public final class Context: Sendable {
     var automaticTables: [ObjectID: [HWPT]] = [:]
   }
 
+  /// What drivers share with the program, which maps it through the context's file.
+  public let areas = MmapAreas()
+
   public init(system: IOMMUSystem) {
     self.system = system
     system.contextOpened()

@@ -29,7 +29,8 @@ enum LockRank: Int, Comparable, Sendable {
   /// `Context.objects`: ids. A leaf: nothing is called under it.
   case objects
   // Below the engine, each after all of the above: the driver's own locks, then
-  // `PhysicalMemory.slots`, then `EventLog.state`.
+  // `PhysicalMemory.slots`, then `EventLog.state`. Leaves: `MmapAreas.state`, and
+  // `Readiness.state` below the lock of its queue; a carrier's signal is set under that one.
 
   static func < (left: LockRank, right: LockRank) -> Bool { left.rawValue < right.rawValue }
 }

@@ -139,9 +139,7 @@ extension HandleTable {
       func write(
         at offset: UInt64, from buffer: UnsafeRawBufferPointer
       ) throws(IOMMUError) -> Int { 0 }
-      func checkMap(
-        at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-      ) throws(IOMMUError) {}
+      func checkMap(_ request: MapRequest) throws(IOMMUError) {}
       func close() {}
     }
     let table = try HandleTable()

@@ -179,15 +179,16 @@ enum Answer {
   }
 
   private func checkMap(_ call: SystemCall, _ file: any OpenFile) throws(IOMMUError) -> Answer {
-    guard file.regionWindowSize > 0 else {
-      throw IOMMUError(.noSuchDevice, "\(file.name) has nothing to map")
-    }
-    let flags = Int32(truncatingIfNeeded: call[3])
-    let sharing = flags & 0xF
+    let protection = Int32(truncatingIfNeeded: call[2])
+    // MAP_SHARED or MAP_SHARED_VALIDATE.
+    let sharing = Int32(truncatingIfNeeded: call[3]) & 0xF
+    // What the kernel refuses whatever the file is.
+    guard call[5] & 4095 == 0, call[1] > 0, call[1] <= UInt64(Int64.max) else { return .goOn }
     try file.checkMap(
-      at: call[5], length: call[1],
-      writable: Int32(truncatingIfNeeded: call[2]) & PROT_WRITE != 0,
-      shared: sharing == MAP_SHARED || sharing == 3)
+      MapRequest(
+        offset: call[5], length: (call[1] + 4095) & ~4095,
+        isWritable: protection & PROT_WRITE != 0, isExecutable: protection & PROT_EXEC != 0,
+        isShared: sharing == MAP_SHARED || sharing == 3))
     return .goOn
   }
 

@@ -37,7 +37,7 @@ public final class IOMMUNode: DeviceNode {
 }
 
 /// An open `/dev/iommu`.
-final class IOMMUFile: ContextFile {
+final class IOMMUFile: ContextFile, MmapFile {
   let name = "iommufd"
   let number: DeviceNumber
   let context: Context
@@ -53,6 +53,7 @@ final class IOMMUFile: ContextFile {
   }
 
   var regionWindowSize: UInt64 { 0 }
+  var areas: MmapAreas { context.areas }
 
   func ioctl(
     _ command: UInt32, argument: UInt64, by caller: any Caller
@@ -88,11 +89,10 @@ final class IOMMUFile: ContextFile {
     throw IOMMUError(.invalidArgument, "/dev/iommu cannot be written")
   }
 
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError) {
-    throw IOMMUError(
-      .noSuchAddressOrDevice, "/dev/iommu has nothing at \(hex(offset)) to map")
+  func checkMap(_ request: MapRequest) throws(IOMMUError) {
+    try areas.check(
+      offset: request.offset, length: request.length, isShared: request.isShared,
+      isExecutable: request.isExecutable)
   }
 
   func close() { context.close() }

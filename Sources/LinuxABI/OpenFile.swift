@@ -57,12 +57,39 @@ public protocol OpenFile: AnyObject, Sendable {
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int
 
   /// Whether `mmap(2)` of this range may go ahead.
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError)
+  /// - Throws: `ENODEV` where nothing of the file can be mapped at all.
+  func checkMap(_ request: MapRequest) throws(IOMMUError)
 
   /// The last reference anywhere is gone. Called once; frees everything the file held.
   func close()
+}
+
+/// What an `mmap(2)` asks for.
+public struct MapRequest: Sendable {
+  /// In the file, in bytes, a multiple of 4 KiB.
+  public var offset: UInt64
+  /// In bytes, rounded up to whole pages of 4 KiB as Linux does.
+  public var length: UInt64
+  public var isWritable: Bool
+  public var isExecutable: Bool
+  public var isShared: Bool
+
+  public init(
+    offset: UInt64, length: UInt64, isWritable: Bool = true, isExecutable: Bool = false,
+    isShared: Bool = true
+  ) {
+    self.offset = offset
+    self.length = length
+    self.isWritable = isWritable
+    self.isExecutable = isExecutable
+    self.isShared = isShared
+  }
+}
+
+/// A file with pages that programs map, each at an offset of its own. The carrier says where
+/// they are kept before a program has the file; what it keeps them in may go with the file.
+public protocol MmapFile: OpenFile {
+  var areas: MmapAreas { get }
 }
 
 /// Who makes a call, as far as the binary face needs to know: its memory, its files, its

@@ -33,9 +33,7 @@ final class AccessorFile: OpenFile {
     throw IOMMUError(.invalidArgument, "an accessor cannot be written")
   }
 
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError) {
+  func checkMap(_ request: MapRequest) throws(IOMMUError) {
     throw IOMMUError(.noSuchDevice, "an accessor cannot be mapped")
   }
 

@@ -133,9 +133,7 @@ final class VFIODeviceFile: OpenFile {
     return (region, place.offset)
   }
 
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError) {
+  func checkMap(_ request: MapRequest) throws(IOMMUError) {
     try session.checkAccess()
     throw IOMMUError(
       .invalidArgument,

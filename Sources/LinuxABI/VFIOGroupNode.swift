@@ -146,9 +146,7 @@ extension OpenFile where Self: VFIOFileWithoutRegions {
     throw IOMMUError(.invalidArgument, "\(name) cannot be written")
   }
 
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError) {
+  func checkMap(_ request: MapRequest) throws(IOMMUError) {
     throw IOMMUError(.noSuchDevice, "\(name) cannot be mapped")
   }
 }

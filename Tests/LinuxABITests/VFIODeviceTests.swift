@@ -31,7 +31,7 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
     #expect(rig.config(4, UInt16(6)) == -Int(EINVAL))
     #expect(throws: IOMMUError.self) {
       try rig.file.checkMap(
-        at: EngineRig.regionBase, length: 4096, writable: false, shared: true)
+        MapRequest(offset: EngineRig.regionBase, length: 4096, isWritable: false))
     }
     #expect(!rig.vfio.isBound)
   }

@@ -133,6 +133,62 @@ public final class LocalCaller: Caller {
     files.withLock { $0.open.removeValue(forKey: descriptor) }?.close()
   }
 
+  // MARK: Queues of records, and maps
+
+  private func queue(_ descriptor: Int32) throws(IOMMUError) -> any EventFile {
+    guard let file = try openFile(descriptor: descriptor) as? any EventFile else {
+      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is no queue of records")
+    }
+    return file
+  }
+
+  /// One `read(2)` of a queue.
+  /// - Returns: Bytes read into the arena at `address`, or the negative errno.
+  public func read(_ descriptor: Int32, _ address: UInt64, count: Int) -> Int {
+    var done: UInt64 = 0
+    do throws(IOMMUError) {
+      return try queue(descriptor).read(count: count) { (records) throws(IOMMUError) in
+        try copyOut(records, to: address &+ done)
+        done += UInt64(records.count)
+      }
+    } catch {
+      return -Int(error.errno.rawValue)
+    }
+  }
+
+  /// One `write(2)` to a queue, from the arena.
+  public func write(_ descriptor: Int32, _ address: UInt64, count: Int) -> Int {
+    do throws(IOMMUError) {
+      return try queue(descriptor).write(count: count) { (offset, size) throws(IOMMUError) in
+        try check(address &+ UInt64(offset), size)
+        return (0..<size).map { arena[Int(address) + offset + $0] }
+      }
+    } catch {
+      return -Int(error.errno.rawValue)
+    }
+  }
+
+  private func copyOut(_ bytes: [UInt8], to address: UInt64) throws(IOMMUError) {
+    try check(address, bytes.count)
+    for (index, byte) in bytes.enumerated() { arena[Int(address) + index] = byte }
+  }
+
+  /// What poll(2) says of a queue; nil where it is none.
+  public func poll(_ descriptor: Int32) -> PollEvents? {
+    (try? queue(descriptor))?.pollEvents
+  }
+
+  /// One `mmap(2)`, shared.
+  /// - Returns: 0, or the negative errno. What is then mapped: `LocalMmapBacking.map`.
+  public func mmap(_ file: any OpenFile, _ request: MapRequest) -> Int32 {
+    do throws(IOMMUError) {
+      try file.checkMap(request)
+      return 0
+    } catch {
+      return -error.errno.rawValue
+    }
+  }
+
   /// Puts a value into the arena.
   public func put<T>(_ value: T, at address: UInt64) {
     withUnsafeBytes(of: value) { bytes in

@@ -222,10 +222,11 @@ final class TestFile: OpenFile {
     return range.count
   }
 
-  func checkMap(
-    at offset: UInt64, length: UInt64, writable: Bool, shared: Bool
-  ) throws(IOMMUError) {
-    guard shared else { throw IOMMUError(.invalidArgument, "only shared mappings") }
+  func checkMap(_ request: MapRequest) throws(IOMMUError) {
+    guard regionWindowSize > 0 else {
+      throw IOMMUError(.init(rawValue: ENODEV), "nothing to map")
+    }
+    guard request.isShared else { throw IOMMUError(.invalidArgument, "only shared mappings") }
   }
 
   func close() { counts.closed.add(1, ordering: .relaxed) }
