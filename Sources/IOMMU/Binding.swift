@@ -72,6 +72,17 @@ public struct Binding: ~Copyable, Sendable {
     try context.attach(object, pasid: pasid.nonzero, to: target, mode: .replace)
   }
 
+  /// Attaches a PASID or moves it to another page table in one step, as `attach(to:)` does
+  /// for DMA without one.
+  /// - Returns: The page table.
+  /// - Throws: As `attach(_:to:)`, but for `EBUSY`.
+  @discardableResult
+  public func attachOrReplace(
+    _ pasid: PASID, to target: ObjectID
+  ) throws(IOMMUError) -> ObjectID {
+    try context.attach(object, pasid: pasid.nonzero, to: target)
+  }
+
   /// Blocks DMA with a PASID. Nothing where it is not attached.
   public func detach(_ pasid: PASID) { context.detach(object, pasid: pasid.nonzero) }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // BIND_IOMMUFD, ATTACH_IOMMUFD_PT and DETACH_IOMMUFD_PT: what makes a device's security context
-// (MODEL C, D). Structures as of Linux 6.12: the token and the PASIDs that came later are
-// refused by their flags, as there.
+// (MODEL C, D). The token that came to BIND_IOMMUFD later is refused by its flag.
 
 import CLinuxABI
 import IOMMU
@@ -34,11 +33,19 @@ extension VFIODeviceFile {
 
   func attach(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 12
-    let structure = try caller.load(
+    var structure = try caller.load(
       vfio_device_attach_iommufd_pt(), from: argument, size: minimum)
-    try check(structure.argsz, atLeast: minimum, flags: structure.flags)
+    try check(
+      structure.argsz, atLeast: minimum, flags: structure.flags,
+      known: VFIO_DEVICE_ATTACH_PASID)
+    var pasid: PASID?
+    if structure.flags & VFIO_DEVICE_ATTACH_PASID != 0 {
+      try check(structure.argsz, atLeast: 16)
+      structure = try caller.load(structure, from: argument, size: 16)
+      pasid = PASID(rawValue: structure.pasid)
+    }
     try session.attach(
-      to: ObjectID(structure.pt_id),
+      pasid: pasid, to: ObjectID(structure.pt_id),
       publish: { (id) throws(IOMMUError) in
         try caller.store(id.rawValue, to: argument &+ 8)
       })
@@ -46,22 +53,32 @@ extension VFIODeviceFile {
 
   func detach(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 8
-    let structure = try caller.load(
+    var structure = try caller.load(
       vfio_device_detach_iommufd_pt(), from: argument, size: minimum)
-    try check(structure.argsz, atLeast: minimum, flags: structure.flags)
-    try session.detach()
+    try check(
+      structure.argsz, atLeast: minimum, flags: structure.flags,
+      known: VFIO_DEVICE_DETACH_PASID)
+    var pasid: PASID?
+    if structure.flags & VFIO_DEVICE_DETACH_PASID != 0 {
+      try check(structure.argsz, atLeast: 12)
+      structure = try caller.load(structure, from: argument, size: 12)
+      pasid = PASID(rawValue: structure.pasid)
+    }
+    try session.detach(pasid: pasid)
   }
 
   /// The two things that all structures of VFIO begin with.
   func check(
-    _ argsz: UInt32, atLeast minimum: Int, flags: UInt32 = 0
+    _ argsz: UInt32, atLeast minimum: Int, flags: UInt32 = 0, known: UInt32 = 0
   ) throws(IOMMUError) {
     guard Int(argsz) >= minimum else {
       throw IOMMUError(.invalidArgument, "argsz is \(argsz); \(minimum) bytes are needed")
     }
-    guard flags == 0 else {
+    guard flags & ~known == 0 else {
       throw IOMMUError(
-        .invalidArgument, "flags are \(hex(flags)) and none is known here")
+        .invalidArgument,
+        "flags are \(hex(flags)); "
+          + (known == 0 ? "none is known here" : "only \(hex(known)) is known here"))
     }
   }
 }

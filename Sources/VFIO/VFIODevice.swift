@@ -167,27 +167,40 @@ public final class DeviceSession: Sendable {
 
   /// Attaches the device to an address space or a page table, or replaces what it is attached
   /// to in one step. Linux: `VFIO_DEVICE_ATTACH_IOMMUFD_PT`. MODEL D1.
-  /// - Parameter publish: Tells the user the page table; where it throws, the device is
-  ///   detached, as on Linux.
+  /// - Parameters:
+  ///   - pasid: Whose DMA; nil for what the device does without a PASID.
+  ///   - publish: Tells the user the page table; where it throws, the device is detached, as
+  ///     on Linux.
   public func attach(
-    to target: ObjectID, publish: (ObjectID) throws(IOMMUError) -> Void
+    pasid: PASID? = nil, to target: ObjectID, publish: (ObjectID) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     try checkAccess()
     try device.state.withLock { (state) throws(IOMMUError) in
-      guard let table = try state.binding?.attach(to: target) else { return }
+      let table =
+        if let pasid {
+          try state.binding?.attachOrReplace(pasid, to: target)
+        } else {
+          try state.binding?.attach(to: target)
+        }
+      guard let table else { return }
       do throws(IOMMUError) {
         try publish(table)
       } catch {
-        state.binding?.detach()
+        Self.detach(pasid, from: &state.binding)
         throw error
       }
     }
   }
 
-  /// Sends the device back to blocked. Linux: `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
-  public func detach() throws(IOMMUError) {
+  /// Sends the device, or one of its PASIDs, back to blocked.
+  /// Linux: `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
+  public func detach(pasid: PASID? = nil) throws(IOMMUError) {
     try checkAccess()
-    device.state.withLock { $0.binding?.detach() }
+    device.state.withLock { state in Self.detach(pasid, from: &state.binding) }
+  }
+
+  private static func detach(_ pasid: PASID?, from binding: inout Binding?) {
+    if let pasid { binding?.detach(pasid) } else { binding?.detach() }
   }
 
   /// The last reference to the file is gone: interrupts end, the device is reset and unbound.

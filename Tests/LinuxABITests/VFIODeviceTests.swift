@@ -114,14 +114,20 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
     attach.argsz = 11
     #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) == -EINVAL)
     attach.argsz = 16
-    attach.flags = 1
+    attach.flags = 2
+    #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) == -EINVAL)
+    attach.argsz = 15
+    attach.flags = VFIO_DEVICE_ATTACH_PASID
     #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) == -EINVAL)
     #expect(rig.detach() == 0, "not attached: nothing to do, as on Linux")
     var detach = vfio_device_detach_iommufd_pt()
     detach.argsz = 7
     #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach) == -EINVAL)
-    detach.argsz = 8
-    detach.flags = 1
+    detach.argsz = 12
+    detach.flags = 2
+    #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach) == -EINVAL)
+    detach.argsz = 11
+    detach.flags = VFIO_DEVICE_DETACH_PASID
     #expect(rig.caller.ioctl(rig.file, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach) == -EINVAL)
   }
 

@@ -42,6 +42,15 @@ final class BackDoor {
     return cmd.out_ioas_id
   }
 
+  /// Puts words into the client's memory.
+  func poke(_ words: [UInt32], at address: UInt64) {
+    caller.arena.withUnsafeMutableBytes { bytes in
+      for (index, word) in words.enumerated() {
+        bytes.storeBytes(of: word, toByteOffset: Int(address) + 4 * index, as: UInt32.self)
+      }
+    }
+  }
+
   func map(
     _ address: UInt64, _ length: UInt64, at iova: UInt64, in ioas: UInt32? = nil,
     flags: UInt32 = 7
@@ -88,6 +97,23 @@ final class BackDoor {
     return Device(
       result: result, object: cmd.mock_domain.out_stdev_id, table: cmd.mock_domain.out_hwpt_id,
       device: cmd.mock_domain.out_idev_id)
+  }
+
+  /// HWPT_ALLOC.
+  func makeTable(
+    for device: UInt32, on parent: UInt32? = nil, flags: UInt32 = 0,
+    type: UInt32 = IOMMU_HWPT_DATA_NONE, length: UInt32 = 0, data: UInt64 = 0
+  ) -> (result: Int32, id: UInt32) {
+    var cmd = iommu_hwpt_alloc()
+    cmd.size = 48
+    cmd.flags = flags
+    cmd.dev_id = device
+    cmd.pt_id = parent ?? ioas
+    cmd.data_type = type
+    cmd.data_len = length
+    cmd.data_uptr = data
+    let result = caller.ioctl(file, IOMMU_HWPT_ALLOC, &cmd)
+    return (result, cmd.out_hwpt_id)
   }
 
   func replace(_ object: UInt32, with table: UInt32) -> (result: Int32, table: UInt32) {

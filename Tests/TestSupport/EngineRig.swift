@@ -32,9 +32,12 @@ public final class EngineRig {
   public static let configBase: UInt64 = 1 << 45 | 7 << 40
 
   public init(
-    configuration: CopyEngine.Configuration = .init(), byteCount: UInt64 = 16 << 20
+    configuration: CopyEngine.Configuration = .init(), byteCount: UInt64 = 16 << 20,
+    iommu iommuConfiguration: SoftwareIOMMU.Configuration = .init()
   ) throws {
-    iommu = SoftwareIOMMU(name: "dmar0", memory: system.memory, events: system.events)
+    iommu = SoftwareIOMMU(
+      name: "dmar0", configuration: iommuConfiguration, memory: system.memory,
+      events: system.events)
     caller = try LocalCaller(byteCount: byteCount)
     engine = CopyEngine(configuration: configuration)
     let iommuGroup = system.addGroup()
