@@ -111,9 +111,10 @@ let package = Package(
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
     example("two-processes", in: "Tests/Programs"),
+    example("fail-nth", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
-      dependencies: ["Machine", "iommu", "dma-copy", "trespass", "two-processes"]),
+      dependencies: ["Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth"]),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -224,6 +224,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return status.st_uid
   }
 
+  var threadID: Int32 { thread }
+
   var processID: Int32 { server.tasks.task(thread)?.group ?? thread }
 
   var maySetResourceLimits: Bool {

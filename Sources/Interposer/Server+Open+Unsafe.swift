@@ -18,13 +18,17 @@ import SystemPackage
 struct NodeTable: Sendable {
   private var byKey: [FileKey: any DeviceNode] = [:]
   private var names: Set<[UInt8]> = []
+  private let threadNodes: [any ThreadNode]
   /// The program's root directory.
   let root: OwnedDescriptor
 
   /// - Parameters:
   ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
   ///   - root: The program's root directory, as we reach it.
-  init(_ nodes: [any DeviceNode], view: View, root: String) throws(InterposerError) {
+  init(
+    _ nodes: [any DeviceNode], threadNodes: [any ThreadNode], view: View, root: String
+  ) throws(InterposerError) {
+    self.threadNodes = threadNodes
     for entry in view.entries where entry.path.hasPrefix("/dev/") {
       guard case .link = entry.kind else { continue }
       names.insert(Array(entry.path.utf8.split(separator: UInt8(ascii: "/")).last ?? []))
@@ -49,6 +53,30 @@ struct NodeTable: Sendable {
   func isCandidate(_ path: [UInt8]) -> Bool {
     guard let last = path.split(separator: UInt8(ascii: "/")).last else { return false }
     return names.contains(Array(last))
+  }
+
+  /// The file of a thread that a path in `/proc` names; nil where it names none of ours.
+  func threadNode(
+    _ path: [UInt8], of caller: ClientCaller
+  ) -> (node: any ThreadNode, thread: Int32)? {
+    guard !threadNodes.isEmpty, path.starts(with: Array("/proc/".utf8)) else { return nil }
+    var parts = String(decoding: path, as: UTF8.self).split(separator: "/").dropFirst()
+    let last = parts.popLast()
+    guard let node = threadNodes.first(where: { $0.name == last ?? "" }) else { return nil }
+    let process = caller.processID
+    let thread: Int32
+    switch (parts.popFirst(), parts.popFirst(), parts.popFirst()) {
+    case ("thread-self"?, nil, _): thread = caller.thread
+    case ("self"?, nil, _): thread = process
+    case (let owner?, nil, _) where owner == "\(process)": thread = process
+    case (let owner?, "task"?, let number?) where owner == "self" || owner == "\(process)":
+      guard let task = Int32(number),
+        unsafe access("/proc/\(process)/task/\(task)", F_OK) == 0
+      else { return nil }
+      thread = task
+    default: return nil
+    }
+    return (node, thread)
   }
 
   func node(_ descriptor: Int32) -> (any DeviceNode)? {
@@ -78,6 +106,11 @@ extension Server {
     }
     if path.starts(with: Array("/dev/userfaultfd".utf8)) { tasks.memoryMayBlock() }
     let flags = Int32(truncatingIfNeeded: request.flags)
+    if let (node, thread) = nodes.threadNode(path, of: caller), isValid(call.id) {
+      return open(node.name, flags: flags, caller) { () throws(IOMMUError) in
+        try node.open(thread: thread, by: caller)
+      }
+    }
     // The kernel gives the right answers to these, on the placeholder.
     guard flags & (System.pathOnly | O_DIRECTORY) == 0,
       flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
@@ -91,8 +124,17 @@ extension Server {
       }
       return (nil, .goOn)
     }
+    return open(node.path, flags: flags, caller) { () throws(IOMMUError) in
+      try node.open(flags: flags, by: caller)
+    }
+  }
+
+  private func open(
+    _ name: String, flags: Int32, _ caller: ClientCaller,
+    _ make: () throws(IOMMUError) -> any OpenFile
+  ) -> (file: (any OpenFile)?, Answer) {
     do throws(IOMMUError) {
-      let file = try node.open(flags: flags, by: caller)
+      let file = try make()
       do throws(IOMMUError) {
         let number = try caller.install(
           file, flags: flags, closeOnExec: flags & O_CLOEXEC != 0)
@@ -102,7 +144,7 @@ extension Server {
         throw error
       }
     } catch {
-      return (nil, .failure(IOMMUError(error.errno, "\(node.path): \(error.reason)")))
+      return (nil, .failure(IOMMUError(error.errno, "\(name): \(error.reason)")))
     }
   }
 

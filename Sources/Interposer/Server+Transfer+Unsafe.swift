@@ -44,7 +44,8 @@ extension Server {
       throw IOMMUError(
         .badFileDescriptor, "\(file.name) is not open for \(isWrite ? "writing" : "reading")")
     }
-    var offset = hasOffset ? call[3] : 0
+    let positioned = hasOffset ? nil : file as? any PositionedFile
+    var offset = hasOffset ? call[3] : positioned?.position ?? 0
     guard offset <= UInt64(Int64.max) else {
       throw IOMMUError(.invalidArgument, "the file offset \(hex(offset)) is negative")
     }
@@ -53,6 +54,7 @@ extension Server {
       ? try vector(call[1], count: call[2], caller)
       : [Piece(address: call[1], length: min(call[2], 0x7FFF_F000))]
     var total = 0
+    defer { positioned?.position &+= UInt64(total) }
     do throws(IOMMUError) {
       for piece in pieces {
         var done: UInt64 = 0

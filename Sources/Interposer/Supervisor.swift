@@ -96,7 +96,8 @@ final class Supervision {
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
     let nodes = try NodeTable(
-      machine.nodes, view: machine.view, root: "/proc/\(program)/root")
+      machine.nodes, threadNodes: machine.threadNodes, view: machine.view,
+      root: "/proc/\(program)/root")
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: nodes, reporter: reporter)
     guard System.startThread({ server.serve() }) else {

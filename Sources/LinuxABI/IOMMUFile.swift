@@ -13,6 +13,8 @@ public final class IOMMUNode: DeviceNode {
   private let system: IOMMUSystem
   private let table: CommandTable
   private let trustsCallers: Bool
+  /// Makes calls fail for those that ask for it; nil outside of self-tests.
+  public let failures: FailNthNode?
 
   /// - Parameter system: Whose devices and memory the contexts work with.
   public convenience init(system: IOMMUSystem) {
@@ -22,17 +24,29 @@ public final class IOMMUNode: DeviceNode {
   /// - Parameters:
   ///   - additionalCommands: Rows of a driver's back door.
   ///   - trustsCallers: Whether every caller counts as privileged.
-  init(system: IOMMUSystem, additionalCommands: [Command], trustsCallers: Bool = false) {
+  ///   - failures: Makes calls fail for those that ask for it.
+  init(
+    system: IOMMUSystem, additionalCommands: [Command], trustsCallers: Bool = false,
+    failures: FailNthNode? = nil
+  ) {
     self.system = system
     self.trustsCallers = trustsCallers
+    self.failures = failures
     table = CommandTable(Command.iommufd + additionalCommands)
   }
 
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    try FailurePoint.pass(.context)
-    return IOMMUFile(
+    guard let failures else { return makeFile() }
+    return try failures.run(caller) { () throws(IOMMUError) in
+      try FailurePoint.pass(.context)
+      return makeFile()
+    }
+  }
+
+  private func makeFile() -> IOMMUFile {
+    IOMMUFile(
       context: Context(system: system), number: number, table: table,
-      trustsCallers: trustsCallers)
+      trustsCallers: trustsCallers, failures: failures)
   }
 }
 
@@ -44,18 +58,32 @@ final class IOMMUFile: ContextFile, MmapFile {
   /// Whether every caller may do what Linux asks CAP_SYS_RESOURCE for.
   let trustsCallers: Bool
   private let table: CommandTable
+  private let failures: FailNthNode?
 
-  init(context: Context, number: DeviceNumber, table: CommandTable, trustsCallers: Bool) {
+  init(
+    context: Context, number: DeviceNumber, table: CommandTable, trustsCallers: Bool,
+    failures: FailNthNode? = nil
+  ) {
     self.context = context
     self.number = number
     self.table = table
     self.trustsCallers = trustsCallers
+    self.failures = failures
   }
 
   var regionWindowSize: UInt64 { 0 }
   var areas: MmapAreas { context.areas }
 
   func ioctl(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> Int {
+    guard let failures else { return try run(command, argument: argument, by: caller) }
+    return try failures.run(caller) { () throws(IOMMUError) in
+      try run(command, argument: argument, by: caller)
+    }
+  }
+
+  private func run(
     _ command: UInt32, argument: UInt64, by caller: any Caller
   ) throws(IOMMUError) -> Int {
     guard let number = table.index(of: command) else {

@@ -131,7 +131,13 @@ public protocol Caller: AnyObject, Sendable {
   var userID: UInt32 { get }
   /// Thread-group id, for accounting and traces.
   var processID: Int32 { get }
+  /// The calling thread, as the kernel numbers threads.
+  var threadID: Int32 { get }
   /// Whether the caller is privileged as `capable(CAP_SYS_RESOURCE)` means it: RLIMIT_MODE
   /// asks for it.
   var maySetResourceLimits: Bool { get }
+}
+
+extension Caller {
+  public var threadID: Int32 { processID }
 }

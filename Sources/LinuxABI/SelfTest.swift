@@ -14,7 +14,8 @@ extension IOMMUNode {
   /// - Parameter selfTestDriver: Makes the mock devices.
   public convenience init(selfTestDriver driver: MockIOMMU) {
     self.init(
-      system: driver.system, additionalCommands: [.selfTest(driver)], trustsCallers: true)
+      system: driver.system, additionalCommands: [.selfTest(driver)], trustsCallers: true,
+      failures: FailNthNode())
   }
 }
 

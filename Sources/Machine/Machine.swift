@@ -22,6 +22,8 @@ public final class Machine: Sendable {
   /// What programs open: `/dev/iommu`, `/dev/vfio/vfio`, `/dev/vfio/devices/vfioN` and
   /// `/dev/vfio/N`.
   public let nodes: [any DeviceNode]
+  /// Files that each thread of a program has in /proc: `fail-nth`, with the self-test driver.
+  public let threadNodes: [any ThreadNode]
   /// What programs find in /sys.
   public let view: View
 
@@ -52,12 +54,15 @@ public final class Machine: Sendable {
       selfTestDriver
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
     let container = VFIOContainerNode()
+    threadNodes = context.failures.map { [$0] } ?? []
     nodes = [context, container] + parts.deviceNodes + parts.groupNodes
-    view = MachineView(
+    var view = MachineView(
       machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
       numbers: Dictionary(
         nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first })
     ).view()
+    if selfTestDriver { view.entries += View.faultInjection }
+    self.view = view
   }
 }
 
@@ -179,5 +184,28 @@ extension DeviceDescription.HostDriver {
     case .none: .none
     case .ioatdma: .dma(rawValue)
     }
+  }
+}
+
+extension View {
+  /// Linux's switches of fault injection, which programs set before they use `fail-nth`. They
+  /// take what is written and do nothing: what fails is always one of our failure points.
+  fileprivate static var faultInjection: [Entry] {
+    let switches = [
+      ("failslab", ["ignore-gfp-wait"]),
+      ("fail_page_alloc", ["ignore-gfp-wait", "ignore-gfp-highmem"]),
+      ("fail_usercopy", []), ("fail_iommufd", []),
+    ]
+    var entries = [Entry("/sys/kernel/debug", .exclusiveDirectory)]
+    for (name, files) in switches {
+      entries.append(Entry("/sys/kernel/debug/\(name)", .directory))
+      for file in files + ["probability", "times", "verbose"] {
+        entries.append(
+          Entry(
+            "/sys/kernel/debug/\(name)/\(file)", .file(contents: Array("0\n".utf8), mode: 0o644)
+          ))
+      }
+    }
+    return entries
   }
 }

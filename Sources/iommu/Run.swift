@@ -65,7 +65,8 @@ struct Run: ParsableCommand {
       makeMachine: {
         let machine = try Machine(machine, selfTestDriver: withSelfTests)
         return InterposedMachine(
-          nodes: machine.nodes, view: machine.view, events: machine.system.events)
+          nodes: machine.nodes, threadNodes: machine.threadNodes, view: machine.view,
+          events: machine.system.events)
       })
     do {
       Glibc.exit(try Interposer.run(options))

@@ -70,6 +70,17 @@ import Testing
     #expect(run.status == 0, "\(run.errors)")
   }
 
+  @Test("fail-nth: a thread arms a failure for its own calls, with the self-test driver only")
+  func failNth() throws {
+    let program = built("fail-nth").path
+    let run = try iommu("run", "--self-test-driver", "--", program)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    let without = try iommu("run", "--", program)
+    #expect(without.status == 1 && without.output.contains("fail-nth can be opened"))
+    let view = try iommu("run", "--", "ls", "/sys/kernel/debug/failslab")
+    #expect(view.status != 0, "the switches are there with the self-test driver only")
+  }
+
   @Test("C6: the program sees the nodes and the machine's devices") func view() throws {
     let run = try iommu(
       "run", "--", "sh", "-c",
