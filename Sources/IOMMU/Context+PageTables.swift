@@ -127,6 +127,12 @@ extension Context {
     try self.device(device).device.group.table(pasid: pasid?.nonzero)?.id
   }
 
+  /// The machine's device behind a bound one, for drivers that look into their own.
+  /// - Throws: `ENOENT`.
+  public func physicalDevice(_ id: ObjectID) throws(IOMMUError) -> PhysicalDevice {
+    try device(id).device
+  }
+
   /// The domain behind a page table that the engine fills, for drivers that look into their
   /// own.
   /// - Throws: `ENOENT`.

@@ -33,6 +33,8 @@ public final class MockIOMMU: IOMMUDriver {
     let flags: DeviceFlags
     /// Whether the next switch of `refusedPASID` fails.
     var refusesPASID = false
+    /// What a virtual IOMMU invalidates. `IOMMU_TEST_DEV_CACHE_DEFAULT`, `MOCK_DEV_CACHE_NUM`.
+    var cache: [UInt32] = Array(repeating: 0xba_ddad, count: 4)
   }
 
   private let devices = Guarded<[UInt16: Device]>([:])
@@ -95,6 +97,16 @@ public final class MockIOMMU: IOMMUDriver {
 
   private func flags(of device: RequesterID) -> DeviceFlags {
     devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.flags ?? [] }
+  }
+
+  /// What a slot of a device's cache holds; nil where there is no such slot or device.
+  public func cache(of device: RequesterID, slot: UInt32) -> UInt32? {
+    devices.withLock { devices in
+      guard let cache = devices[UInt16(truncatingIfNeeded: device.rawValue)]?.cache,
+        slot < UInt32(cache.count)
+      else { return nil }
+      return cache[Int(slot)]
+    }
   }
 
   /// Mock devices that exist: zero once every context is closed.

@@ -140,6 +140,13 @@ final class BackDoor {
     }.result
   }
 
+  func checkCache(_ device: UInt32, _ slot: UInt32, is value: UInt32) -> Int32 {
+    call(IOMMU_TEST_OP_DEV_CHECK_CACHE, id: device) {
+      $0.check_dev_cache.id = slot
+      $0.check_dev_cache.cache = value
+    }.result
+  }
+
   func makeAccessor(
     on ioas: UInt32? = nil, pins: Bool
   ) -> (result: Int32, descriptor: UInt32) {

@@ -72,6 +72,17 @@ import Testing
     #expect(door.context.objectCount == 0)
   }
 
+  @Test("G1: a new mock device's cache is full; only a bound device has one, of four slots")
+  func cache() {
+    let device = door.makeDevice()
+    for slot: UInt32 in 0..<4 {
+      #expect(door.checkCache(device.device, slot, is: IOMMU_TEST_DEV_CACHE_DEFAULT) == 0)
+    }
+    #expect(door.checkCache(device.device, 0, is: 0) == -EINVAL)
+    #expect(door.checkCache(device.device, 4, is: IOMMU_TEST_DEV_CACHE_DEFAULT) == -EINVAL)
+    #expect(door.checkCache(device.object, 0, is: IOMMU_TEST_DEV_CACHE_DEFAULT) == -ENOENT)
+  }
+
   @Test("A1: closing the context takes its mock devices with it")
   func close() {
     _ = door.makeDevice()
