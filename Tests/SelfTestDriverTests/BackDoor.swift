@@ -188,3 +188,19 @@ final class BackDoor {
 
   func close(_ accessor: UInt32) { caller.close(Int32(bitPattern: accessor)) }
 }
+
+extension FailureSweep {
+  /// Compares the engine's state, the mock driver's, and each table's size.
+  convenience init(_ door: BackDoor) {
+    self.init {
+      var lines = door.context.snapshot
+      lines.append("\(door.driver.deviceCount) mock devices")
+      for id in 1...40 as ClosedRange<UInt32> {
+        if let domain = try? door.context.pagingDomain(ObjectID(id)) as? MockDomain {
+          lines.append("HWPT \(id): \(domain.pageCount) pages")
+        }
+      }
+      return lines
+    }
+  }
+}

@@ -3,31 +3,19 @@
 // Walks a call through all of its failures: the first failure point fails, then the second,
 // until the call succeeds with none. After each failure everything must be as it was.
 
-import CLinuxABI
 import IOMMU
-import SelfTestDriver
-import TestSupport
 import Testing
 
-/// Sweeps calls on the contexts of one back door.
-final class FailureSweep {
-  let door: BackDoor
+/// Sweeps calls on one context.
+public final class FailureSweep {
   /// What has failed so far, in any call.
-  private(set) var failed: Set<FailurePoint> = []
+  public private(set) var failed: Set<FailurePoint> = []
+  private let takeSnapshot: () -> [String]
 
-  init(_ door: BackDoor) { self.door = door }
+  /// - Parameter snapshot: All that must be as it was: the context's own, and more.
+  public init(snapshot: @escaping () -> [String]) { takeSnapshot = snapshot }
 
-  /// The engine's state, the mock driver's and each table's size.
-  private var snapshot: [String] {
-    var lines = door.context.snapshot
-    lines.append("\(door.driver.deviceCount) mock devices")
-    for id in 1...40 as ClosedRange<UInt32> {
-      if let domain = try? door.context.pagingDomain(ObjectID(id)) as? MockDomain {
-        lines.append("HWPT \(id): \(domain.pageCount) pages")
-      }
-    }
-    return lines
-  }
+  private var snapshot: [String] { takeSnapshot() }
 
   /// - Parameters:
   ///   - name: For messages.
@@ -35,7 +23,7 @@ final class FailureSweep {
   ///     then too.
   ///   - call: The call; 0 or a negative errno.
   ///   - undo: Takes back what a call that succeeded did.
-  func callAsFunction(
+  public func callAsFunction(
     _ name: String, kept: Set<FailurePoint> = [], _ call: () -> Int32, undo: () -> Void = {}
   ) {
     let before = snapshot
