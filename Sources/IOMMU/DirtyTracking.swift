@@ -19,7 +19,8 @@ public protocol DirtyTrackingDomain: PagingDomain {
   ///   - clear: Whether the pages are clean afterwards.
   ///   - report: Takes first IOVA and length of a dirty page, in bytes; it may begin before
   ///     the range and end after it. Called with the table's lock held.
-  /// - Throws: `EINVAL` while tracking is off.
+  ///
+  /// Reports nothing while tracking is off.
   func readDirty(
     _ range: ClosedRange<UInt64>, clear: Bool,
     _ report: (_ first: UInt64, _ length: UInt64) -> Void
@@ -31,7 +32,8 @@ extension AddressSpace {
   ///
   /// As on Linux the walk ends quietly at the first byte that is not mapped.
   func readDirty(
-    of domain: any DirtyTrackingDomain, _ range: ClosedRange<UInt64>, clear: Bool
+    of domain: (any DirtyTrackingDomain)?, _ range: ClosedRange<UInt64>, clear: Bool,
+    otherwise cannotTrack: () -> IOMMUError
   ) throws(IOMMUError) -> [ClosedRange<UInt64>] {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
@@ -43,6 +45,8 @@ extension AddressSpace {
           "\(hex(range.lowerBound))...\(hex(range.upperBound)) is not aligned to the "
             + "\(hex(state.alignment)) bytes of IOAS \(id)")
       }
+      // Linux looks at the range first.
+      guard let domain else { throw cannotTrack() }
       var dirty: [ClosedRange<UInt64>] = []
       var cursor = range.lowerBound
       var position = state.areas.firstEnding(atOrAfter: cursor)
@@ -96,14 +100,17 @@ extension Context {
   /// What was written since the last read that cleared. Linux: `IOMMU_HWPT_GET_DIRTY_BITMAP`.
   /// MODEL I1.
   /// - Parameter range: Closed, in bytes, aligned as mappings of the table's space are.
-  /// - Returns: Dirty ranges inside `range`, in order, none touching the next.
-  /// - Throws: `ENOENT`; `EINVAL` off the alignment or while tracking is off; `EOPNOTSUPP`.
+  /// - Returns: Dirty ranges inside `range`, in order, none touching the next. A table tracks
+  ///   by its own pages: a part of a large one is dirty, and is cleared, with the whole.
+  ///   Nothing while tracking is off, as on Linux; pages that were unmapped are forgotten.
+  /// - Throws: `ENOENT`; `EINVAL` off the alignment; `EOPNOTSUPP`.
   public func readDirty(
     of table: ObjectID, _ range: ClosedRange<UInt64>, clear: Bool
   ) throws(IOMMUError) -> [ClosedRange<UInt64>] {
     let (table, domain) = try dirtyTable(table)
-    guard let domain else { throw cannotTrack(table.id) }
-    return try table.addressSpace.readDirty(of: domain, range, clear: clear)
+    return try table.addressSpace.readDirty(of: domain, range, clear: clear) {
+      cannotTrack(table.id)
+    }
   }
 
   /// - Throws: `ENOENT` where the id names no page table.

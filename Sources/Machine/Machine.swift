@@ -162,6 +162,7 @@ extension IOMMUDescription {
     return SoftwareIOMMU.Configuration(
       format: format, addressBits: addressWidth, reservedRegions: reserved,
       pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl,
+      tracksDirty: dirtyTracking,
       maximumTablePages: Machine.maximumTablePages)
   }
 }

@@ -94,6 +94,7 @@ extension IOMMUDescription {
       ("pasid-bits", .number(pasidBits)),
       ("page-requests", .boolean(pageRequests)),
       ("snoop-control", .boolean(snoopControl)),
+      ("dirty-tracking", .boolean(dirtyTracking)),
     ])
   }
 }

@@ -76,6 +76,7 @@ extension IOMMUDescription {
     if pasidBits > 0 { parts.append("\(pasidBits)-bit PASIDs") }
     if pageRequests { parts.append("page requests") }
     parts.append(snoopControl ? "snoop control" : "no snoop control")
+    if !dirtyTracking { parts.append("no dirty tracking") }
     return parts.joined(separator: ", ")
   }
 }

@@ -49,6 +49,7 @@ extension MachineDescription {
       "    pasid-bits: \(iommu.pasidBits)",
       "    page-requests: \(iommu.pageRequests)",
       "    snoop-control: \(iommu.snoopControl)",
+      "    dirty-tracking: \(iommu.dirtyTracking)",
     ]
   }
 

@@ -63,6 +63,8 @@ public struct IOMMUDescription: Hashable, Sendable {
   public var pageRequests: Bool
   /// Whether it can force DMA to snoop the CPU's caches.
   public var snoopControl: Bool
+  /// Whether its page tables can keep dirty bits.
+  public var dirtyTracking: Bool
 
   public enum Kind: String, CaseIterable, Hashable, Sendable {
     /// VT-d: second-stage tables of 3 to 5 levels.
@@ -73,7 +75,7 @@ public struct IOMMUDescription: Hashable, Sendable {
 
   public init(
     name: String, kind: Kind, levels: Int? = nil, addressWidth: Int = 48, pasidBits: Int = 0,
-    pageRequests: Bool = false, snoopControl: Bool = true
+    pageRequests: Bool = false, snoopControl: Bool = true, dirtyTracking: Bool = true
   ) {
     self.name = name
     self.kind = kind
@@ -82,6 +84,7 @@ public struct IOMMUDescription: Hashable, Sendable {
     self.pasidBits = pasidBits
     self.pageRequests = pageRequests
     self.snoopControl = snoopControl
+    self.dirtyTracking = dirtyTracking
   }
 
   /// Levels that a table of 9 bits a level over 4 KiB pages needs for `width` bits.

@@ -90,7 +90,7 @@ private struct MachineParser {
         of: node, what: "an IOMMU",
         known: [
           "name", "kind", "levels", "address-width", "pasid-bits", "page-requests",
-          "snoop-control",
+          "snoop-control", "dirty-tracking",
         ],
         required: ["name", "kind"]),
       let name = fields["name"].flatMap(fileName),
@@ -106,7 +106,8 @@ private struct MachineParser {
       name: name, kind: kind, levels: size.levels, addressWidth: size.width,
       pasidBits: Int(pasidBits ?? 0),
       pageRequests: fields["page-requests"].flatMap(reader.flag) ?? false,
-      snoopControl: fields["snoop-control"].flatMap(reader.flag) ?? true)
+      snoopControl: fields["snoop-control"].flatMap(reader.flag) ?? true,
+      dirtyTracking: fields["dirty-tracking"].flatMap(reader.flag) ?? true)
   }
 
   /// Levels and width belong together; either may be left out.

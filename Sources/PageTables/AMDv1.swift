@@ -14,6 +14,12 @@
 public enum AMDv1: PageTableFormat {
   /// Bit 0, PR.
   @inlinable public static var presentBit: UInt64 { 1 << 0 }
+  /// Bit 5, A: used in a translation, in leaves (2.2.3.1, host access support). Kept where the
+  /// device table entry's HAD field asks for it.
+  @inlinable public static var accessedBit: UInt64 { 1 << 5 }
+  /// Bit 6, D: written through, in leaves (2.2.3.2, host dirty support). Of a leaf that is
+  /// repeated, any one of its entries makes the whole of it dirty.
+  @inlinable public static var dirtyBit: UInt64 { 1 << 6 }
   /// Bits 9 to 11, next level, of a leaf whose size is encoded in its address bits.
   @inlinable public static var encodedSizeLevel: Int { 7 }
   /// Bit 60, FC: force coherent accesses. In leaves.

@@ -27,7 +27,10 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   ///   - addressBits: Addresses of more bits fault; nil or more than the levels translate
   ///     means what the levels translate.
   ///   - maximumPages: The most table pages that may be in use, the root included: at least 1.
-  public init(levels: Int, addressBits: Int? = nil, maximumPages: Int = .max) {
+  ///   - keepsDirty: Whether walks can be told to set accessed and dirty bits.
+  public init(
+    levels: Int, addressBits: Int? = nil, maximumPages: Int = .max, keepsDirty: Bool = false
+  ) {
     let range = Format.levelRange
     let levels = min(max(levels, range.lowerBound), range.upperBound)
     let limit = Format.addressBits(levels: levels)
@@ -35,7 +38,8 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
     pool = TablePool(limit: max(1, maximumPages))
     pageSizes = Format.pageSizes(levels: levels)
     root = PageTableRoot(
-      page: pool.take(), levels: levels, last: bits == 64 ? .max : (1 << UInt64(bits)) - 1)
+      page: pool.take(), levels: levels, last: bits == 64 ? .max : (1 << UInt64(bits)) - 1,
+      keepsDirty: keepsDirty)
   }
 
   /// Table pages in use, the root included. In pages of 4 KiB.
@@ -91,12 +95,15 @@ public struct PageTableRoot<Format: PageTableFormat>: Sendable {
   public let levels: Int
   /// Last address that the table translates, inclusive.
   public let last: UInt64
+  /// Whether walks set accessed and dirty bits while `isMarking` says so.
+  public let keepsDirty: Bool
 
   @usableFromInline
-  init(page: TablePage, levels: Int, last: UInt64) {
+  init(page: TablePage, levels: Int, last: UInt64, keepsDirty: Bool) {
     self.page = page
     self.levels = levels
     self.last = last
+    self.keepsDirty = keepsDirty
   }
 }
 

@@ -37,6 +37,15 @@ public protocol PageTableFormat: Sendable {
   /// What an entry allows. A walk allows what all its entries allow.
   static func permissions(_ entry: UInt64) -> Permissions
 
+  /// The bit that an IOMMU sets in a leaf that it translates through; 0 where it keeps none.
+  static var accessedBit: UInt64 { get }
+
+  /// The bit that an IOMMU sets in a leaf that it writes through; 0 where it keeps none.
+  static var dirtyBit: UInt64 { get }
+
+  /// Whether the accessed bit is set in entries that point to tables too.
+  static var marksTables: Bool { get }
+
   /// An entry at `level` that points to a table of `level - 1` and restricts nothing.
   static func tableEntry(_ address: UInt64, level: Int) -> UInt64
 
@@ -48,6 +57,10 @@ public protocol PageTableFormat: Sendable {
 }
 
 extension PageTableFormat {
+  @inlinable public static var accessedBit: UInt64 { 0 }
+  @inlinable public static var dirtyBit: UInt64 { 0 }
+  @inlinable public static var marksTables: Bool { false }
+
   /// log2 of the IOVA bytes that one entry of a level stands for.
   @inlinable @inline(__always)
   public static func shift(level: Int) -> Int { 12 &+ 9 &* (level &- 1) }

@@ -41,6 +41,23 @@ public struct TablePage: @unchecked Sendable {
     unsafe entries[index & 511].store(entry, ordering: .releasing)
   }
 
+  /// Replaces an entry unless it has changed meanwhile.
+  /// - Returns: What it was; equal to `expected` where it was replaced.
+  @inlinable @inline(__always)
+  func exchange(_ expected: UInt64, for entry: UInt64, at index: Int) -> UInt64 {
+    // SAFETY: a page has 512 entries.
+    unsafe entries[index & 511].compareExchange(
+      expected: expected, desired: entry, ordering: .acquiringAndReleasing
+    ).original
+  }
+
+  /// Takes bits out of an entry, whatever else changes in it.
+  @inlinable @inline(__always)
+  func remove(_ bits: UInt64, at index: Int) {
+    // SAFETY: a page has 512 entries.
+    _ = unsafe entries[index & 511].bitwiseAnd(~bits, ordering: .acquiringAndReleasing)
+  }
+
   /// Chunks are aligned to their size, in bytes: see `TableStore`.
   @inlinable @inline(__always)
   static var chunkSize: UInt { 256 << 10 }
@@ -48,7 +65,7 @@ public struct TablePage: @unchecked Sendable {
   /// The notes that the pool keeps beside each page, in the first page of its chunk.
   @usableFromInline
   struct Note {
-    /// Entries in use. For the chunk's own note: unused.
+    /// Entries in use. The chunk's own note has `mark` here.
     @usableFromInline var live: Int
     /// Link of the gather list: the next page's address, or 0.
     @usableFromInline var next: UInt64
@@ -61,6 +78,22 @@ public struct TablePage: @unchecked Sendable {
       bitPattern: UInt(address) & ~(TablePage.chunkSize - 1)
     ).unsafelyUnwrapped
       + Int(truncatingIfNeeded: (UInt(address) & (TablePage.chunkSize - 1)) >> 12)
+  }
+
+  /// Whether walks set accessed and dirty bits: of a root, whose chunk keeps it in the note of
+  /// the page that holds the notes. A table has one root.
+  @inlinable @inline(__always)
+  var isMarking: Bool {
+    get { unsafe mark.pointee.load(ordering: .acquiring) != 0 }
+    nonmutating set { unsafe mark.pointee.store(newValue ? 1 : 0, ordering: .releasing) }
+  }
+
+  @inlinable @inline(__always)
+  var mark: UnsafeMutablePointer<Atomic<UInt64>> {
+    // SAFETY: as in `note`; the pool initializes it with the chunk.
+    unsafe UnsafeMutablePointer<Atomic<UInt64>>(
+      bitPattern: UInt(address) & ~(TablePage.chunkSize - 1)
+    ).unsafelyUnwrapped
   }
 
   /// Entries in use.
@@ -184,6 +217,8 @@ struct TableStore: ~Copyable {
     // Released in deinit or by `put`.
     let memory = UnsafeMutableRawPointer.allocate(
       byteCount: Int(TablePage.chunkSize), alignment: Int(TablePage.chunkSize))
+    // SAFETY: the chunk's first word, which is nobody's yet; zero is an Atomic of 0.
+    unsafe memory.initializeMemory(as: UInt64.self, repeating: 0, count: 1)
     hint = chunks.count
     chunks.append(
       Chunk(address: UInt(bitPattern: memory), free: Self.allFree, fresh: 1))

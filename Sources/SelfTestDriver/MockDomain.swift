@@ -128,7 +128,7 @@ extension MockDomain: DirtyTrackingDomain {
     _ report: (_ first: UInt64, _ length: UInt64) -> Void
   ) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
-      guard state.isTracking else { throw Self.notTracking }
+      guard state.isTracking else { return }
       var iova = range.lowerBound & ~(Self.pageSize - 1)
       while iova <= range.upperBound {
         let entry = state.pages[iova / Self.pageSize] ?? 0

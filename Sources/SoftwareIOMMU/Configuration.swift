@@ -25,6 +25,9 @@ extension SoftwareIOMMU {
     public var pasidBits: UInt8
     /// Whether it can force accesses to snoop; then all its translations do.
     public var snoopControl: Bool
+    /// Whether it keeps accessed and dirty bits in the page tables that ask for it. On by
+    /// default, as in server processors of both vendors since 2022.
+    public var tracksDirty: Bool
     /// Most table pages (of 4 KiB) that one page table may have.
     public var maximumTablePages: Int
 
@@ -35,7 +38,7 @@ extension SoftwareIOMMU {
     public init(
       format: Format = .intelSecondStage(levels: 4), addressBits: Int? = nil,
       reservedRegions: [ReservedRegion] = [], pasidBits: UInt8 = 0, snoopControl: Bool = true,
-      maximumTablePages: Int = .max
+      tracksDirty: Bool = true, maximumTablePages: Int = .max
     ) {
       let widest: Int
       switch format {
@@ -54,6 +57,7 @@ extension SoftwareIOMMU {
         [ReservedRegion(InterruptRemapper.window, kind: .msi)]
         + reservedRegions.filter { $0.range != InterruptRemapper.window }
       self.snoopControl = snoopControl
+      self.tracksDirty = tracksDirty
       self.maximumTablePages = maximumTablePages
     }
 

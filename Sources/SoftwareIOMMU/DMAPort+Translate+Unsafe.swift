@@ -124,7 +124,7 @@ extension DMAPort {
 
   /// Walks the table, and remembers what it finds.
   private func miss(_ iova: UInt64, _ need: UInt64) throws(DMAFault.Reason) -> Hit {
-    let translation = try walk(iova)
+    let translation = try walk(iova, need)
     let permissions = UInt64(translation.permissions.rawValue) & IOTLB.accessFlags
     guard permissions & need == need else { throw .permission }
     let physical = translation.physical.rawValue
@@ -157,11 +157,11 @@ extension DMAPort {
   }
 
   @inline(__always)
-  private func walk(_ iova: UInt64) throws(DMAFault.Reason) -> Translation {
+  private func walk(_ iova: UInt64, _ need: UInt64) throws(DMAFault.Reason) -> Translation {
     // SAFETY: the port thread's own state.
     switch unsafe state.pointee.context {
-    case .intel(let root): return try Self.walk(root, iova)
-    case .amd(let root): return try Self.walk(root, iova)
+    case .intel(let root): return try Self.walk(root, iova, need)
+    case .amd(let root): return try Self.walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
     case .host: throw .hostMemory
@@ -170,10 +170,17 @@ extension DMAPort {
 
   @inline(__always)
   private static func walk<Format: PageTableFormat>(
-    _ root: PageTableRoot<Format>, _ iova: UInt64
+    _ root: PageTableRoot<Format>, _ iova: UInt64, _ need: UInt64
   ) throws(DMAFault.Reason) -> Translation {
     if InterruptRemapper.window.contains(iova) { throw .interruptWindow }
-    do throws(WalkFault) { return try root.walk(IOVA(iova)) } catch {
+    do throws(WalkFault) {
+      if root.isMarking {
+        // Without the write flag unless the leaf is dirty: the first write misses again.
+        let access = Permissions(rawValue: UInt8(truncatingIfNeeded: need))
+        return try root.walk(IOVA(iova), marking: access)
+      }
+      return try root.walk(IOVA(iova))
+    } catch {
       throw DMAFault.Reason(error)
     }
   }

@@ -13,6 +13,8 @@ struct DomainKind: Sendable {
   let configuration: SoftwareIOMMU.Configuration
   /// Which physical space its leaves point into.
   let memory: PhysicalMemory
+  /// Whether its table can keep dirty bits.
+  let tracksDirty: Bool
 }
 
 /// What the lock of a domain guards.
@@ -54,7 +56,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
     let configuration = kind.configuration
     let table = PageTable<Format>(
       levels: configuration.levels, addressBits: configuration.addressBits,
-      maximumPages: configuration.maximumTablePages)
+      maximumPages: configuration.maximumTablePages, keepsDirty: kind.tracksDirty)
     self.kind = kind
     self.events = events
     geometry = DomainGeometry(
@@ -92,12 +94,46 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
       state.table.unmap(iova, length: length, gather: &state.gather)
       return state.flush()
     }
-    if let range {
-      events.append(
-        .invalidate(
-          iommu: kind.iommu, iova: IOVA(range.first),
-          length: range.last &- range.first &+ 1))
+    if let range { note(range) }
+  }
+
+  private func note(_ range: IOVARange) {
+    events.append(
+      .invalidate(
+        iommu: kind.iommu, iova: IOVA(range.first),
+        length: range.last &- range.first &+ 1))
+  }
+
+  /// As `DirtyTrackingDomain`. Every port forgets all of the table: translations from before
+  /// know nothing of dirty bits.
+  func setDirtyTracking(_ enabled: Bool) {
+    let range = state.withLock { state in
+      state.table.setMarking(enabled)
+      if enabled {
+        state.table.readDirty(
+          first: 0, last: root.last, clear: true, gather: &state.gather, { _, _ in })
+      }
+      state.gather.first = 0
+      state.gather.last = root.last
+      return state.flush()
     }
+    if let range { note(range) }
+  }
+
+  /// As `DirtyTrackingDomain`. The flush makes the report whole: it waits for whoever wrote
+  /// through a translation whose dirty bit was just cleared.
+  func readDirty(
+    _ range: ClosedRange<UInt64>, clear: Bool,
+    _ report: (_ first: UInt64, _ length: UInt64) -> Void
+  ) {
+    let flushed = state.withLock { state -> IOVARange? in
+      guard root.isMarking else { return nil }
+      state.table.readDirty(
+        first: range.lowerBound, last: range.upperBound, clear: clear, gather: &state.gather,
+        report)
+      return state.flush()
+    }
+    if let flushed { note(flushed) }
   }
 
   func translate(_ iova: IOVA) -> PhysicalAddress? {

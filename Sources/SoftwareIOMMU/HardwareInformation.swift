@@ -37,8 +37,14 @@ extension SoftwareIOMMU.Configuration {
     if pasidBits > 0 {
       register |= UInt64(pasidBits - 1) << 35  // PSS
       register |= 1 << 40  // PASID
+    }
+    if pasidBits > 0 || tracksDirty {
       register |= 1 << 43  // SMTS: scalable mode
       register |= 1 << 46  // SSTS: second stage in scalable mode
+    }
+    if tracksDirty {
+      register |= 1 << 45  // SSADS: accessed and dirty bits in second-stage entries
+      register |= 1 << 48  // SMPWC: coherent page walks in scalable mode
     }
     return register
   }
@@ -48,6 +54,10 @@ extension SoftwareIOMMU.Configuration {
     guard case .amdV1 = format else { return 0 }
     var register: UInt64 = 1 << 6  // IASup: INVALIDATE_IOMMU_ALL
     register |= UInt64(min(max(levels, 4), 6) - 4) << 10  // HATS: 4, 5 or 6 levels
+    if tracksDirty {
+      register |= 1 << 49  // HASup: accessed bits in host tables
+      register |= 1 << 52  // HDSup: dirty bits in host tables
+    }
     return register
   }
 

@@ -8,7 +8,7 @@ import IOMMU
 import PageTables
 
 /// What the driver needs of a domain of any format.
-protocol SoftwareDomain: PagingDomain {
+protocol SoftwareDomain: DirtyTrackingDomain {
   /// Which IOMMUs can walk it.
   var kind: DomainKind { get }
   /// What a port of this domain goes through.
@@ -41,6 +41,13 @@ final class IntelDomain: SoftwareDomain {
   func translate(_ iova: IOVA) -> PhysicalAddress? { table.translate(iova) }
   func attach(_ channel: PortChannel) { table.attach(channel) }
   func detach(_ channel: PortChannel) { table.detach(channel) }
+  func setDirtyTracking(_ enabled: Bool) { table.setDirtyTracking(enabled) }
+  func readDirty(
+    _ range: ClosedRange<UInt64>, clear: Bool,
+    _ report: (_ first: UInt64, _ length: UInt64) -> Void
+  ) {
+    table.readDirty(range, clear: clear, report)
+  }
 }
 
 /// A domain with AMD's host tables.
@@ -63,4 +70,11 @@ final class AMDDomain: SoftwareDomain {
   func translate(_ iova: IOVA) -> PhysicalAddress? { table.translate(iova) }
   func attach(_ channel: PortChannel) { table.attach(channel) }
   func detach(_ channel: PortChannel) { table.detach(channel) }
+  func setDirtyTracking(_ enabled: Bool) { table.setDirtyTracking(enabled) }
+  func readDirty(
+    _ range: ClosedRange<UInt64>, clear: Bool,
+    _ report: (_ first: UInt64, _ length: UInt64) -> Void
+  ) {
+    table.readDirty(range, clear: clear, report)
+  }
 }

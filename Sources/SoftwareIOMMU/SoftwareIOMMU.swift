@@ -54,7 +54,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
     IOMMUCapabilities(
-      dirtyTracking: false, snoopControl: configuration.snoopControl, cacheCoherency: true,
+      dirtyTracking: configuration.tracksDirty, snoopControl: configuration.snoopControl,
+      cacheCoherency: true,
       isolatedInterrupts: true, pasidBits: configuration.pasidBits,
       lacksATS: true)
   }
@@ -77,14 +78,17 @@ public final class SoftwareIOMMU: IOMMUDriver {
     }
     var supported: PagingAttributes = []
     if configuration.pasidBits > 0 { supported.insert(.pasid) }
+    if configuration.tracksDirty { supported.insert(.dirtyTracking) }
     guard attributes.isSubset(of: supported) else {
       throw IOMMUError(
         .notSupportedOnSocket,
         "\(name) cannot make a page table with attributes \(hex(attributes.rawValue)): "
-          + "it has neither nesting nor dirty tracking"
-          + (configuration.pasidBits > 0 ? "" : " nor PASIDs"))
+          + "it has no nesting" + (configuration.tracksDirty ? "" : ", no dirty tracking")
+          + (configuration.pasidBits > 0 ? "" : ", no PASIDs"))
     }
-    let kind = DomainKind(iommu: name, configuration: configuration, memory: memory)
+    let kind = DomainKind(
+      iommu: name, configuration: configuration, memory: memory,
+      tracksDirty: attributes.contains(.dirtyTracking))
     return switch configuration.format {
     case .intelSecondStage: IntelDomain(kind, events: events)
     case .amdV1: AMDDomain(kind, events: events)
@@ -166,6 +170,12 @@ public final class SoftwareIOMMU: IOMMUDriver {
         .invalidArgument,
         "\(device) is behind \(name), which cannot walk this page table: its format, "
           + "address width or machine is another")
+    }
+    guard !own.kind.tracksDirty || configuration.tracksDirty else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(device) is behind \(name), which does not track dirty pages, as this page table "
+          + "was made to")
     }
     return own
   }

@@ -40,7 +40,7 @@ let small = """
       iommus: [
         IOMMUDescription(
           name: "dmar0", kind: .intel, levels: 5, addressWidth: 57, pasidBits: 20,
-          pageRequests: true, snoopControl: false),
+          pageRequests: true, snoopControl: false, dirtyTracking: false),
         IOMMUDescription(name: "ivhd0", kind: .amd, levels: 6, addressWidth: 64),
       ],
       devices: [

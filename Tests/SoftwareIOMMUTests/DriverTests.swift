@@ -22,7 +22,7 @@ struct DriverTests {
     }
     #expect(word(0) == 0)
     #expect(word(8) == 0x00D2_078C_226F_0406)
-    #expect(word(16) == 0x0000_0000_00F0_50CB)
+    #expect(word(16) == 0x0001_6800_00F0_50CB)
     let five = SoftwareIOMMU.Configuration(
       format: .intelSecondStage(levels: 5), pasidBits: 20, snoopControl: false)
     #expect(five.capabilityRegister >> 8 & 0x1F == 0b01000)
@@ -30,6 +30,10 @@ struct DriverTests {
     #expect(five.extendedCapabilityRegister >> 35 & 0x1F == 19)
     #expect(five.extendedCapabilityRegister >> 40 & 1 == 1)
     #expect(five.extendedCapabilityRegister >> 7 & 1 == 0)
+    #expect(
+      five.extendedCapabilityRegister >> 43 & 0b10_1101 == 0b10_1101, "SMTS, SSADS, SMPWC")
+    let old = SoftwareIOMMU.Configuration(tracksDirty: false)
+    #expect(old.extendedCapabilityRegister == 0x0000_0000_00F0_50CB)
     let three = SoftwareIOMMU.Configuration(format: .intelSecondStage(levels: 3))
     #expect(three.capabilityRegister >> 8 & 0x1F == 0b00010)
   }
@@ -39,7 +43,11 @@ struct DriverTests {
     let bench = Bench(.init(format: .amdV1, addressBits: 64))
     let information = bench.iommu.hardwareInformation(for: Bench.device)
     #expect(information.type == 4)
-    #expect(information.data == [0x40, 0x08] + [UInt8](repeating: 0, count: 14))
+    // HASup and HDSup are bits 49 and 52.
+    #expect(
+      information.data == [0x40, 0x08, 0, 0, 0, 0, 0x12, 0] + [UInt8](repeating: 0, count: 8))
+    let old = SoftwareIOMMU.Configuration(format: .amdV1, tracksDirty: false)
+    #expect(old.extendedFeatureRegister == 0x40)
   }
 
   @Test("B8: geometry is what the table translates", arguments: formats)
@@ -53,7 +61,7 @@ struct DriverTests {
 
   @Test("B7: attributes that the IOMMU lacks are refused with EOPNOTSUPP")
   func attributes() {
-    let bench = Bench()
+    let bench = Bench(.init(tracksDirty: false))
     for attribute: PagingAttributes in [.nestParent, .dirtyTracking, .pasid] {
       #expect {
         _ = try bench.iommu.makePagingDomain(for: Bench.device, attributes: attribute)

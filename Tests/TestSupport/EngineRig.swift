@@ -27,6 +27,8 @@ public final class EngineRig {
   public let iommuFile: any OpenFile
   public let file: any OpenFile
   public private(set) var ioas: UInt32 = 0
+  /// The bound device as an object of the context.
+  public private(set) var deviceID: UInt32 = 0
 
   public static let regionBase: UInt64 = 1 << 45
   public static let configBase: UInt64 = 1 << 45 | 7 << 40
@@ -73,7 +75,9 @@ public final class EngineRig {
     var bind = vfio_device_bind_iommufd()
     bind.argsz = 16
     bind.iommufd = iommufd
-    return caller.ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &bind)
+    let result = caller.ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &bind)
+    deviceID = bind.out_devid
+    return result
   }
 
   public func attach(_ id: UInt32) -> Int32 {
