@@ -160,6 +160,39 @@ uint64_t csys_open_limit(int pid, int hard) {
   struct rlimit limit;
   return prlimit(pid, RLIMIT_NOFILE, NULL, &limit) < 0 ? 0 : hard ? limit.rlim_max : limit.rlim_cur;
 }
+int csys_memory_lock_limit(int pid, uint64_t *limit) {
+  struct rlimit current;
+  if (prlimit(pid, RLIMIT_MEMLOCK, NULL, &current) < 0) return -errno;
+  *limit = current.rlim_cur == RLIM_INFINITY ? UINT64_MAX : current.rlim_cur;
+  return 0;
+}
+int csys_capabilities(int thread, uint64_t *effective, uint64_t *permitted) {
+  struct {
+    uint32_t version;
+    int pid;
+  } header = {0x20080522, thread};
+  struct {
+    uint32_t effective, permitted, inheritable;
+  } data[2];
+  if (syscall(SYS_capget, &header, data) < 0) return -errno;
+  *effective = (uint64_t)data[1].effective << 32 | data[0].effective;
+  *permitted = (uint64_t)data[1].permitted << 32 | data[0].permitted;
+  return 0;
+}
+int csys_pidfd_real_user(int pidfd, uint32_t *user) {
+  struct {
+    uint64_t mask, cgroup;
+    uint32_t pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid;
+    int32_t exit_code;
+  } info = {.mask = 2};
+  _Static_assert(sizeof info == 64, "struct pidfd_info, version 0");
+  // PIDFD_GET_INFO
+  if (ioctl(pidfd, 0xc0000000u | (unsigned)sizeof info << 16 | 0xff << 8 | 11, &info) < 0)
+    return -errno;
+  if (!(info.mask & 2)) return -ENODATA;
+  *user = info.ruid;
+  return 0;
+}
 int csys_gettid(void) { return (int)syscall(SYS_gettid); }
 int csys_no_new_privileges(void) { return RESULT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); }
 int csys_set_dumpable(int dumpable) { return RESULT(prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0)); }

@@ -16,7 +16,14 @@ struct AccessPin: Sendable {
   /// The IOVA range, closed, in bytes.
   let range: ClosedRange<UInt64>
   /// What is pinned for it, once each.
-  let pages: [Pages]
+  let parts: [Part]
+
+  struct Part: Sendable {
+    let pages: Pages
+    /// In the pages, in bytes.
+    let start: UInt64
+    let length: UInt64
+  }
 }
 
 extension AddressSpace {
@@ -46,7 +53,11 @@ extension AddressSpace {
   }
 
   private func release(_ pin: AccessPin) {
-    for pages in pin.pages { pages.unpin(in: memory) }
+    for part in pin.parts { release(part) }
+  }
+
+  private func release(_ part: AccessPin.Part) {
+    part.pages.unpin(start: part.start, length: part.length, in: memory)
   }
 
   /// Ends every pin that touches a range. Called before what is mapped there goes.
@@ -74,7 +85,7 @@ extension AddressSpace {
     let range = try accessRange(iova, length)
     return try state.withLock { (state) throws(IOMMUError) in
       try check(state)
-      var pinned: [Pages] = []
+      var pinned: [AccessPin.Part] = []
       var runs: [Accessor.Pin.Run] = []
       do throws(IOMMUError) {
         try forEachPart(of: range, for: access, in: state) {
@@ -85,20 +96,20 @@ extension AddressSpace {
               .invalidArgument,
               "the mappings around \(iova)...\(hex(range.upperBound)) do not meet at pages")
           }
+          try refuseBuffer(pages)
           let whole = (length + mask) & ~mask
-          let (target, start) = try pinnable(pages, start: start, length: whole)
-          let placed = try target.pin(in: memory)
-          pinned.append(target)
+          let placed = try pages.pin(start: start, length: whole, in: memory)
+          pinned.append(AccessPin.Part(pages: pages, start: start, length: whole))
           try placed.forEachSegment(start: start, length: whole) { (_, address, length) in
             runs.append(Accessor.Pin.Run(address: address, length: length))
           }
         }
         try FailurePoint.pass(.accessorPin)
       } catch {
-        for pages in pinned { pages.unpin(in: memory) }
+        for part in pinned { release(part) }
         throw error
       }
-      state.accessPins[key] = AccessPin(range: range, pages: pinned)
+      state.accessPins[key] = AccessPin(range: range, parts: pinned)
       return runs
     }
   }
@@ -141,11 +152,9 @@ extension AddressSpace {
       var done = 0
       try forEachPart(of: range, for: access, in: state) {
         (pages, start, length, _) throws(IOMMUError) in
-        let (target, start) = try pinnable(pages, start: start, length: length)
-        let placed = try target.pin(in: memory)
-        defer { target.unpin(in: memory) }
-        try placed.forEachSegment(start: start, length: length) {
-          (_, address, length) throws(IOMMUError) in
+        try refuseBuffer(pages)
+        try withMemory(pages, start: start, length: length) {
+          (address, length) throws(IOMMUError) in
           try body(done, address, Int(length))
           done += Int(length)
         }
@@ -153,16 +162,37 @@ extension AddressSpace {
     }
   }
 
-  /// The memory itself where it is pinned already, so that it is pinned once; else only the
-  /// part that is needed, so that the rest need not be there.
-  private func pinnable(
-    _ pages: Pages, start: UInt64, length: UInt64
-  ) throws(IOMMUError) -> (Pages, start: UInt64) {
-    if pages.isPinned { return (pages, start) }
+  /// Calls `body` for each physically contiguous part of some memory. What is not pinned is
+  /// pinned for as long, on nobody's account, as on Linux: only the part that is needed, so
+  /// that the rest need not be there.
+  private func withMemory(
+    _ pages: Pages, start: UInt64, length: UInt64,
+    _ body: (PhysicalAddress, _ length: UInt64) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    let found: Void? = try pages.withPinned(start: start, length: length) {
+      (placed) throws(IOMMUError) in
+      try placed.forEachSegment(start: start, length: length) {
+        (_, address, length) throws(IOMMUError) in try body(address, length)
+      }
+    }
+    if found != nil { return }
     let part = try Pages(
       source: pages.source, start: pages.address + start, length: length,
       isWritable: pages.isWritable)
-    return (part, pages.address + start - part.address)
+    let offset = pages.address + start - part.address
+    let placed = try part.pin(start: offset, length: length, in: memory)
+    defer { part.unpin(start: offset, length: length, in: memory) }
+    try placed.forEachSegment(start: offset, length: length) {
+      (_, address, length) throws(IOMMUError) in try body(address, length)
+    }
+  }
+
+  /// Memory that its exporter can take back is for page tables only, as on Linux.
+  private func refuseBuffer(_ pages: Pages) throws(IOMMUError) {
+    guard pages.kind != .buffer else {
+      throw IOMMUError(
+        .invalidArgument, "a DMA-buf is mapped there, which accessors do not reach")
+    }
   }
 
   private func accessRange(

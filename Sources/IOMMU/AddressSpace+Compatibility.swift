@@ -38,19 +38,10 @@ extension AddressSpace {
   private func cut(
     around range: ClosedRange<UInt64>, in state: inout State
   ) throws(IOMMUError) {
-    var upper: Pages?
-    if range.upperBound < .max {
-      upper = try pinForCut(before: range.upperBound + 1, in: state)
-    }
-    do throws(IOMMUError) {
-      if try pinForCut(before: range.lowerBound, in: state) != nil {
-        cut(before: range.lowerBound, in: &state)
-      }
-    } catch {
-      if let upper { for _ in state.domains { upper.unpin(in: memory) } }
-      throw error
-    }
-    if upper != nil { cut(before: range.upperBound + 1, in: &state) }
+    if range.upperBound < .max { try checkCut(before: range.upperBound + 1, in: state) }
+    try checkCut(before: range.lowerBound, in: state)
+    cut(before: range.lowerBound, in: &state)
+    if range.upperBound < .max { cut(before: range.upperBound + 1, in: &state) }
   }
 
   /// The area that an IOVA divides.
@@ -63,12 +54,9 @@ extension AddressSpace {
     return position
   }
 
-  /// Checks that the area around an IOVA can be cut there, and pins its memory once more.
-  /// - Returns: The memory; nil where nothing is to be cut.
-  private func pinForCut(
-    before iova: UInt64, in state: borrowing State
-  ) throws(IOMMUError) -> Pages? {
-    guard let position = divided(by: iova, in: state) else { return nil }
+  /// Checks that the area around an IOVA, if there is one, can be cut there.
+  private func checkCut(before iova: UInt64, in state: borrowing State) throws(IOMMUError) {
+    guard let position = divided(by: iova, in: state) else { return }
     let area = state.areas[position]
     let start = area.start + (iova - area.first)
     guard (iova | start & (Pages.hostPage - 1)) & (state.alignment - 1) == 0 else {
@@ -84,22 +72,11 @@ extension AddressSpace {
         "the mapping \(hex(area.first))...\(hex(area.last)) of IOAS \(id) is pinned and cannot "
           + "be cut")
     }
-    // Every page table has pinned the area once; from now on each half is one.
-    var pinned = 0
-    do throws(IOMMUError) {
-      try FailurePoint.pass(.area)
-      for _ in state.domains {
-        try area.pages.pin(in: memory)
-        pinned += 1
-      }
-    } catch {
-      for _ in 0..<pinned { area.pages.unpin(in: memory) }
-      throw error
-    }
-    return area.pages
+    try FailurePoint.pass(.area)
   }
 
-  /// Makes an area end before an IOVA and another begin there. Linux: `iopt_area_split`.
+  /// Makes an area end before an IOVA and another begin there. Linux: `iopt_area_split`. What
+  /// page tables have pinned stays pinned: each half of it is unpinned by itself later.
   private func cut(before iova: UInt64, in state: inout State) {
     guard let position = divided(by: iova, in: state) else { return }
     let area = state.areas.remove(at: position)

@@ -74,14 +74,14 @@ final class AddressSpace: Sendable {
   /// - Returns: Where it was mapped.
   /// - Throws: `EEXIST` over a live mapping, `EINVAL` on a reserved range or off the
   ///   alignment, `EOVERFLOW`, `ENOSPC` where nothing is free, `EFAULT` where a page table
-  ///   needs memory that is not there.
+  ///   needs memory that is not there, `ENOMEM` where `account` may pin no more.
   func map(
     _ source: any MemorySource, start: UInt64, length: UInt64, permissions: Permissions,
-    placement: Placement
+    placement: Placement, kind: MappedMemory = .process, account: MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     let pages = try Pages(
       source: source, start: start, length: length,
-      isWritable: permissions.contains(.write))
+      isWritable: permissions.contains(.write), kind: kind, account: account)
     return try state.withLock { (state) throws(IOMMUError) in
       try check(state)
       try checkLength(length, in: state)
@@ -161,7 +161,7 @@ final class AddressSpace: Sendable {
 
   /// Pins an area's memory and enters it into a page table.
   func fill(_ area: Area, into domain: any PagingDomain, largePages: Bool) throws(IOMMUError) {
-    let placed = try area.pages.pin(in: memory)
+    let placed = try area.pages.pin(start: area.start, length: area.length, in: memory)
     var done: UInt64 = 0
     do throws(IOMMUError) {
       try placed.forEachSegment(start: area.start, length: area.length) {
@@ -176,7 +176,7 @@ final class AddressSpace: Sendable {
       }
     } catch {
       if done > 0 { domain.unmap(IOVA(area.first), length: done) }
-      area.pages.unpin(in: memory)
+      area.pages.unpin(start: area.start, length: area.length, in: memory)
       throw error
     }
   }
@@ -203,6 +203,6 @@ final class AddressSpace: Sendable {
 
   func unfill(_ area: Area, from domain: any PagingDomain) {
     domain.unmap(IOVA(area.first), length: area.length)
-    area.pages.unpin(in: memory)
+    area.pages.unpin(start: area.start, length: area.length, in: memory)
   }
 }

@@ -30,28 +30,34 @@ extension Context {
   ///   - length: In bytes; like `start` and the IOVA a multiple of the alignment that
   ///     `mappableRanges` gives.
   ///   - permissions: `.read`, `.write` or both.
+  ///   - kind: What the source is.
+  ///   - account: What pins of it are charged to (MODEL B6); nil is the context's own, which
+  ///     has no limit unless it was made with one.
   /// - Returns: The IOVA.
   /// - Throws: `ENOENT`, `EINVAL`, `EEXIST`, `EOVERFLOW`, `ENOSPC`, `EFAULT`, `ENOMEM`.
   @discardableResult
   public func map(
     _ source: any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
-    permissions: Permissions = .readWrite, at placement: Placement = .anywhere
+    permissions: Permissions = .readWrite, at placement: Placement = .anywhere,
+    kind: MappedMemory = .process, account: MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     try map(
       source, start: start, length: length, into: addressSpace(ioas),
-      permissions: permissions, at: placement)
+      permissions: permissions, at: placement, kind: kind, account: account)
   }
 
   @inline(__always)
   func map(
     _ source: any MemorySource, start: UInt64, length: UInt64, into space: AddressSpace,
-    permissions: Permissions, at placement: Placement
+    permissions: Permissions, at placement: Placement, kind: MappedMemory = .process,
+    account: MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     guard !permissions.isDisjoint(with: .readWrite) else {
       throw IOMMUError(.invalidArgument, "a mapping must be readable, writable or both")
     }
     return try space.map(
-      source, start: start, length: length, permissions: permissions, placement: placement)
+      source, start: start, length: length, permissions: permissions, placement: placement,
+      kind: kind, account: account ?? self.account)
   }
 
   /// Unmaps every area that lies wholly inside `range`.

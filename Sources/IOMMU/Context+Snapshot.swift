@@ -84,13 +84,12 @@ extension AddressSpace {
 
 extension Pages {
   fileprivate func snapshot(in memory: PhysicalMemory) -> String {
-    let (users, placed) = pinState
-    return switch placed {
-    case .nowhere: "\(users) pins"
-    case .one(let address): "\(users) pins of \(memory.name(of: address))"
-    case .many(let segments):
-      "\(users) pins of \(segments.map { memory.name(of: $0.physical) })"
+    let (coverage, placed) = pinState
+    let users = coverage.map {
+      "\($0.users) of \(hex($0.range.lowerBound))..<\(hex($0.range.upperBound))"
     }
+    return "pins \(users) of \(placed.map { memory.name(of: $0.physical) }), "
+      + "\(hex(chargedBytes)) bytes charged"
   }
 }
 

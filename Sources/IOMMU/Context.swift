@@ -35,9 +35,13 @@ public final class Context: Sendable {
 
   /// What drivers share with the program, which maps it through the context's file.
   public let areas = MmapAreas()
+  /// What pins of memory that was mapped without an account are charged to.
+  let account: MemoryAccount?
 
-  public init(system: IOMMUSystem) {
+  /// - Parameter account: For memory that is mapped without one (MODEL B6); nil has no limit.
+  public init(system: IOMMUSystem, account: MemoryAccount? = nil) {
     self.system = system
+    self.account = account
     system.contextOpened()
   }
 

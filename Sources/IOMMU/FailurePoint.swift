@@ -25,6 +25,8 @@ public enum FailurePoint: String, CaseIterable, Sendable {
   case reservation
   /// A run of memory is pinned.
   case pin
+  /// Pinned memory is charged to an account.
+  case account
   /// A pinned run gets its place in physical space.
   case segment
   /// What an accessor has pinned is noted.

@@ -27,7 +27,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
     let closeOnExec: Bool
   }
 
-  private let server: Server
+  let server: Server
   private let id: UInt64
   let thread: Int32
   private(set) var promises: [Promise] = []
@@ -103,7 +103,9 @@ final class ClientCaller: Caller, @unchecked Sendable {
     IOMMUError(.badAddress, "the program's address \(hex(address)) cannot be reached")
   }
 
-  func memory() throws(IOMMUError) -> any MemorySource {
+  func memory() throws(IOMMUError) -> any MemorySource { try clientMemory() }
+
+  func clientMemory() throws(IOMMUError) -> ClientMemory {
     guard let memory = server.tasks.memory(of: thread) else {
       throw IOMMUError(
         .badAddress, "the program's memory cannot be opened; `iommu doctor` says why")
@@ -182,12 +184,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// privilege to ask, but not to read.
   private var openLimit: UInt64 {
     let limit = csys_open_limit(thread, 0)
-    guard limit == 0, let text = System.contents("/proc/\(thread)/limits") else { return limit }
-    let line = String(decoding: text, as: UTF8.self).split(separator: "\n").first {
-      $0.hasPrefix("Max open files")
-    }
-    guard let word = line?.dropFirst(14).split(separator: " ").first else { return 0 }
-    return UInt64(word) ?? .max
+    return limit == 0 ? System.limit("Max open files", of: thread) ?? 0 : limit
   }
 
   private func isFree(_ number: Int32) -> Bool {
@@ -229,10 +226,15 @@ final class ClientCaller: Caller, @unchecked Sendable {
   var processID: Int32 { server.tasks.task(thread)?.group ?? thread }
 
   var maySetResourceLimits: Bool {
-    // A capability counts in the host's user namespace, not in the program's own.
-    System.readLink("/proc/\(thread)/ns/user") == System.readLink("/proc/self/ns/user")
-      && Capabilities.has(.systemResource, thread: thread)
+    isInHostUserNamespace && Capabilities.has(.systemResource, thread: thread)
   }
+
+  /// A capability counts in the host's user namespace, not in the program's own.
+  var isInHostUserNamespace: Bool {
+    System.readLink("/proc/\(thread)/ns/user") == Self.hostUserNamespace
+  }
+
+  private static let hostUserNamespace = System.readLink("/proc/self/ns/user")
 }
 
 /// An eventfd of a program.
@@ -246,6 +248,7 @@ final class EventDescriptor: EventSignal {
 
 enum Capabilities {
   enum Name: UInt64 {
+    case lockMemory = 14
     case systemPtrace = 19
     case systemAdmin = 21
     case systemResource = 24

@@ -44,6 +44,22 @@ final class ClientMemory: MemorySource, RemoteMemory {
     self.group = group
   }
 
+  /// Who answers for what is pinned of it, with the user that was so when it was last asked.
+  private let owner = Mutex<(user: UInt32, owner: MemoryOwner)?>(nil)
+  private let sums = ProcessMemory()
+
+  /// The owner for a user; nil where none was made or the user has changed.
+  func owner(for user: UInt32) -> MemoryOwner? {
+    owner.withLock { $0?.user == user ? $0?.owner : nil }
+  }
+
+  func makeOwner(for user: UInt32, sum: PinnedMemory) -> MemoryOwner {
+    let new = MemoryOwner(
+      user: sum, process: sums, limit: ProcessLimit(process: process, number: group))
+    owner.withLock { $0 = (user, new) }
+    return new
+  }
+
   /// Whether the process that this was made for still exists.
   var isOwnerAlive: Bool { csys_pidfd_send_signal(process.number, 0) == 0 }
 

@@ -31,6 +31,7 @@ enum Answer {
   let reporter: Reporter
   let nodes: NodeTable
   var tasks = Tasks(files: csys_open_limit(0, 0))
+  var owners = MemoryOwners()
   /// What a caller has read ahead; used by one call at a time.
   let ahead = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
   /// Reused between calls, for what passes through us; freed with the process.

@@ -33,6 +33,17 @@ enum System {
 
   static func fork() -> Int32 { csys_fork() }
 
+  /// A soft limit by its name in `/proc/PID/limits`; `UInt64.max` is none. Nil where it cannot
+  /// be read.
+  static func limit(_ name: String, of process: Int32) -> UInt64? {
+    guard let text = contents("/proc/\(process)/limits") else { return nil }
+    let line = String(decoding: text, as: UTF8.self).split(separator: "\n").first {
+      $0.hasPrefix(name)
+    }
+    guard let word = line?.dropFirst(name.count).split(separator: " ").first else { return nil }
+    return UInt64(word) ?? .max
+  }
+
   /// Reads once, again after EINTR.
   static func read(_ descriptor: Int32, into buffer: UnsafeMutableRawBufferPointer) -> Int {
     while true {

@@ -107,7 +107,8 @@ extension Command {
     try call.context.requireAddressSpace(ioas)
     let iova = try call.context.map(
       call.caller.memory(), start: cmd.user_va, length: cmd.length, into: ioas,
-      permissions: permissions, at: placement(cmd.flags, cmd.iova))
+      permissions: permissions, at: placement(cmd.flags, cmd.iova),
+      account: call.file.account(of: call.caller))
     cmd.iova = iova.rawValue
     try respond(call, with: cmd, mapped: cmd.length, at: iova, in: ioas)
   }
@@ -122,7 +123,8 @@ extension Command {
     try call.context.requireAddressSpace(ioas)
     let iova = try call.context.map(
       call.caller.fileMemory(descriptor: cmd.fd).source, start: cmd.start, length: cmd.length,
-      into: ioas, permissions: permissions, at: placement(cmd.flags, cmd.iova))
+      into: ioas, permissions: permissions, at: placement(cmd.flags, cmd.iova), kind: .file,
+      account: call.file.account(of: call.caller))
     cmd.iova = iova.rawValue
     try respond(call, with: cmd, mapped: cmd.length, at: iova, in: ioas)
   }

@@ -46,5 +46,8 @@ extension Command {
     Command(
       IOMMU_IOAS_MAP_FILE, "IOMMU_IOAS_MAP_FILE", minimumSize: 40, zero: iommu_ioas_map_file(),
       ioasMapFile),
+    Command(
+      IOMMU_IOAS_CHANGE_PROCESS, "IOMMU_IOAS_CHANGE_PROCESS", minimumSize: 8,
+      zero: iommu_ioas_change_process(), ioasChangeProcess),
   ]
 }

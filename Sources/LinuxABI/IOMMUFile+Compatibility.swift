@@ -10,9 +10,11 @@ import SystemPackage
 
 /// One call of the compatibility commands.
 struct CompatibilityCall {
-  let context: Context
+  let file: IOMMUFile
   let caller: any Caller
   let argument: UInt64
+
+  var context: Context { file.context }
 
   /// - Returns: Nil where the command is not one of these.
   func run(_ command: UInt32) throws(IOMMUError) -> Int? {
@@ -77,7 +79,7 @@ struct CompatibilityCall {
     let ioas = try context.compatibilityIOAS()
     try context.map(
       caller.memory(), start: cmd.vaddr, length: cmd.size, into: ioas, permissions: permissions,
-      at: .fixed(IOVA(cmd.iova)))
+      at: .fixed(IOVA(cmd.iova)), account: file.account(of: caller))
   }
 
   private func unmap() throws(IOMMUError) {

@@ -87,7 +87,7 @@ final class IOMMUFile: ContextFile, MmapFile {
     _ command: UInt32, argument: UInt64, by caller: any Caller
   ) throws(IOMMUError) -> Int {
     guard let number = table.index(of: command) else {
-      let call = CompatibilityCall(context: context, caller: caller, argument: argument)
+      let call = CompatibilityCall(file: self, caller: caller, argument: argument)
       if let result = try call.run(command) { return result }
       throw IOMMUError(
         .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")

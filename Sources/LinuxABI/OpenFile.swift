@@ -136,6 +136,21 @@ public protocol Caller: AnyObject, Sendable {
   /// Whether the caller is privileged as `capable(CAP_SYS_RESOURCE)` means it: RLIMIT_MODE
   /// asks for it.
   var maySetResourceLimits: Bool { get }
+  /// Whose account the memory that this call maps is pinned on (MODEL B6): the calling process
+  /// and its user, and whether a limit holds for them.
+  /// - Throws: `EFAULT` where the caller is gone.
+  func memoryOwner() throws(IOMMUError) -> (owner: MemoryOwner, right: LockingRight)
+}
+
+/// Whether a caller may have any amount of memory pinned.
+public enum LockingRight: Hashable, Sendable {
+  /// `capable(CAP_IPC_LOCK)`: without limit.
+  case unlimited
+  /// As far as its RLIMIT_MEMLOCK goes.
+  case limited
+  /// As `limited`: it could have CAP_IPC_LOCK, but has dropped it for now. Tells a program that
+  /// wants the limit from one that runs without privileges, where a node trusts its callers.
+  case relinquished
 }
 
 extension Caller {

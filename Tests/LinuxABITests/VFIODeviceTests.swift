@@ -380,4 +380,7 @@ private final class DeafCaller: Caller {
   var userID: UInt32 { caller.userID }
   var processID: Int32 { caller.processID }
   var maySetResourceLimits: Bool { caller.maySetResourceLimits }
+  func memoryOwner() throws(IOMMUError) -> (owner: MemoryOwner, right: LockingRight) {
+    caller.memoryOwner()
+  }
 }

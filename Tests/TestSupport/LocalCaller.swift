@@ -16,6 +16,16 @@ public final class CountingSignal: EventSignal {
   public func signal() { value.add(1, ordering: .sequentiallyConsistent) }
 }
 
+/// A limit that a test sets, in bytes.
+public final class SettableLimit: MemoryLimit {
+  private let value = Atomic<UInt64>(.max)
+  public init() {}
+  public var bytes: UInt64 {
+    get { value.load(ordering: .relaxed) }
+    set { value.store(newValue, ordering: .relaxed) }
+  }
+}
+
 /// Addresses 0x1000 ..< byteCount are the caller's memory; all others fault.
 public final class LocalCaller: Caller {
   public let arena: LocalMemory
@@ -26,12 +36,27 @@ public final class LocalCaller: Caller {
     var next: Int32 = 3
   }
   private let files = Mutex(Files())
+  /// RLIMIT_MEMLOCK and who it holds for. By default the caller has CAP_IPC_LOCK.
+  public let limit = SettableLimit()
+  public let owner: MemoryOwner
+  private let lockingRight = Mutex(LockingRight.unlimited)
+  public var right: LockingRight {
+    get { lockingRight.withLock { $0 } }
+    set { lockingRight.withLock { $0 = newValue } }
+  }
   public let userID: UInt32 = 1000
   public let processID: Int32 = 4711
   public let maySetResourceLimits: Bool
 
-  public init(byteCount: UInt64 = 1 << 20, maySetResourceLimits: Bool = true) throws {
-    arena = try LocalMemory(byteCount: byteCount)
+  /// - Parameters:
+  ///   - user: The sum of the user whose process this is; nil is a user of its own.
+  ///   - arena: The memory, where it is another caller's too.
+  public init(
+    byteCount: UInt64 = 1 << 20, maySetResourceLimits: Bool = true, user: PinnedMemory? = nil,
+    arena: LocalMemory? = nil
+  ) throws {
+    self.arena = try arena ?? LocalMemory(byteCount: byteCount)
+    owner = MemoryOwner(user: user ?? PinnedMemory(), process: ProcessMemory(), limit: limit)
     self.maySetResourceLimits = maySetResourceLimits
   }
 
@@ -62,6 +87,8 @@ public final class LocalCaller: Caller {
       ).copyMemory(from: buffer)
     }
   }
+
+  public func memoryOwner() -> (owner: MemoryOwner, right: LockingRight) { (owner, right) }
 
   public func memory() throws(IOMMUError) -> any MemorySource { arena }
 

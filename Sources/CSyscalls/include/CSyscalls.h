@@ -66,6 +66,12 @@ int csys_gettid(void);
 // The soft or the hard limit on open files of a process (0: this one); 0 where it cannot be
 // asked for.
 uint64_t csys_open_limit(int pid, int hard);
+// RLIMIT_MEMLOCK of a process, in bytes; UINT64_MAX is none. Returns 0 or a negative errno.
+int csys_memory_lock_limit(int pid, uint64_t *limit);
+// The effective and the permitted capabilities of a thread. Returns 0 or a negative errno.
+int csys_capabilities(int thread, uint64_t *effective, uint64_t *permitted);
+// The real user id of a task (Linux 6.13). Returns 0 or a negative errno.
+int csys_pidfd_real_user(int pidfd, uint32_t *user);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
 int csys_unshare(int flags);
