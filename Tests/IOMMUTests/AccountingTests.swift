@@ -11,7 +11,7 @@ import Testing
 
 private let page: UInt64 = 4096
 
-private final class Limit: MemoryLimit {
+final class TestLimit: MemoryLimit {
   private let value = Atomic<UInt64>(.max)
   var bytes: UInt64 {
     get { value.load(ordering: .relaxed) }
@@ -23,7 +23,7 @@ private final class Limit: MemoryLimit {
   let machine = TestMachine()
   let memory: LocalMemory
   let context: Context
-  let limit = Limit()
+  let limit = TestLimit()
   let user = PinnedMemory()
   let owner: MemoryOwner
 
@@ -183,7 +183,7 @@ private final class Limit: MemoryLimit {
     #expect(map(0, 2, at: 0x30000, in: ioas, mode: .none) == nil)
     try context.copy(
       from: ioas, IOVA(0x10000), length: 4 * page, into: other, at: .fixed(IOVA(0)))
-    let newLimit = Limit()
+    let newLimit = TestLimit()
     let new = MemoryOwner(user: PinnedMemory(), process: ProcessMemory(), limit: newLimit)
     newLimit.bytes = 3 * page
     #expect(errno { try context.changeOwner(to: new) } == .noMemory)
@@ -230,7 +230,8 @@ private final class Limit: MemoryLimit {
     let second = MemoryOwner(user: PinnedMemory(), process: ProcessMemory(), limit: limit)
     let owners = [owner, second]
     limit.bytes = 40 * page
-    let (context, memory) = (context, memory)
+    let shared = self.context
+    let memory = self.memory
     await withTaskGroup(of: Void.self) { tasks in
       for worker in 0..<4 {
         tasks.addTask {
@@ -241,19 +242,19 @@ private final class Limit: MemoryLimit {
             switch generator.next(below: 4) {
             case 0:
               let mode = MemoryAccount.Mode.allCases[Int(generator.next(below: 3))]
-              _ = try? context.map(
+              _ = try? shared.map(
                 memory, start: 0, length: (generator.next(below: 16) + 1) * 4096, into: space,
                 at: .fixed(IOVA(iova)), kind: .file,
                 account: owners[Int(generator.next(below: 2))].account(mode))
             case 1:
-              _ = try? context.unmap(iova...iova + 24 * 4096 - 1, from: space)
+              _ = try? shared.unmap(iova...iova + 24 * 4096 - 1, from: space)
             case 2:
-              _ = try? context.copy(
+              _ = try? shared.copy(
                 from: space, IOVA(iova), length: (generator.next(below: 4) + 1) * 4096,
                 into: spaces[Int(generator.next(below: 2))],
                 at: .fixed(IOVA(generator.next(below: 64) * 4096)))
             default:
-              try? context.changeOwner(to: owners[Int(generator.next(below: 2))])
+              try? shared.changeOwner(to: owners[Int(generator.next(below: 2))])
             }
           }
         }

@@ -174,7 +174,7 @@ import Testing
       #expect(door.map(page, length, at: iova) == 0)
     }
     var expected: Set<FailurePoint> = [.copyIn, .copyOut, .area, .scratch]
-    if tables > 0 { expected.formUnion([.pin, .segment, .tableMemory]) }
+    if tables > 0 { expected.formUnion([.pin, .segment, .account, .tableMemory]) }
     #expect(sweep.failed == expected)
   }
 
@@ -248,6 +248,7 @@ import Testing
     #expect(
       sweep.failed == [
         .copyIn, .copyOut, .object, .driverObject, .reservation, .attachment, .pin, .segment,
+        .account,
         .tableMemory,
       ])
   }
@@ -350,7 +351,8 @@ import Testing
     }
     #expect(
       sweep.failed == [
-        .copyIn, .copyOut, .object, .descriptor, .pin, .segment, .accessorPin, .scratch,
+        .copyIn, .copyOut, .object, .descriptor, .pin, .segment, .account, .accessorPin,
+        .scratch,
         .reservation,
       ])
   }
@@ -387,7 +389,7 @@ import Testing
       #expect(map() == 0)
     }
     #expect(
-      sweep.failed == [.copyIn, .copyOut, .area, .pin, .segment, .tableMemory])
+      sweep.failed == [.copyIn, .copyOut, .area, .pin, .segment, .account, .tableMemory])
   }
 }
 
