@@ -103,6 +103,14 @@ let package = Package(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],
       exclude: ["abi"]),
+    // The stress test: a library for its test and for the program that runs as long as asked.
+    .target(
+      name: "Stress", dependencies: ["IOMMU", "SoftwareIOMMU", "PageTables", system],
+      path: "Tests/Stress"),
+    .executableTarget(
+      name: "iommu-stress", dependencies: ["Stress", arguments],
+      path: "Tests/Programs/iommu-stress"),
+    .testTarget(name: "StressTests", dependencies: ["Stress"]),
     .testTarget(
       name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
