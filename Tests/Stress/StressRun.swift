@@ -157,7 +157,7 @@ public func runStress(
     if let line = nextLine, now >= line, let interval = options.interval {
       nextLine = line + .seconds(interval)
       let total = state.result.counts.values.reduce(0, +)
-      tell("\(seconds(start.duration(to: now))) s: \(total) operations")
+      tell("after \(start.duration(to: now).components.seconds) s: \(total) operations")
     }
   }
   for thread in threads { thread.join() }
