@@ -14,9 +14,15 @@ public struct StressOptions: Sendable {
   public var seed: UInt64
   /// Seconds from one line of rates to the next; nil for none before the end.
   public var interval: Double?
+  /// Goes on after that time, up to a hundred times as long, until each operation was done once.
+  public var doesEverything: Bool
 
-  public init(seconds: Double = 10, threads: Int = 8, seed: UInt64, interval: Double? = nil) {
+  public init(
+    seconds: Double = 10, threads: Int = 8, seed: UInt64, interval: Double? = nil,
+    doesEverything: Bool = false
+  ) {
     self.seconds = seconds
+    self.doesEverything = doesEverything
     self.threads = max(4, threads)
     self.seed = seed
     self.interval = interval
@@ -140,7 +146,7 @@ public func runStress(
       while !state.isStopping {
         state.pass()
         worker.step()
-        worker.flush(to: state, every: 256)
+        worker.flush(to: state, every: 64)
       }
       worker.flush(to: state, every: 1)
       worker.end()
@@ -153,7 +159,7 @@ public func runStress(
     state.standingStill { world.audit(state) }
     state.count(.audit)
     let now = ContinuousClock.now
-    if now >= deadline { state.stop() }
+    if now >= deadline, isEnough(options, state, since: start) { state.stop() }
     if let line = nextLine, now >= line, let interval = options.interval {
       nextLine = line + .seconds(interval)
       let total = state.result.counts.values.reduce(0, +)
@@ -168,6 +174,15 @@ public func runStress(
   if let left = leftOver(system, context) { state.fail(left) }
   let (counts, failure) = state.result
   return StressReport(seconds: seconds(elapsed), counts: counts, failure: failure)
+}
+
+private func isEnough(
+  _ options: StressOptions, _ state: StressState, since start: ContinuousClock.Instant
+) -> Bool {
+  let longest = Duration.seconds(options.seconds * 100)
+  guard options.doesEverything, start.duration(to: .now) < longest else { return true }
+  let counts = state.result.counts
+  return Operation.allCases.allSatisfy { counts[$0] ?? 0 > 0 }
 }
 
 /// What has not returned to zero.
