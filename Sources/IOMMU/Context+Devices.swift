@@ -194,9 +194,4 @@ extension Context {
     let device = try self.device(device).device
     return (device.driver.hardwareInformation(for: device.requester), device.capabilities)
   }
-
-  /// Why a fault queue cannot be used: `ENOENT`.
-  package func noFaultQueue(_ id: ObjectID) -> IOMMUError {
-    noObject(id, wanted: "a fault queue")
-  }
 }

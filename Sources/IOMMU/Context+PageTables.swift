@@ -14,23 +14,26 @@ extension Context {
   /// - Parameters:
   ///   - attributes: A nested table takes `.pasid` only.
   ///   - data: What the driver needs to know; a nested table cannot do without.
-  /// - Throws: `ENOENT` for the device; `EINVAL` for a parent that is neither, that was not
+  ///   - faultQueue: Where the page requests of devices on the table go (MODEL H1); nil refuses
+  ///     them. A nest parent has none.
+  /// - Throws: `ENOENT` for the device or the fault queue; `EINVAL` for a parent that is neither, that was not
   ///   made to be one or is another driver's; `EOPNOTSUPP` for attributes or data that its
   ///   IOMMU does not have; what filling the table throws.
   public func allocateHWPT(
     for device: ObjectID, from parent: ObjectID, attributes: PagingAttributes = [],
-    data: UserData? = nil
+    data: UserData? = nil, faultQueue: ObjectID? = nil
   ) throws(IOMMUError) -> ObjectID {
     let object = try self.device(device)
     return try configuration.withLock { (_) throws(IOMMUError) in
       switch objects.withLock({ $0.table[parent] }) {
       case .ioas(let space)?:
         return try makeTable(
-          for: object, space: space, attributes: attributes, data: data, isAutomatic: false
+          for: object, space: space, attributes: attributes, data: data,
+          faultQueue: faultQueue, isAutomatic: false
         ).id
       case .hwpt(let table)? where !table.isNested:
         return try makeNestedTable(
-          for: object, on: table, attributes: attributes, data: data
+          for: object, on: table, attributes: attributes, data: data, faultQueue: faultQueue
         ).id
       case let other:
         throw IOMMUError(
@@ -43,7 +46,7 @@ extension Context {
 
   func makeTable(
     for object: DeviceObject, space: AddressSpace, attributes: PagingAttributes,
-    data: UserData?, isAutomatic: Bool
+    data: UserData?, faultQueue: ObjectID? = nil, isAutomatic: Bool
   ) throws(IOMMUError) -> HWPT {
     let driver = object.device.driver
     guard !attributes.contains(.dirtyTracking) || object.device.capabilities.dirtyTracking
@@ -52,15 +55,21 @@ extension Context {
         .operationNotSupported,
         "\(driver.name), the IOMMU of \(object.device.name), does not track dirty pages")
     }
+    guard faultQueue == nil || !attributes.contains(.nestParent) else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "a nest parent's page requests cannot be delivered to a fault queue; those of the tables "
+          + "on top of it can")
+    }
     try FailurePoint.pass(.driverObject)
     let domain = try driver.makePagingDomain(
       for: object.device.requester, attributes: attributes, data: data)
     try space.add(domain)
     do throws(IOMMUError) {
-      return try insertTable(dependingOn: space.id) { id in
+      return try insertTable(dependingOn: space.id, faultQueue: faultQueue) { id, queue in
         HWPT(
           id: id, addressSpace: space, kind: .paging(domain), driver: driver,
-          attributes: attributes, isAutomatic: isAutomatic)
+          attributes: attributes, isAutomatic: isAutomatic, faultQueue: queue)
       }
     } catch {
       space.remove(domain)
@@ -69,7 +78,8 @@ extension Context {
   }
 
   private func makeNestedTable(
-    for object: DeviceObject, on parent: HWPT, attributes: PagingAttributes, data: UserData?
+    for object: DeviceObject, on parent: HWPT, attributes: PagingAttributes, data: UserData?,
+    faultQueue: ObjectID?
   ) throws(IOMMUError) -> HWPT {
     guard attributes.isSubset(of: .pasid) else {
       throw IOMMUError(
@@ -95,23 +105,29 @@ extension Context {
     try FailurePoint.pass(.driverObject)
     let domain = try driver.makeNestedDomain(
       for: object.device.requester, parent: parent.paging, attributes: attributes, data: data)
-    return try insertTable(dependingOn: parent.id) { id in
+    return try insertTable(dependingOn: parent.id, faultQueue: faultQueue) { id, queue in
       HWPT(
         id: id, addressSpace: parent.addressSpace, kind: .nested(domain, parent: parent),
-        driver: driver, attributes: attributes)
+        driver: driver, attributes: attributes, faultQueue: queue)
     }
   }
 
-  /// Gives a table its id and counts it as a user of what it was made from.
-  private func insertTable(
-    dependingOn parent: ObjectID, _ make: (ObjectID) -> HWPT
+  /// Gives a table its id and counts it as a user of what it was made from and of its queue.
+  ///
+  /// The queue is looked up last, as on Linux. The caller holds `configuration`, so that nothing
+  /// is destroyed meanwhile.
+  func insertTable(
+    dependingOn parent: ObjectID, faultQueue: ObjectID?, _ make: (ObjectID, FaultQueue?) -> HWPT
   ) throws(IOMMUError) -> HWPT {
-    try objects.withLock { (objects) throws(IOMMUError) in
+    let queue: FaultQueue? =
+      if let faultQueue { try self.faultQueue(faultQueue) } else { nil }
+    return try objects.withLock { (objects) throws(IOMMUError) in
       let table = try objects.table.insert { id in
-        let table = make(id)
+        let table = make(id, queue)
         return (.hwpt(table), table)
       }
       objects.table.addUser(of: parent)
+      if let queue { objects.table.addUser(of: queue.id) }
       return table
     }
   }

@@ -38,6 +38,8 @@ extension Context {
       ["  \(table.attributes), nested \(table.isNested)"]
         + (table.isNested ? [] : table.addressSpace.translations(of: table.paging))
     case .device(let object): ["  \(object.device.name), cookie \(object.cookie)"]
+    case .faultQueue(let queue):
+      ["  \(queue.counts.waiting) groups to read, \(queue.counts.delivered) to answer"]
     case .foreign: []
     }
   }

@@ -131,6 +131,7 @@ public final class Context: Sendable {
     case .ioas(let space):
       space.destroy()
     case .hwpt(let table):
+      if let queue = table.faultQueue { dropUser(of: queue.id) }
       switch table.kind {
       case .paging(let domain):
         configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
@@ -141,7 +142,7 @@ public final class Context: Sendable {
       }
     case .device(let object):
       object.device.group.release()
-    case .foreign:
+    case .faultQueue, .foreign:
       break
     }
   }

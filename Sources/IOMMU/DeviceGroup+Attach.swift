@@ -72,18 +72,40 @@ extension DeviceGroup {
       try space.reserve(
         reservedRanges(of: object.device), for: .device(object.device.requester))
     }
-    if state.attachments[pasid] == nil {
-      do throws(IOMMUError) {
+    var attachment = state.attachments[pasid] ?? Attachment(table: table, devices: [])
+    attachment.devices.append(object)
+    attachment.ports.merge(Self.openPorts(of: [object], to: table)) { $1 }
+    do throws(IOMMUError) {
+      if state.attachments[pasid] == nil {
         try check(table, fits: state.devices)
         try check(table, pasid: pasid, state)
-        try Self.switchAll(state.devices, pasid: pasid, to: table.context, from: .blocked)
-      } catch {
-        if reserves { space.unreserve(.device(object.device.requester)) }
-        throw error
+        try Self.switchAll(
+          state.devices, pasid: pasid, to: attachment.route, from: .blocked)
+      } else if attachment.ports[object.device.requester] != nil {
+        try FailurePoint.pass(.attachment)
+        try attachment.route.set(object.device, pasid: pasid)
       }
+    } catch {
+      attachment.ports[object.device.requester]?.close()
+      if reserves { space.unreserve(.device(object.device.requester)) }
+      throw error
     }
-    state.attachments[pasid, default: Attachment(table: table, devices: [])].devices
-      .append(object)
+    state.attachments[pasid] = attachment
+  }
+
+  /// Places for the page requests of devices that are about to be attached to a table; none
+  /// where it has no fault queue.
+  private static func openPorts(
+    of objects: [DeviceObject], to table: HWPT
+  ) -> [RequesterID: PageRequestPort] {
+    guard let queue = table.faultQueue else { return [:] }
+    return Dictionary(
+      objects.map { object in
+        let port = PageRequestPort(queue: queue, table: table.id, object: object)
+        queue.open(port)
+        return (object.device.requester, port)
+      }
+    ) { $1 }
   }
 
   private func replace(
@@ -92,16 +114,20 @@ extension DeviceGroup {
     let moves = pasid == nil && old.table.addressSpace !== table.addressSpace
     try check(table, fits: state.devices)
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
+    let new = Attachment(
+      table: table, devices: old.devices, ports: Self.openPorts(of: old.devices, to: table))
     do throws(IOMMUError) {
       try check(table, pasid: pasid, state)
-      try Self.switchAll(
-        state.devices, pasid: pasid, to: table.context, from: old.table.context)
+      try Self.switchAll(state.devices, pasid: pasid, to: new.route, from: old.route)
     } catch {
+      for port in new.ports.values { port.close() }
       if moves { unreserve(old.devices, in: table.addressSpace) }
       throw error
     }
+    state.attachments[pasid] = new
+    // Requests that came through the old table have nothing to wait for in the new one.
+    for port in old.ports.values { port.close() }
     if moves { unreserve(old.devices, in: old.table.addressSpace) }
-    state.attachments[pasid]?.table = table
   }
 
   private func check(_ table: HWPT, fits devices: [PhysicalDevice]) throws(IOMMUError) {
@@ -179,12 +205,16 @@ extension DeviceGroup {
         let index = attachment.devices.firstIndex(where: { $0 === object })
       else { return nil }
       attachment.devices.remove(at: index)
+      let port = attachment.ports.removeValue(forKey: object.device.requester)
       if attachment.devices.isEmpty {
         for device in state.devices { Self.restore(device, pasid: pasid, to: .blocked) }
         state.attachments[pasid] = nil
       } else {
+        // Its DMA goes where its neighbours' goes, but nobody answers for it any more.
+        if port != nil { Self.restore(object.device, pasid: pasid, to: attachment.route) }
         state.attachments[pasid] = attachment
       }
+      port?.close()
       if pasid == nil {
         attachment.table.addressSpace.unreserve(.device(object.device.requester))
       }

@@ -26,6 +26,25 @@ public final class DeviceGroup: Sendable {
   struct Attachment: Sendable {
     var table: HWPT
     var devices: [DeviceObject]
+    /// Where the page requests of those devices go; none where the table has no fault queue.
+    var ports: [RequesterID: PageRequestPort] = [:]
+
+    var route: Route { Route(context: table.context, ports: ports) }
+  }
+
+  /// Where the DMA of a group's devices goes, and their page requests.
+  struct Route {
+    var context: DMAContext
+    var ports: [RequesterID: PageRequestPort] = [:]
+
+    static var blocked: Route { Route(context: .blocked) }
+    static var host: Route { Route(context: .host) }
+
+    /// - Throws: What the driver throws; then the device is where it was.
+    func set(_ device: PhysicalDevice, pasid: PASID?) throws(IOMMUError) {
+      try device.driver.setContext(
+        of: device.requester, pasid: pasid, to: context, requests: ports[device.requester])
+    }
   }
 
   let state: RankedMutex<State>
@@ -110,14 +129,14 @@ public final class DeviceGroup: Sendable {
     }
   }
 
-  /// Sends every device of a group through `context`, or none of them.
+  /// Sends every device of a group along `route`, or none of them.
   static func switchAll(
-    _ devices: [PhysicalDevice], pasid: PASID?, to context: DMAContext, from old: DMAContext
+    _ devices: [PhysicalDevice], pasid: PASID?, to route: Route, from old: Route
   ) throws(IOMMUError) {
     for (index, device) in devices.enumerated() {
       do throws(IOMMUError) {
         try FailurePoint.pass(.attachment)
-        try device.driver.setContext(of: device.requester, pasid: pasid, to: context)
+        try route.set(device, pasid: pasid)
       } catch {
         for device in devices[..<index] { restore(device, pasid: pasid, to: old) }
         throw error
@@ -125,11 +144,11 @@ public final class DeviceGroup: Sendable {
     }
   }
 
-  /// Goes back to a context that the driver has accepted before, which cannot be refused;
+  /// Goes back to a route that the driver has accepted before, which cannot be refused;
   /// were it refused all the same, the device is blocked rather than left where it was.
-  static func restore(_ device: PhysicalDevice, pasid: PASID?, to context: DMAContext) {
+  static func restore(_ device: PhysicalDevice, pasid: PASID?, to route: Route) {
     do throws(IOMMUError) {
-      try device.driver.setContext(of: device.requester, pasid: pasid, to: context)
+      try route.set(device, pasid: pasid)
     } catch {
       assertionFailure("\(device.name): \(error)")
       try? device.driver.setContext(of: device.requester, pasid: pasid, to: .blocked)

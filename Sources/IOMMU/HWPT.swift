@@ -16,6 +16,8 @@ final class HWPT: Sendable {
   /// Made by an attach to the address space, and gone with the last device; never chosen for
   /// a table that the user asked for.
   let isAutomatic: Bool
+  /// Where the page requests of attached devices go; nil where they are refused.
+  let faultQueue: FaultQueue?
 
   enum Kind: Sendable {
     /// Linux: `iommufd_hwpt_paging`.
@@ -26,7 +28,7 @@ final class HWPT: Sendable {
 
   init(
     id: ObjectID, addressSpace: AddressSpace, kind: Kind, driver: any IOMMUDriver,
-    attributes: PagingAttributes, isAutomatic: Bool = false
+    attributes: PagingAttributes, isAutomatic: Bool = false, faultQueue: FaultQueue? = nil
   ) {
     self.id = id
     self.addressSpace = addressSpace
@@ -34,6 +36,7 @@ final class HWPT: Sendable {
     self.driver = driver
     self.attributes = attributes
     self.isAutomatic = isAutomatic
+    self.faultQueue = faultQueue
   }
 
   /// What a device that is attached to the table goes through.

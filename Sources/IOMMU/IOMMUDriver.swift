@@ -51,6 +51,18 @@ public protocol IOMMUDriver: AnyObject, Sendable {
   func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError)
+
+  /// As `setContext(of:pasid:to:)`, and the page requests of that DMA go to `requests` from then
+  /// on; where it is nil, the driver answers them `.invalid`. MODEL H1.
+  /// - Throws: `ENODEV` where the device or its IOMMU has no page requests, too.
+  func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
+  ) throws(IOMMUError)
+
+  /// Answers a group of page requests that a port took. MODEL H1, H3.
+  ///
+  /// Called once for each, from any thread, after `PageRequestPort.report` or during it.
+  func respond(to device: RequesterID, with response: PageResponse)
 }
 
 /// What a requester's DMA may reach (MODEL "security context").
@@ -71,6 +83,22 @@ extension IOMMUDriver {
   ) throws(IOMMUError) -> any PagingDomain {
     try makePagingDomain(for: device, attributes: attributes, data: nil)
   }
+
+  /// An IOMMU without page requests.
+  public func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
+  ) throws(IOMMUError) {
+    guard requests == nil else {
+      throw IOMMUError(
+        .noSuchDevice,
+        "\(name), the IOMMU of \(device), takes no page requests: attach the device to a page "
+          + "table without a fault queue")
+    }
+    try setContext(of: device, pasid: pasid, to: context)
+  }
+
+  /// An IOMMU without page requests.
+  public func respond(to device: RequesterID, with response: PageResponse) {}
 
   /// An IOMMU without user-managed tables.
   public func makeNestedDomain(

@@ -28,6 +28,9 @@ enum LockRank: Int, Comparable, Sendable {
   case pages
   /// `Context.objects`: ids. A leaf: nothing is called under it.
   case objects
+  /// `FaultQueue.state`: page requests. A driver is told the answer under it, and holds none of
+  /// its own locks when it reports a request.
+  case faultQueue
   // Below the engine, each after all of the above: the driver's own locks, then
   // `PhysicalMemory.slots`, then `EventLog.state`. Leaves: `MmapAreas.state`, and
   // `Readiness.state` below the lock of its queue; a carrier's signal is set under that one.

@@ -20,6 +20,7 @@ enum ContextObject: Sendable {
   case ioas(AddressSpace)
   case hwpt(HWPT)
   case device(DeviceObject)
+  case faultQueue(FaultQueue)
   /// An object of somebody above the engine, such as the self-test driver.
   case foreign(any ForeignObject)
 
@@ -29,6 +30,7 @@ enum ContextObject: Sendable {
     case .ioas: "an IOAS"
     case .hwpt(let table): table.isNested ? "a nested page table (HWPT)" : "a page table (HWPT)"
     case .device: "a device"
+    case .faultQueue: "a fault queue"
     case .foreign(let object): object.kind
     }
   }

@@ -24,8 +24,9 @@ public protocol EventFile: OpenFile {
   ///     buffer. Where it throws (`EFAULT`), what it was given stays first in the queue.
   /// - Returns: Bytes delivered, at most `count`; 0 where the queue is empty or its first record
   ///   does not fit. After a delivery that failed, the bytes before it.
-  /// - Throws: `ESPIPE` for a count that the queue's kind refuses; what `deliver` threw where
-  ///   nothing was delivered before.
+  /// - Throws: `ESPIPE` for a count that the queue's kind refuses, `EINVAL` where its kind refuses
+  ///   one that the first record does not fit; what `deliver` threw where nothing was delivered
+  ///   before.
   func read(
     count: Int, deliver: ([UInt8]) throws(IOMMUError) -> Void
   ) throws(IOMMUError) -> Int

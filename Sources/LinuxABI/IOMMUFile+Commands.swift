@@ -44,6 +44,9 @@ extension Command {
       IOMMU_HWPT_GET_DIRTY_BITMAP, "IOMMU_HWPT_GET_DIRTY_BITMAP", minimumSize: 48,
       zero: iommu_hwpt_get_dirty_bitmap(), hwptGetDirtyBitmap),
     Command(
+      IOMMU_FAULT_QUEUE_ALLOC, "IOMMU_FAULT_QUEUE_ALLOC", minimumSize: 16,
+      zero: iommu_fault_alloc(), faultQueueAlloc),
+    Command(
       IOMMU_IOAS_MAP_FILE, "IOMMU_IOAS_MAP_FILE", minimumSize: 40, zero: iommu_ioas_map_file(),
       ioasMapFile),
     Command(

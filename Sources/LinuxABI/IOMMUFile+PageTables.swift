@@ -46,18 +46,11 @@ extension Command {
         "data_type \(cmd.data_type) and data_len \(cmd.data_len) contradict each other")
     }
     let faults = cmd.flags & IOMMU_HWPT_FAULT_ID_VALID != 0
-    guard !faults || cmd.flags & IOMMU_HWPT_ALLOC_NEST_PARENT == 0 else {
-      throw IOMMUError(
-        .operationNotSupported, "a nest parent's faults cannot be delivered to a fault queue")
-    }
     let id = try call.context.allocateHWPT(
       for: ObjectID(cmd.dev_id), from: ObjectID(cmd.pt_id),
       attributes: PagingAttributes(rawValue: cmd.flags & ~IOMMU_HWPT_FAULT_ID_VALID),
-      data: call.userData(type: cmd.data_type, length: cmd.data_len, address: cmd.data_uptr))
-    if faults {
-      try call.context.destroy(id)
-      throw call.context.noFaultQueue(ObjectID(cmd.fault_id))
-    }
+      data: call.userData(type: cmd.data_type, length: cmd.data_len, address: cmd.data_uptr),
+      faultQueue: faults ? ObjectID(cmd.fault_id) : nil)
     cmd.out_hwpt_id = id.rawValue
     try call.respond(with: cmd) { () throws(IOMMUError) in try call.context.destroy(id) }
   }

@@ -33,11 +33,14 @@ public final class MockIOMMU: IOMMUDriver {
     let flags: DeviceFlags
     /// Whether the next switch of `refusedPASID` fails.
     var refusesPASID = false
+    /// Where page requests go, by PASID.
+    var ports: [PASID?: PageRequestPort] = [:]
     /// What a virtual IOMMU invalidates. `IOMMU_TEST_DEV_CACHE_DEFAULT`, `MOCK_DEV_CACHE_NUM`.
     var cache: [UInt32] = Array(repeating: 0xba_ddad, count: 4)
   }
 
   private let devices = Guarded<[UInt16: Device]>([:])
+  let pageRequests = Guarded(PageRequestCounts())
 
   /// `IOMMU_TEST_PASID_RESERVED`: every second switch of this PASID to a page table fails, so
   /// that going back can be tested.
@@ -185,6 +188,20 @@ public final class MockIOMMU: IOMMUDriver {
     case .nested(let domain):
       guard domain is MockNestedDomain else { throw notOurs }
     }
+  }
+
+  public func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
+  ) throws(IOMMUError) {
+    try setContext(of: device, pasid: pasid, to: context)
+    devices.withLock { devices in
+      devices[UInt16(truncatingIfNeeded: device.rawValue)]?.ports[pasid] = requests
+    }
+  }
+
+  /// Where the page requests of a device go; nil where they are refused.
+  func requestPort(of device: RequesterID, pasid: PASID?) -> PageRequestPort? {
+    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.ports[pasid] }
   }
 
   private var notOurs: IOMMUError {

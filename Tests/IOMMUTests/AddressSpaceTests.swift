@@ -265,7 +265,7 @@ struct SplitMix {
 }
 
 /// A binding in a box, as tests keep several.
-final class DeviceHolder {
+final class DeviceHolder: Sendable {
   private let binding: Binding
   init(_ binding: consuming Binding) { self.binding = binding }
   var id: ObjectID { binding.id }
@@ -273,4 +273,10 @@ final class DeviceHolder {
     try binding.attach(to: target)
   }
   func detach() { binding.detach() }
+  @discardableResult func attach(
+    _ pasid: UInt32, to target: ObjectID
+  ) throws -> ObjectID {
+    try binding.attach(PASID(rawValue: pasid), to: target)
+  }
+  func detach(_ pasid: UInt32) { binding.detach(PASID(rawValue: pasid)) }
 }

@@ -102,7 +102,8 @@ final class BackDoor {
   /// HWPT_ALLOC.
   func makeTable(
     for device: UInt32, on parent: UInt32? = nil, flags: UInt32 = 0,
-    type: UInt32 = IOMMU_HWPT_DATA_NONE, length: UInt32 = 0, data: UInt64 = 0
+    type: UInt32 = IOMMU_HWPT_DATA_NONE, length: UInt32 = 0, data: UInt64 = 0,
+    faultQueue: UInt32 = 0
   ) -> (result: Int32, id: UInt32) {
     var cmd = iommu_hwpt_alloc()
     cmd.size = 48
@@ -112,6 +113,7 @@ final class BackDoor {
     cmd.data_type = type
     cmd.data_len = length
     cmd.data_uptr = data
+    cmd.fault_id = faultQueue
     let result = caller.ioctl(file, IOMMU_HWPT_ALLOC, &cmd)
     return (result, cmd.out_hwpt_id)
   }

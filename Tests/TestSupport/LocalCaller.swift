@@ -155,6 +155,11 @@ public final class LocalCaller: Caller {
     }
   }
 
+  /// Closes every file, as the program's end does.
+  public func closeAll() {
+    for descriptor in files.withLock({ Array($0.open.keys) }) { close(descriptor) }
+  }
+
   /// Closes as the last close does.
   public func close(_ descriptor: Int32) {
     files.withLock { $0.open.removeValue(forKey: descriptor) }?.close()

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// FAULT_QUEUE_ALLOC and the file that it returns: page requests are read from it and answered by
+// writing (MODEL H1; Linux: `iommufd_fault_fops_read` and `…_write`).
+
+import CLinuxABI
+import IOMMU
+import SystemPackage
+
+extension Command {
+  /// FAULT_QUEUE_ALLOC: a fault queue, and a descriptor to read and answer it.
+  @Sendable
+  static func faultQueueAlloc(
+    call: Invocation, cmd: inout iommu_fault_alloc
+  ) throws(IOMMUError) {
+    try requireZero(cmd.flags, "flags")
+    let file = FaultQueueFile(queue: try call.context.makeFaultQueue(), context: call.context)
+    do throws(IOMMUError) {
+      let descriptor = try call.caller.install(file, closeOnExec: true)
+      cmd.out_fault_id = file.queue.id.rawValue
+      cmd.out_fault_fd = UInt32(bitPattern: descriptor)
+      try call.respond(with: cmd)
+    } catch {
+      file.close()
+      try call.context.destroy(file.queue.id)
+      throw error
+    }
+  }
+}
+
+/// The descriptor of a fault queue. While it is open the queue cannot be destroyed, and the
+/// context stays.
+final class FaultQueueFile: EventFile {
+  let name = "iommufd-pgfault"
+  let isWritable = true
+  let queue: FaultQueue
+  /// Nil once closed. The descriptor of a call that failed is closed by the call and again by
+  /// whoever installed it.
+  private let context: Guarded<Context?>
+
+  /// Bytes of `struct iommu_hwpt_pgfault` and of `struct iommu_hwpt_page_response`.
+  static let recordSize = 40
+  static let responseSize = 8
+
+  init(queue: FaultQueue, context: Context) {
+    self.queue = queue
+    self.context = Guarded(context)
+  }
+
+  var readiness: Readiness { queue.readiness }
+
+  /// Groups are read whole: one that does not fit ends the read, and where it is the first one
+  /// the read fails (`EINVAL`).
+  func read(
+    count: Int, deliver: ([UInt8]) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) -> Int {
+    guard count >= 0, count % Self.recordSize == 0 else {
+      throw IOMMUError(
+        .illegalSeek,
+        "\(count) bytes are no whole records: page requests have \(Self.recordSize) each")
+    }
+    var done = 0
+    while true {
+      let reading: FaultQueue.Reading
+      do throws(IOMMUError) {
+        reading = try queue.read(atMost: (count - done) / Self.recordSize) {
+          (group) throws(IOMMUError) in
+          try deliver(group.requests.flatMap { Self.record($0, of: group) })
+        }
+      } catch {
+        guard done > 0 else { throw error }
+        return done
+      }
+      switch reading {
+      case .delivered(let requests):
+        done += requests * Self.recordSize
+      case .tooLarge where done == 0:
+        throw IOMMUError(
+          .invalidArgument,
+          "the oldest group of page requests does not fit in \(count) bytes; groups are read "
+            + "whole")
+      case .tooLarge, .empty:
+        return done
+      }
+    }
+  }
+
+  /// `struct iommu_hwpt_pgfault`, little-endian.
+  private static func record(_ request: PageRequest, of group: FaultQueue.Delivery) -> [UInt8] {
+    var flags: UInt32 = 0
+    if request.isLast { flags |= IOMMU_PGFAULT_FLAGS_LAST_PAGE }
+    if request.pasid != nil { flags |= IOMMU_PGFAULT_FLAGS_PASID_VALID }
+    let words: [UInt32] = [
+      flags, group.device.rawValue, request.pasid?.rawValue ?? 0, request.group,
+      request.access.rawValue, 0, UInt32(truncatingIfNeeded: request.address.rawValue),
+      UInt32(truncatingIfNeeded: request.address.rawValue >> 32), 0, group.cookie,
+    ]
+    return words.flatMap { word in
+      (0..<4).map { UInt8(truncatingIfNeeded: word >> (8 * UInt32($0))) }
+    }
+  }
+
+  /// Answers groups, one after the other, up to the first answer that is wrong.
+  func write(
+    count: Int, fetch: (_ offset: Int, _ size: Int) throws(IOMMUError) -> [UInt8]
+  ) throws(IOMMUError) -> Int {
+    guard count >= 0, count % Self.responseSize == 0 else {
+      throw IOMMUError(
+        .illegalSeek,
+        "\(count) bytes are no whole answers: page responses have \(Self.responseSize) each")
+    }
+    var done = 0
+    while done < count {
+      do throws(IOMMUError) {
+        try respond(try fetch(done, Self.responseSize))
+      } catch {
+        guard done > 0 else { throw error }
+        return done
+      }
+      done += Self.responseSize
+    }
+    return done
+  }
+
+  /// `struct iommu_hwpt_page_response`.
+  private func respond(_ bytes: [UInt8]) throws(IOMMUError) {
+    func word(_ offset: Int) -> UInt32 {
+      bytes[offset..<offset + 4].reversed().reduce(0) { $0 << 8 | UInt32($1) }
+    }
+    guard let code = PageResponse.Code(rawValue: word(4)) else {
+      throw IOMMUError(
+        .invalidArgument,
+        "a page response is \(IOMMUFD_PAGE_RESP_SUCCESS) (success) or "
+          + "\(IOMMUFD_PAGE_RESP_INVALID) (invalid), not \(word(4))")
+    }
+    try queue.respond(to: word(0), with: code)
+  }
+
+  func close() {
+    context.withLock { $0.take() }?.close(queue)
+  }
+}
