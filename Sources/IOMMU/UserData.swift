@@ -92,15 +92,16 @@ public struct UserDataArray: Sendable {
     self.memory = memory
   }
 
-  /// One entry as bytes, little-endian, `known` bytes long. A longer one may only have zeros
-  /// after that.
+  /// One entry as bytes, little-endian, `known` bytes long: a shorter one is filled up with
+  /// zeros.
   ///
   /// Linux: `iommu_copy_struct_from_user_array`.
   /// - Parameters:
   ///   - index: Below `count`.
   ///   - type: The type that it must have.
   ///   - minimum: Its shortest length, in bytes.
-  /// - Throws: `EINVAL` for another type or too short an entry, `E2BIG`, `EFAULT`.
+  ///   - known: Its longest.
+  /// - Throws: `EINVAL` for another type or a length outside of the two, `EFAULT`.
   public func bytes(
     _ index: UInt32, type: UInt32, minimum: Int, known: Int
   ) throws(IOMMUError) -> [UInt8] {
@@ -109,24 +110,14 @@ public struct UserDataArray: Sendable {
         .invalidArgument,
         "the array is of type \(hex(self.type)); the driver takes \(hex(type))")
     }
-    guard entryLength >= UInt32(minimum) else {
+    guard entryLength >= UInt32(minimum), entryLength <= UInt32(known) else {
       throw IOMMUError(
         .invalidArgument,
-        "an entry of type \(hex(type)) is at least \(minimum) bytes long, not \(entryLength)")
+        "an entry of type \(hex(type)) is \(minimum) to \(known) bytes long, "
+          + "not \(entryLength)")
     }
     let offset = UInt64(index) * UInt64(entryLength)
-    let length = Int(entryLength)
-    if length > known {
-      guard
-        try memory.isZero(at: offset + UInt64(known), count: UInt64(length - known))
-      else {
-        throw IOMMUError(
-          .argListTooLong,
-          "entry \(index) is \(length) bytes long; only \(known) are known, and the rest is "
-            + "not zero")
-      }
-    }
-    var bytes = try memory.read(at: offset, count: min(length, known))
+    var bytes = try memory.read(at: offset, count: Int(entryLength))
     bytes.append(contentsOf: repeatElement(0, count: known - bytes.count))
     return bytes
   }

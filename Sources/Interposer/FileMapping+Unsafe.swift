@@ -203,9 +203,11 @@ final class FileMemory: MemorySource {
   ) throws(IOMMUError) {
     let request = FileMapping.Request(
       offset: address, length: length, writable: writable, pageSize: pageSize)
+    // Linux: `memfd_pin_folios`, which knows no address that could be bad.
     guard let mapping = FileMapping(descriptor.number, request), !mapping.isBeyondEnd else {
       throw IOMMUError(
-        .badAddress, "the file cannot be mapped from \(hex(address)) for \(hex(length)) bytes")
+        .invalidArgument,
+        "the file has no \(hex(length)) bytes from \(hex(address)) that could be mapped")
     }
     var identity = identity
     identity.offset = address

@@ -154,7 +154,8 @@ public final class MockIOMMU: IOMMUDriver {
         "the mock IOMMU knows data of type \(hex(MockNestedDomain.dataType)), not "
           + "\(hex(data.type))")
     }
-    let bytes = try data.bytes(type: MockNestedDomain.dataType, minimum: 8, known: 8)
+    // The oldest length ends before the type.
+    let bytes = try data.bytes(type: MockNestedDomain.dataType, minimum: 4, known: 8)
     // MOCK_IOMMUPT_DEFAULT and MOCK_IOMMUPT_HUGE.
     switch bytes.word(at: 4) {
     case 0: return false
