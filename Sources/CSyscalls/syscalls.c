@@ -123,7 +123,8 @@ int csys_notif_id_valid(int listener, uint64_t id) {
 }
 
 int csys_notif_add_fd(int listener, uint64_t id, int source, int target, uint32_t fd_flags) {
-  struct add_fd add = {id, 1 /* SETFD */, (uint32_t)source, (uint32_t)target, fd_flags};
+  struct add_fd add = {id, target < 0 ? 0 : 1 /* SETFD */, (uint32_t)source,
+                       target < 0 ? 0 : (uint32_t)target, fd_flags};
   return RESULT(ioctl(listener, NOTIF_ADDFD, &add));
 }
 

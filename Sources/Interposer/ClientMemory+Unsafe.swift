@@ -46,7 +46,8 @@ final class ClientMemory: MemorySource, RemoteMemory {
 
   /// Who answers for what is pinned of it, with the user that was so when it was last asked.
   private let owner = Mutex<(user: UInt32, owner: MemoryOwner)?>(nil)
-  private let sums = ProcessMemory()
+  /// What is pinned of it.
+  let sums = ProcessMemory()
 
   /// The owner for a user; nil where none was made or the user has changed.
   func owner(for user: UInt32) -> MemoryOwner? {

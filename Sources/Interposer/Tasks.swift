@@ -102,6 +102,12 @@ struct Tasks {
     return memory
   }
 
+  /// What a process has pinned; nil where it has never mapped anything.
+  func pinnedMemory(of process: Int32) -> ProcessMemory? {
+    guard let memory = memories[process], memory.isOwnerAlive else { return nil }
+    return memory.sums
+  }
+
   /// Makes room: drops those whose process is gone, or all where that is too few.
   private mutating func forgetMemories() {
     for (group, memory) in memories where !memory.isOwnerAlive {

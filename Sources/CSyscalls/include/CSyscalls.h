@@ -51,6 +51,7 @@ int csys_notif_receive(int listener, struct csys_notif *notification);
 int csys_notif_send(int listener, uint64_t id, int64_t value, int32_t error, uint32_t flags);
 int csys_notif_id_valid(int listener, uint64_t id);
 // Installs `source` as `target` of the notifying task, replacing what is there.
+// target: the number, or -1 for the lowest that is free.
 int csys_notif_add_fd(int listener, uint64_t id, int source, int target, uint32_t fd_flags);
 int csys_notif_sync_wake_up(int listener);
 
