@@ -120,9 +120,13 @@ let package = Package(
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
     example("two-processes", in: "Tests/Programs"),
     example("fail-nth", in: "Tests/Programs"),
+    example("process-stress", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
-      dependencies: ["Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth"]),
+      dependencies: [
+        "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
+        "process-stress",
+      ]),
   ],
   swiftLanguageModes: [.v6]
 )

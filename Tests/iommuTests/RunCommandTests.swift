@@ -81,6 +81,14 @@ import Testing
     #expect(view.status != 0, "the switches are there with the self-test driver only")
   }
 
+  @Test(
+    "A2, G2: processes that share a context map, attach and do DMA at once, and nothing is left"
+  )
+  func processStress() throws {
+    let run = try iommu("run", "--", built("process-stress").path, "--seconds", "2")
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+  }
+
   @Test("C6: the program sees the nodes and the machine's devices") func view() throws {
     let run = try iommu(
       "run", "--", "sh", "-c",
