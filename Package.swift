@@ -115,7 +115,8 @@ let package = Package(
       name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(
-      name: "interposer-host", dependencies: ["Interposer", "LinuxABI", "IOMMU"],
+      name: "interposer-host",
+      dependencies: ["Interposer", "LinuxABI", "IOMMU", "TestSupport"],
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
     example("two-processes", in: "Tests/Programs"),

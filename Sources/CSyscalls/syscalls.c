@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -71,6 +72,8 @@ NUMBER(statx);
 NUMBER(lseek);
 NUMBER(ftruncate);
 NUMBER(fallocate);
+NUMBER(dup);
+NUMBER(fcntl);
 NUMBER(execve);
 NUMBER(execveat);
 NUMBER(userfaultfd);
@@ -293,8 +296,24 @@ int csys_identity(int fd, struct csys_identity *out) {
       status.st_dev, status.st_ino, status.st_mode, (uint64_t)status.st_size};
   return 0;
 }
+uint64_t csys_device_number(uint32_t major, uint32_t minor) { return makedev(major, minor); }
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor) {
   return RESULT(mknod(path, S_IFCHR | (mode & 07777), makedev(major, minor)));
+}
+
+int csys_epoll_create(void) { return RESULT(epoll_create1(EPOLL_CLOEXEC)); }
+int csys_epoll_watch(int epoll, int fd, int readable) {
+  struct epoll_event event = {.events = readable ? EPOLLIN : 0, .data.fd = fd};
+  return RESULT(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+}
+int csys_epoll_forget(int epoll, int fd) {
+  return RESULT(epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL));
+}
+int csys_epoll_ready(int epoll, int *out, int capacity) {
+  struct epoll_event events[32];
+  int count = RESULT(epoll_wait(epoll, events, capacity < 32 ? capacity : 32, 0));
+  for (int i = 0; i < count; i++) out[i] = events[i].data.fd;
+  return count;
 }
 
 int csys_send_fd(int socket, int fd) {
@@ -329,6 +348,8 @@ int csys_receive_fd(int socket) {
   return fd;
 }
 
+int csys_pipe(int out[2]) { return RESULT(pipe2(out, O_CLOEXEC | O_NONBLOCK)); }
+
 int csys_socketpair(int out[2], int sequenced) {
   int type = sequenced ? SOCK_SEQPACKET : SOCK_STREAM;
   return RESULT(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, out));
@@ -345,7 +366,7 @@ void csys_fill_stat(void *out, const struct csys_character_device *device) {
   status.st_dev = makedev(0, 6);
   status.st_ino = device->inode;
   status.st_nlink = 1;
-  status.st_mode = S_IFCHR | device->permissions;
+  status.st_mode = (device->is_anonymous ? 0 : S_IFCHR) | device->permissions;
   status.st_uid = device->user;
   status.st_gid = device->group;
   status.st_rdev = makedev(device->major, device->minor);
@@ -379,7 +400,7 @@ void csys_fill_statx(void *out, const struct csys_character_device *device) {
   status.nlink = 1;
   status.uid = device->user;
   status.gid = device->group;
-  status.mode = (uint16_t)(S_IFCHR | device->permissions);
+  status.mode = (uint16_t)((device->is_anonymous ? 0 : S_IFCHR) | device->permissions);
   status.ino = device->inode;
   status.atime.seconds = status.ctime.seconds = status.mtime.seconds = device->seconds;
   status.rdev_major = device->major;
@@ -432,6 +453,10 @@ int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintpt
   if (base == MAP_FAILED) return -errno;
   *out = (uintptr_t)base;
   return 0;
+}
+int csys_punch_hole(int fd, uint64_t offset, uint64_t length) {
+  return RESULT(fallocate(
+      fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length));
 }
 int csys_unmap(uintptr_t address, size_t length) {
   return RESULT(munmap((void *)address, length));

@@ -56,7 +56,7 @@ public final class LocalMmapBacking: MmapBacking {
     let memory = try LocalMemory(byteCount: length)
     state.withLock { $0[offset] = Entry(memory: memory) }
     // SAFETY: the memory stays in the table until `freePages`.
-    return unsafe memory.withUnsafeMutableBytes { unsafe UInt(bitPattern: $0.baseAddress) }
+    return unsafe memory.withUnsafeMutableBytes { UInt(bitPattern: $0.baseAddress) }
   }
 
   public func isMapped(at offset: UInt64, length: UInt64) -> Bool {

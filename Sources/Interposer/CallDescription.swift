@@ -48,7 +48,8 @@ struct CallDescription: Sendable {
     CSYS_NR_writev: "writev", CSYS_NR_preadv: "preadv", CSYS_NR_pwritev: "pwritev",
     CSYS_NR_preadv2: "preadv2", CSYS_NR_pwritev2: "pwritev2", CSYS_NR_fstat: "fstat",
     CSYS_NR_newfstatat: "fstat", CSYS_NR_statx: "statx", CSYS_NR_lseek: "lseek",
-    CSYS_NR_ftruncate: "ftruncate", CSYS_NR_fallocate: "fallocate",
+    CSYS_NR_ftruncate: "ftruncate", CSYS_NR_fallocate: "fallocate", CSYS_NR_dup: "dup",
+    CSYS_NR_fcntl: "fcntl",
   ]
 }
 

@@ -180,6 +180,22 @@ final class ClientCaller: Caller, @unchecked Sendable {
       ?? (end..<max(most, end)).first(where: isFree)
   }
 
+  /// Gives the program another number for a description of its own, in the window and not below
+  /// `least`; nil where there is none.
+  func duplicate(
+    _ description: OwnedDescriptor, from least: UInt64, closeOnExec: Bool
+  ) -> Int32? {
+    let end = min(UInt64(server.window.end), openLimit)
+    let first = max(UInt64(server.window.first), least)
+    guard first < end,
+      let number = (Int32(first)..<Int32(end)).first(where: isFree),
+      csys_notif_add_fd(
+        server.listener, id, description.number, number,
+        closeOnExec ? UInt32(O_CLOEXEC) : 0) >= 0
+    else { return nil }
+    return number
+  }
+
   /// The program's soft limit on open files. Of a program with other user ids it takes a
   /// privilege to ask, but not to read.
   private var openLimit: UInt64 {

@@ -60,12 +60,28 @@ struct MemoryArea: Sendable {
     return Self.parse(maps).first { $0.0.start == start }?.1
   }
 
-  /// Before Linux 6.11: the text.
-  private static func parse(_ maps: Int32) -> [(MemoryArea, String)] {
+  /// The mappings of the files that have this inode number, on whatever device.
+  static func areas(of inode: UInt64, in maps: Int32) -> [MemoryArea] {
+    let number = Array(" \(inode) ".utf8)
+    return parse(maps) { line in
+      var start = line.startIndex
+      while let found = line[start...].firstIndex(of: number[0]) {
+        if line[found...].starts(with: number) { return true }
+        start = found + 1
+      }
+      return false
+    }.map(\.0).filter { $0.inode == inode }
+  }
+
+  /// The text, where there is no call for it (before Linux 6.11) or all mappings are of interest.
+  private static func parse(
+    _ maps: Int32, where isWanted: (ArraySlice<UInt8>) -> Bool = { _ in true }
+  ) -> [(MemoryArea, String)] {
     var text: [UInt8] = []
     lseek(maps, 0, SEEK_SET)
     while let some = System.readSome(maps), !some.isEmpty { text += some }
     return text.split(separator: UInt8(ascii: "\n")).compactMap { line in
+      guard isWanted(line) else { return nil }
       let fields = line.split(
         separator: UInt8(ascii: " "), maxSplits: 5, omittingEmptySubsequences: true
       ).map { String(decoding: $0, as: UTF8.self) }

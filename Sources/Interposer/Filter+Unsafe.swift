@@ -56,6 +56,8 @@ struct Filter {
     (CSYS_NR_pwritev2, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
     (CSYS_NR_ftruncate, [.descriptor(argument: 0)]),
     (CSYS_NR_fallocate, [.descriptor(argument: 0)]),
+    (CSYS_NR_fcntl, [.descriptor(argument: 0)]),
+    (CSYS_NR_dup, [.descriptor(argument: 0)]),
     (CSYS_NR_execve, []),
     (CSYS_NR_execveat, []),
     (CSYS_NR_userfaultfd, []),

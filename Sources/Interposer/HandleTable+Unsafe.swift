@@ -2,11 +2,6 @@
 //
 // Our open files: which file of the host stands for each, and when the last reference to it
 // anywhere is gone.
-//
-// A handle is a sealed memfd. The program gets a description of its own; an inotify watch says
-// when one was closed. Equal events coalesce and come before the description is quite gone, so
-// an event only makes a handle suspect: a write lease, which the kernel grants on a file that
-// nobody else has open, decides.
 
 import CSyscalls
 import IOMMU
@@ -19,58 +14,13 @@ import Synchronization
   import Musl
 #endif
 
-/// What an open file is, whoever has it.
-struct FileKey: Hashable, Sendable {
-  let device: UInt64
-  let inode: UInt64
-
-  init(_ identity: csys_identity) {
-    device = identity.device
-    inode = identity.inode
-  }
-}
-
-/// One of our files, open in some program.
-final class Handle: Sendable {
-  let file: any OpenFile
-  let key: FileKey
-  /// Read-only and never given away: the lease is asked for on it.
-  fileprivate let probe: OwnedDescriptor
-  fileprivate let watch: Int32
-
-  fileprivate init(file: any OpenFile, key: FileKey, probe: OwnedDescriptor, watch: Int32) {
-    self.file = file
-    self.key = key
-    self.probe = probe
-    self.watch = watch
-  }
-
-  /// A new description, as a program shall get it.
-  /// - Parameter flags: The access mode and status flags of `open(2)`.
-  func describe(flags: Int32) -> OwnedDescriptor? {
-    let kept = flags & (O_ACCMODE | O_NONBLOCK)
-    let number = System.open("/proc/self/fd/\(probe.number)", kept)
-    return number < 0 ? nil : OwnedDescriptor(number)
-  }
-
-  /// `F_SETLEASE`; its arguments are `F_WRLCK`, 1, and `F_UNLCK`, 2.
-  private static let setLease: Int32 = 1024
-
-  /// Whether nobody but us has it open.
-  fileprivate var isAbandoned: Bool {
-    guard csys_fcntl(probe.number, Self.setLease, 1) == 0 else {
-      return false
-    }
-    _ = csys_fcntl(probe.number, Self.setLease, 2)
-    return true
-  }
-}
-
 /// All handles. Thread-safe.
 final class HandleTable: Sendable {
   private struct State {
     var byKey: [FileKey: Handle] = [:]
     var byWatch: [Int32: Handle] = [:]
+    /// By the number of the pipe's writing end.
+    var byPipe: [Int32: Handle] = [:]
     /// Closed somewhere, but not yet known to be abandoned.
     var suspects: [FileKey: Handle] = [:]
   }
@@ -79,7 +29,10 @@ final class HandleTable: Sendable {
   /// Held while closed files are found and closed, so that who comes second sees the effect.
   private let draining = Mutex(())
   private let inotify: OwnedDescriptor
+  /// Ready where inotify is, and where a pipe has lost its last reader.
+  private let either: OwnedDescriptor
   private let hasSuspects = Atomic(false)
+  private let hasPipes = Atomic(false)
   private static let inClose: UInt32 = 0x18
   private static let inOverflow: UInt32 = 0x4000
 
@@ -91,13 +44,24 @@ final class HandleTable: Sendable {
           + "fs.inotify.max_user_instances")
     }
     inotify = OwnedDescriptor(number)
+    let both = csys_epoll_create()
+    guard both >= 0 else {
+      throw InterposerError("cannot watch for closed queues: \(System.message(both))")
+    }
+    either = OwnedDescriptor(both)
+    _ = csys_epoll_watch(both, number, 1)
   }
 
   /// Readable when something was closed.
-  var descriptor: Int32 { inotify.number }
+  var descriptor: Int32 { either.number }
 
-  /// Makes the host's file for one of ours.
+  /// Interrupts this thread at each close from now on (`csys_note_changes`); false where the
+  /// host cannot do that.
+  func interruptThisThread() -> Bool { csys_note_changes(inotify.number) == 0 }
+
+  /// Makes the host's file for one of ours. Called by the serving thread.
   func add(_ file: any OpenFile) throws(IOMMUError) -> Handle {
+    if let queue = file as? any EventFile { return try add(queue) }
     func failed(_ what: String, _ result: Int32) -> IOMMUError {
       IOMMUError(
         .init(rawValue: -result), "the supervisor cannot \(what) for \(file.name)")
@@ -108,19 +72,42 @@ final class HandleTable: Sendable {
     // F_ADD_SEALS: no shrinking, no growing, no writing, no further seals. The file stays
     // empty: nothing backs a register, and a descriptor that the filter cannot tell (below the
     // window) reads as at its end and takes no data.
-    _ = csys_fcntl(memory, 1033, 0x2 | 0x4 | 0x8 | 0x1)
-    let probe = System.open("/proc/self/fd/\(memory)", O_RDONLY)
+    // A context's may grow and be written: pages to share are made in it.
+    let pages = file as? any MmapFile
+    _ = csys_fcntl(memory, 1033, pages == nil ? 0x2 | 0x4 | 0x8 | 0x1 : 0x2 | 0x1)
+    let probe = System.open("/proc/self/fd/\(memory)", pages == nil ? O_RDONLY : O_RDWR)
     guard probe >= 0 else { throw failed("open a file", probe) }
     let owned = OwnedDescriptor(probe)
     guard let identity = System.identity(probe) else { throw failed("open a file", -EIO) }
     let watch = unsafe inotify_add_watch(
       inotify.number, "/proc/self/fd/\(probe)", Self.inClose)
     guard watch >= 0 else { throw failed("watch a file", -errno) }
-    let handle = Handle(file: file, key: FileKey(identity), probe: owned, watch: watch)
+    let handle = Handle(
+      file: file, key: FileKey(identity),
+      stand: .memory(StandInMemory(probe: owned, watch: watch)))
+    pages?.areas.keep(in: SharedPages(owned, identity))
     state.withLock {
       $0.byKey[handle.key] = handle
       $0.byWatch[watch] = handle
     }
+    return handle
+  }
+
+  private func add(_ queue: any EventFile) throws(IOMMUError) -> Handle {
+    let pipe = try StandInPipe(isWritable: queue.isWritable)
+    let number = pipe.writingEnd.number
+    // Nothing is asked for: an error is when nobody can read any more.
+    guard let identity = pipe.identity, csys_epoll_watch(either.number, number, 0) == 0 else {
+      throw IOMMUError(.noMemory, "the supervisor cannot watch \(queue.name)")
+    }
+    _ = csys_note_changes(number)
+    let handle = Handle(file: queue, key: FileKey(identity), stand: .pipe(pipe))
+    state.withLock {
+      $0.byKey[handle.key] = handle
+      $0.byPipe[number] = handle
+    }
+    hasPipes.store(true, ordering: .relaxed)
+    queue.readiness.show(on: pipe)
     return handle
   }
 
@@ -134,11 +121,13 @@ final class HandleTable: Sendable {
     // One cheap call where nothing happened. The files are closed under `draining`: another
     // thread's next call must find them closed.
     draining.withLock { _ in
+      if hasPipes.load(ordering: .relaxed) { removeAbandonedQueues() }
       let events = takeEvents()
       guard events || needsAttention else { return }
       let suspects = state.withLock { Array($0.suspects.values) }
-      let gone = suspects.filter(\.isAbandoned)
-      for handle in gone { remove(handle) }
+      for handle in suspects {
+        if case .memory(let memory) = handle.stand, memory.isAbandoned { remove(handle) }
+      }
       hasSuspects.store(state.withLock { !$0.suspects.isEmpty }, ordering: .relaxed)
     }
   }
@@ -162,12 +151,38 @@ final class HandleTable: Sendable {
 
   private func take(_ handle: Handle) -> Bool {
     let present = state.withLock { state in
-      state.byWatch[handle.watch] = nil
+      switch handle.stand {
+      case .memory(let memory): state.byWatch[memory.watch] = nil
+      case .pipe(let pipe): state.byPipe[pipe.writingEnd.number] = nil
+      }
       state.suspects[handle.key] = nil
+      hasPipes.store(!state.byPipe.isEmpty, ordering: .relaxed)
       return state.byKey.removeValue(forKey: handle.key) != nil
     }
-    if present { _ = inotify_rm_watch(inotify.number, handle.watch) }
-    return present
+    guard present else { return false }
+    switch handle.stand {
+    case .memory(let memory):
+      _ = inotify_rm_watch(inotify.number, memory.watch)
+    case .pipe(let pipe):
+      _ = csys_epoll_forget(either.number, pipe.writingEnd.number)
+      handle.queue?.readiness.show(on: nil)
+    }
+    return true
+  }
+
+  private func removeAbandonedQueues() {
+    var ready = [Int32](repeating: 0, count: 32)
+    while true {
+      // SAFETY: at most the array's count is written.
+      let count = unsafe csys_epoll_ready(either.number, &ready, 32)
+      guard count > 0 else { return }
+      let gone = state.withLock { state in
+        ready[..<Int(count)].compactMap { state.byPipe[$0] }
+      }
+      for handle in gone { remove(handle) }
+      // What was taken out is not reported again.
+      if count < 32 { return }
+    }
   }
 
   /// Reads all events; true where there were any of interest.

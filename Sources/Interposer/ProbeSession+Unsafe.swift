@@ -129,7 +129,6 @@ extension HandleTable {
     final class Probe: OpenFile {
       let name = "probe"
       let number = DeviceNumber(major: 0, minor: 0)
-      let regionWindowSize: UInt64 = 0
       func ioctl(
         _ command: UInt32, argument: UInt64, by caller: any Caller
       ) throws(IOMMUError) -> Int { 0 }

@@ -13,9 +13,30 @@ import LinuxABI
 #endif
 
 extension Server {
-  private struct Piece {
+  /// A part of the caller's memory.
+  struct Piece {
     var address: UInt64
     var length: UInt64
+  }
+
+  /// What a call that moves data is.
+  struct TransferForm {
+    var isWrite = false
+    var isVector = false
+    var hasOffset = true
+
+    init(_ number: Int32) {
+      switch number {
+      case CSYS_NR_read: hasOffset = false
+      case CSYS_NR_write: (isWrite, hasOffset) = (true, false)
+      case CSYS_NR_readv: (isVector, hasOffset) = (true, false)
+      case CSYS_NR_writev: (isWrite, isVector, hasOffset) = (true, true, false)
+      case CSYS_NR_pread64: break
+      case CSYS_NR_pwrite64: isWrite = true
+      case CSYS_NR_preadv, CSYS_NR_preadv2: isVector = true
+      default: (isWrite, isVector) = (true, true)
+      }
+    }
   }
 
   /// `IOV_MAX` of Linux.
@@ -26,37 +47,22 @@ extension Server {
   func transfer(
     _ call: SystemCall, _ caller: ClientCaller, _ file: any OpenFile, _ copy: OwnedDescriptor
   ) throws(IOMMUError) -> Int {
-    let isWrite: Bool
-    let isVector: Bool
-    var hasOffset = true
-    switch call.number {
-    case CSYS_NR_read: (isWrite, isVector, hasOffset) = (false, false, false)
-    case CSYS_NR_write: (isWrite, isVector, hasOffset) = (true, false, false)
-    case CSYS_NR_readv: (isWrite, isVector, hasOffset) = (false, true, false)
-    case CSYS_NR_writev: (isWrite, isVector, hasOffset) = (true, true, false)
-    case CSYS_NR_pread64: (isWrite, isVector) = (false, false)
-    case CSYS_NR_pwrite64: (isWrite, isVector) = (true, false)
-    case CSYS_NR_preadv, CSYS_NR_preadv2: (isWrite, isVector) = (false, true)
-    default: (isWrite, isVector) = (true, true)
-    }
+    let form = TransferForm(call.number)
+    let isWrite = form.isWrite
     let mode = csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE
     guard mode != (isWrite ? O_RDONLY : O_WRONLY) else {
       throw IOMMUError(
         .badFileDescriptor, "\(file.name) is not open for \(isWrite ? "writing" : "reading")")
     }
-    let positioned = hasOffset ? nil : file as? any PositionedFile
-    var offset = hasOffset ? call[3] : positioned?.position ?? 0
+    let positioned = form.hasOffset ? nil : file as? any PositionedFile
+    var offset = form.hasOffset ? call[3] : positioned?.position ?? 0
     guard offset <= UInt64(Int64.max) else {
       throw IOMMUError(.invalidArgument, "the file offset \(hex(offset)) is negative")
     }
-    let pieces =
-      isVector
-      ? try vector(call[1], count: call[2], caller)
-      : [Piece(address: call[1], length: min(call[2], 0x7FFF_F000))]
     var total = 0
     defer { positioned?.position &+= UInt64(total) }
     do throws(IOMMUError) {
-      for piece in pieces {
+      for piece in try pieces(call, form, caller) {
         var done: UInt64 = 0
         while done < piece.length {
           let count = Int(min(piece.length - done, UInt64(unsafe buffer.count)))
@@ -87,6 +93,15 @@ extension Server {
     let read = min(try unsafe file.read(at: offset, into: part), count)
     try unsafe caller.copyOut(UnsafeRawBufferPointer(rebasing: part[..<read]), to: memory)
     return read
+  }
+
+  /// The memory that a call names.
+  func pieces(
+    _ call: SystemCall, _ form: TransferForm, _ caller: ClientCaller
+  ) throws(IOMMUError) -> [Piece] {
+    form.isVector
+      ? try vector(call[1], count: call[2], caller)
+      : [Piece(address: call[1], length: min(call[2], 0x7FFF_F000))]
   }
 
   private func vector(

@@ -55,7 +55,7 @@ enum Answer {
     var notification = csys_notif()
     // A close anywhere interrupts this thread before the closer goes on: the calls of programs
     // that close nothing need not look.
-    let isTold = csys_note_changes(handles.descriptor) == 0
+    let isTold = handles.interruptThisThread()
     while true {
       let result = unsafe csys_notif_receive(listener, &notification)
       guard result == 0 else {
@@ -174,7 +174,11 @@ enum Answer {
       throw IOMMUError(.invalidArgument, "\(file.name) is a device and cannot be truncated")
     case CSYS_NR_fallocate:
       throw IOMMUError(.noSuchDevice, "\(file.name) is a device and has no space to allocate")
+    case CSYS_NR_dup, CSYS_NR_fcntl:
+      guard case .pipe(let pipe) = handle.stand else { return .goOn }
+      return control(call, caller, pipe, copy)
     default:
+      if let queue = handle.queue { return .result(try transfer(call, caller, queue)) }
       return .result(try transfer(call, caller, file, copy))
     }
   }
@@ -214,7 +218,9 @@ enum Answer {
     device.inode = handle.key.inode
     device.major = handle.file.number.major
     device.minor = handle.file.number.minor
-    device.permissions = 0o666
+    device.permissions = handle.queue == nil ? 0o666 : 0o600
+    // Linux's anonymous inodes are of no type.
+    device.is_anonymous = handle.queue == nil ? 0 : 1
     device.seconds = Int64(time(nil))
     let size = extended ? csys_statx_size() : csys_stat_size()
     try unsafe withUnsafeTemporaryAllocation(byteCount: size, alignment: 8) {

@@ -81,7 +81,6 @@ extension EventFile {
 extension EventFile {
   /// It is no device.
   public var number: DeviceNumber { DeviceNumber(major: 0, minor: 0) }
-  public var regionWindowSize: UInt64 { 0 }
 
   public func write(
     count: Int, fetch: (_ offset: Int, _ size: Int) throws(IOMMUError) -> [UInt8]

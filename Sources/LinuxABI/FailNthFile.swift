@@ -54,7 +54,6 @@ public final class FailNthNode: ThreadNode {
 final class FailNthFile: PositionedFile {
   let name = "fail-nth"
   let number = DeviceNumber(major: 0, minor: 0)
-  let regionWindowSize: UInt64 = 0
   private let countdown: FailureCountdown
   private let place = Mutex<UInt64>(0)
 

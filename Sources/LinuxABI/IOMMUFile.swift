@@ -71,7 +71,6 @@ final class IOMMUFile: ContextFile, MmapFile {
     self.failures = failures
   }
 
-  var regionWindowSize: UInt64 { 0 }
   var areas: MmapAreas { context.areas }
 
   func ioctl(

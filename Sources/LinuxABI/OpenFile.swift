@@ -35,9 +35,6 @@ public protocol OpenFile: AnyObject, Sendable {
   /// For messages and traces: `iommufd`, `vfio-device 0000:e0:04.0`.
   var name: String { get }
   var number: DeviceNumber { get }
-  /// Size of the window of file offsets that regions fill, in bytes; 0 where the file has no
-  /// regions.
-  var regionWindowSize: UInt64 { get }
 
   /// One `ioctl(2)`.
   /// - Returns: What the call returns, not negative.

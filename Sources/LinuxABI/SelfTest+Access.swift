@@ -12,7 +12,6 @@ import SystemPackage
 final class AccessorFile: OpenFile {
   let name = "iommufd_test_staccess"
   let number = DeviceNumber(major: 0, minor: 0)
-  let regionWindowSize: UInt64 = 0
   let accessor: Accessor
 
   init(_ accessor: Accessor) { self.accessor = accessor }

@@ -72,7 +72,6 @@ final class VFIODeviceFile: OpenFile {
 
   var function: PCIFunction { session.device.function }
   var name: String { "vfio-device \(function.name)" }
-  var regionWindowSize: UInt64 { RegionWindow.end }
 
   func ioctl(
     _ command: UInt32, argument: UInt64, by caller: any Caller

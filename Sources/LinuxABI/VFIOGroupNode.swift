@@ -134,8 +134,6 @@ final class VFIOContainerFile: OpenFile {
 // What neither of them has. Linux's file operations lack read, write and mmap: `EINVAL` and
 // `ENODEV`.
 extension OpenFile where Self: VFIOFileWithoutRegions {
-  var regionWindowSize: UInt64 { 0 }
-
   func read(
     at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) -> Int {

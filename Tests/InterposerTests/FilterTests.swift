@@ -81,6 +81,7 @@ struct FilterTests {
     for number in [
       CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev, CSYS_NR_fstat,
       CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate, CSYS_NR_fallocate,
+      CSYS_NR_dup, CSYS_NR_fcntl,
     ] {
       #expect(verdict(number, [0]) == .allow)
       #expect(verdict(number, [767]) == .allow)

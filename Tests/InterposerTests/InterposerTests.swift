@@ -23,6 +23,27 @@ struct InterposerTests {
   }
 
   @Test(
+    "H1: a queue's descriptor polls, reads and writes as Linux's, whoever has it",
+    arguments: [
+      "queue-polls", "queue-reads", "queue-writes", "queue-copies", "queue-closes",
+      "queue-waits",
+    ], User.allCases)
+  func queues(_ name: String, _ user: User) {
+    let outcome = Programs.client([name], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+    #expect(outcome.error == "")
+  }
+
+  @Test(
+    "L: a program and a driver share pages; they cannot be freed while they are mapped",
+    arguments: ["page-maps", "page-busy"], User.allCases)
+  func pages(_ name: String, _ user: User) {
+    let outcome = Programs.client([name], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+    #expect(outcome.error == "")
+  }
+
+  @Test(
     "Any pointer, command or offset gets an errno, and the next call works", arguments: 1...4)
   func fuzz(_ seed: Int) {
     let outcome = Programs.client(["fuzz", "\(seed)"])

@@ -116,11 +116,21 @@ struct csys_identity {
 int csys_identity(int fd, struct csys_identity *out);
 // Without the size, and without asking the file system's server.
 int csys_identity_known(int fd, struct csys_identity *out);
+uint64_t csys_device_number(uint32_t major, uint32_t minor);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
+
+int csys_epoll_create(void);
+// Ready when `fd` can be read (and `readable` is not 0) or has an error or a hang-up.
+int csys_epoll_watch(int epoll, int fd, int readable);
+int csys_epoll_forget(int epoll, int fd);
+// The numbers of what is ready now, at most `capacity`; returns how many.
+int csys_epoll_ready(int epoll, int *out, int capacity);
 
 int csys_send_fd(int socket, int fd);
 int csys_receive_fd(int socket);
 int csys_socketpair(int out[2], int sequenced);
+// Both ends are close-on-exec and never block.
+int csys_pipe(int out[2]);
 
 // MARK: layouts that are written to a program
 
@@ -129,6 +139,7 @@ size_t csys_statx_size(void);
 struct csys_character_device {
   uint64_t inode;
   uint32_t major, minor, user, group, permissions;
+  int is_anonymous;  // No device after all, but a file of no type.
   int64_t seconds;
 };
 // Fill the kernel's struct stat and struct statx for a character device.
@@ -159,6 +170,8 @@ int csys_eventfd_signal(int fd);
 int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintptr_t *out);
 // What mappings of a file are a multiple of: its huge pages' size on hugetlbfs, else 4096.
 uint64_t csys_map_granule(int fd);
+// Frees the pages of a part of a file; its size stays.
+int csys_punch_hole(int fd, uint64_t offset, uint64_t length);
 int csys_unmap(uintptr_t address, size_t length);
 
 // MARK: signals
@@ -201,7 +214,7 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_pwrite64, CSYS_NR_preadv, CSYS_NR_pwritev, CSYS_NR_preadv2, CSYS_NR_pwritev2,
     CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
-    CSYS_NR_fallocate, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
+    CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
     CSYS_NR_userfaultfd;
 
 #endif

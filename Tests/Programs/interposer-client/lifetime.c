@@ -122,30 +122,6 @@ static int killed(char **arguments) {
   return 0;
 }
 
-static void send_descriptor(int socket, int fd) {
-  char byte = 0, space[CMSG_SPACE(sizeof fd)] = {0};
-  struct iovec iov = {&byte, 1};
-  struct msghdr message = {
-      .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
-  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof fd);
-  memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  CHECK(sendmsg(socket, &message, 0) == 1);
-}
-
-static int receive_descriptor(int socket) {
-  char byte = 0, space[CMSG_SPACE(sizeof(int))] = {0};
-  struct iovec iov = {&byte, 1};
-  struct msghdr message = {
-      .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
-  CHECK(recvmsg(socket, &message, 0) == 1);
-  int fd;
-  memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
-  return fd;
-}
-
 static int in_flight(char **arguments) {
   (void)arguments;
   int fd = open_node("/dev/iommu"), other = open_node("/dev/iommu"), sockets[2];

@@ -55,12 +55,15 @@ final class TestNode: DeviceNode {
   }
 
   func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    TestFile(name: path, number: number, counts)
+    path == "/dev/iommu"
+      ? TestContextFile(name: path, number: number, counts)
+      : TestFile(name: path, number: number, counts)
   }
 }
 
 /// Answers the tests' commands.
-final class TestFile: OpenFile {
+class TestFile: OpenFile, @unchecked Sendable {
+  // Unchecked, as a class with a subclass must be: everything is constant or guarded.
   let name: String
   let number: DeviceNumber
   let regionWindowSize: UInt64
@@ -76,7 +79,7 @@ final class TestFile: OpenFile {
     counts.opened.add(1, ordering: .relaxed)
   }
 
-  private struct Request {
+  struct Request {
     var a: UInt64 = 0
     var b: UInt64 = 0
     var c: UInt64 = 0
@@ -100,7 +103,7 @@ final class TestFile: OpenFile {
     return result
   }
 
-  private func perform(
+  func perform(
     _ command: UInt32, _ request: inout Request, _ caller: any Caller
   ) throws(IOMMUError) -> Int {
     switch command {

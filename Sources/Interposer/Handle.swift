@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One of our files, open in some program: what stands for it on the host, and how to know that
+// nobody has it any more.
+
+import CSyscalls
+import IOMMU
+import LinuxABI
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// What an open file is, whoever has it.
+struct FileKey: Hashable, Sendable {
+  let device: UInt64
+  let inode: UInt64
+
+  init(_ identity: csys_identity) {
+    device = identity.device
+    inode = identity.inode
+  }
+}
+
+/// One of our files, open in some program.
+final class Handle: Sendable {
+  /// What stands for it.
+  enum Stand: Sendable {
+    /// A memfd: contexts, containers, groups, devices.
+    case memory(StandInMemory)
+    /// A pipe: queues of records, which are polled.
+    case pipe(StandInPipe)
+  }
+
+  let file: any OpenFile
+  /// The file, where it is a queue of records.
+  let queue: (any EventFile)?
+  let key: FileKey
+  let stand: Stand
+
+  init(file: any OpenFile, key: FileKey, stand: Stand) {
+    self.file = file
+    queue = file as? any EventFile
+    self.key = key
+    self.stand = stand
+  }
+
+  /// A new description, as a program shall get it. Of a queue there is one.
+  /// - Parameter flags: The access mode and status flags of `open(2)`.
+  func describe(flags: Int32) -> OwnedDescriptor? {
+    switch stand {
+    case .memory(let memory): memory.describe(flags: flags)
+    case .pipe(let pipe): pipe.takeDescription()
+    }
+  }
+}
+
+/// A sealed memfd, and a description of it that is never given away.
+///
+/// The program gets a description of its own; an inotify watch says when one was closed. Equal
+/// events coalesce and come before the description is quite gone, so an event only makes a
+/// handle suspect: a write lease, which the kernel grants on a file that nobody else has open,
+/// decides.
+final class StandInMemory: Sendable {
+  let probe: OwnedDescriptor
+  let watch: Int32
+
+  init(probe: OwnedDescriptor, watch: Int32) {
+    self.probe = probe
+    self.watch = watch
+  }
+
+  func describe(flags: Int32) -> OwnedDescriptor? {
+    let kept = flags & (O_ACCMODE | O_NONBLOCK)
+    let number = System.open("/proc/self/fd/\(probe.number)", kept)
+    return number < 0 ? nil : OwnedDescriptor(number)
+  }
+
+  /// `F_SETLEASE`; its arguments are `F_WRLCK`, 1, and `F_UNLCK`, 2.
+  private static let setLease: Int32 = 1024
+
+  /// Whether nobody but us has it open.
+  var isAbandoned: Bool {
+    guard csys_fcntl(probe.number, Self.setLease, 1) == 0 else {
+      return false
+    }
+    _ = csys_fcntl(probe.number, Self.setLease, 2)
+    return true
+  }
+}

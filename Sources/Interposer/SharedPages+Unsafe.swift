@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Pages that a driver shares with programs, in the file that stands for their context: mmap of
+// that file at an area's offset gives the driver's own pages, with no call of ours in between.
+//
+// The file is empty until the first area is made, and then has holes up to it: nothing backs any
+// other offset. Areas lie above 2⁴⁵, where the filter knows an mmap by its offset, whatever the
+// descriptor's number: each is checked first, then goes on to the kernel.
+
+import CSyscalls
+import IOMMU
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// The pages of one context's file. Thread-safe.
+final class SharedPages: MmapBacking {
+  private let file: OwnedDescriptor
+  private let identity: csys_identity
+
+  /// - Parameter file: Open for reading and writing.
+  init(_ file: OwnedDescriptor, _ identity: csys_identity) {
+    self.file = file
+    self.identity = identity
+  }
+
+  func makePages(at offset: UInt64, length: UInt64) throws(IOMMUError) -> UInt {
+    // Offsets only grow, but two threads may come here in either order: never shrink (which a
+    // seal forbids anyhow).
+    var now = csys_identity()
+    if unsafe csys_identity(file.number, &now) == 0, now.size < offset + length {
+      _ = ftruncate(file.number, off_t(offset + length))
+    }
+    var base: UInt = 0
+    let result = unsafe csys_map_shared(file.number, offset, Int(length), 1, &base)
+    guard result == 0 else {
+      throw IOMMUError(.noMemory, "\(hex(length)) bytes to share cannot be had")
+    }
+    return base
+  }
+
+  func freePages(at offset: UInt64, length: UInt64, base: UInt) {
+    _ = csys_unmap(base, Int(length))
+    _ = csys_punch_hole(file.number, offset, length)
+  }
+
+  /// Looks at the mappings of every process that is under a filter, as those of the run are: a
+  /// child that has never called us may hold one. Processes that we may not look at (of another
+  /// user, after a change of user id) do not count.
+  func isMapped(at offset: UInt64, length: UInt64) -> Bool {
+    let own = "\(getpid())"
+    for (process, _) in System.entries("/proc") ?? [] {
+      guard process != own, process.utf8.allSatisfy({ (48...57).contains($0) }),
+        let status = Status(process), status.hasFilter
+      else { continue }
+      if hasMapping(offset, length, "/proc/\(process)/maps") { return true }
+      guard status.isZombie else { continue }
+      // Other threads may go on after the first one has ended.
+      for (thread, _) in System.entries("/proc/\(process)/task") ?? [] {
+        if hasMapping(offset, length, "/proc/\(process)/task/\(thread)/maps") { return true }
+      }
+    }
+    return false
+  }
+
+  private struct Status {
+    var hasFilter = false
+    var isZombie = false
+
+    init?(_ process: String) {
+      guard let status = System.contents("/proc/\(process)/status") else { return nil }
+      for line in String(decoding: status, as: UTF8.self).split(separator: "\n") {
+        if line.hasPrefix("Seccomp:") { hasFilter = line.hasSuffix("2") }
+        if line.hasPrefix("State:") { isZombie = line.contains("Z") }
+      }
+    }
+  }
+
+  private func hasMapping(_ offset: UInt64, _ length: UInt64, _ path: String) -> Bool {
+    let maps = System.open(path, O_RDONLY)
+    guard maps >= 0 else { return false }
+    defer { close(maps) }
+    return MemoryArea.areas(of: identity.inode, in: maps).contains { area in
+      area.offset < offset + length && offset < area.offset + (area.end - area.start)
+        && identity.device == csys_device_number(area.major, area.minor)
+    }
+  }
+}
