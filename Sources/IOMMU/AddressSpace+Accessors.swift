@@ -17,6 +17,8 @@ struct AccessPin: Sendable {
   let range: ClosedRange<UInt64>
   /// What is pinned for it, once each.
   let parts: [Part]
+  /// Whether an unmap of it is refused, instead of ending the pin.
+  var isLocked = false
 
   struct Part: Sendable {
     let pages: Pages
@@ -44,11 +46,34 @@ extension AddressSpace {
     state.withLock { state in
       for (key, pin) in state.accessPins where key.accessor == accessor {
         release(pin)
+        if pin.isLocked { state.lockedPins -= 1 }
         state.accessPins[key] = nil
       }
       guard pinsMemory else { return }
       state.pinningAccessors -= 1
       state.alignment = minimumAlignment(in: state)
+    }
+  }
+
+  /// Refuses to unmap an area that a locked pin touches.
+  ///
+  /// Linux: `iopt_area.num_locks`.
+  /// - Throws: `EBUSY`.
+  @inline(__always)
+  func checkUnlocked(
+    first: UInt64, last: UInt64, in state: borrowing State
+  ) throws(IOMMUError) {
+    if state.lockedPins > 0 { try findLock(in: first...last, state) }
+  }
+
+  private func findLock(
+    in range: ClosedRange<UInt64>, _ state: borrowing State
+  ) throws(IOMMUError) {
+    for pin in state.accessPins.values where pin.isLocked && pin.range.overlaps(range) {
+      throw IOMMUError(
+        .resourceBusy,
+        "the mapping \(hex(range.lowerBound))...\(hex(range.upperBound)) of IOAS \(id) holds a "
+          + "hardware queue; destroy that first")
     }
   }
 
@@ -80,7 +105,8 @@ extension AddressSpace {
 
   /// Pins the host pages around a range. See `Accessor.pin`.
   func pin(
-    _ iova: IOVA, length: UInt64, for access: Permissions, as key: AccessPin.Key
+    _ iova: IOVA, length: UInt64, for access: Permissions, as key: AccessPin.Key,
+    isLocked: Bool = false
   ) throws(IOMMUError) -> [Accessor.Pin.Run] {
     let range = try accessRange(iova, length)
     return try state.withLock { (state) throws(IOMMUError) in
@@ -109,7 +135,8 @@ extension AddressSpace {
         for part in pinned { release(part) }
         throw error
       }
-      state.accessPins[key] = AccessPin(range: range, parts: pinned)
+      state.accessPins[key] = AccessPin(range: range, parts: pinned, isLocked: isLocked)
+      if isLocked { state.lockedPins += 1 }
       return runs
     }
   }

@@ -24,6 +24,11 @@ extension AddressSpace {
       var unmapped: UInt64 = 0
       while let position = state.areas.firstOverlap(with: range) {
         let area = state.areas[position]
+        do throws(IOMMUError) {
+          try checkUnlocked(first: area.first, last: area.last, in: state)
+        } catch {
+          return (unmapped, error)
+        }
         guard area.first >= range.lowerBound, area.last <= range.upperBound else {
           return (unmapped, splits(area, range))
         }

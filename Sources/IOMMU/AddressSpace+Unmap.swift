@@ -12,7 +12,7 @@ extension AddressSpace {
   /// As on Linux, areas before the first one that would be split are gone when it throws.
   /// - Parameter range: Closed, in bytes, so that it can reach the last address.
   /// - Returns: Bytes unmapped.
-  /// - Throws: `ENOENT` where an area would be split.
+  /// - Throws: `ENOENT` where an area would be split, `EBUSY` where hardware reads one.
   func unmap(_ range: ClosedRange<UInt64>) throws(IOMMUError) -> UInt64 {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
@@ -26,6 +26,7 @@ extension AddressSpace {
     var unmapped: UInt64 = 0
     while let position = state.areas.firstOverlap(with: range) {
       let (first, last) = state.areas.bounds(at: position)
+      try checkUnlocked(first: first, last: last, in: state)
       guard first >= range.lowerBound, last <= range.upperBound else {
         throw splits(state.areas[position], range)
       }

@@ -34,6 +34,8 @@ final class AddressSpace: Sendable {
     /// What accessors have pinned, and how many of them may pin.
     var accessPins: [AccessPin.Key: AccessPin] = [:]
     var pinningAccessors = 0
+    /// How many of the pins keep what is under them mapped.
+    var lockedPins = 0
     /// Set when the space is destroyed: a call that was under way finds nothing.
     var isDestroyed = false
   }

@@ -35,11 +35,15 @@ extension Context {
         return try makeNestedTable(
           for: object, on: table, attributes: attributes, data: data, faultQueue: faultQueue
         ).id
+      case .virtualIOMMU(let owner)?:
+        return try makeNestedTable(
+          for: object, in: owner, attributes: attributes, data: data, faultQueue: faultQueue
+        ).id
       case let other:
         throw IOMMUError(
           .invalidArgument,
-          "object \(parent) is \(other?.kind ?? "not there"); a page table is made from an IOAS "
-            + "or from a page table that can be a nest parent")
+          "object \(parent) is \(other?.kind ?? "not there"); a page table is made from an "
+            + "IOAS, from a page table that can be a nest parent or from a virtual IOMMU")
       }
     }
   }
@@ -179,14 +183,18 @@ extension Context {
     }
   }
 
-  /// Makes the IOMMU forget what it cached of a table that the user owns.
+  /// Makes the IOMMU forget what it cached of a table that the user owns, or of all of a virtual
+  /// IOMMU's guest.
   ///
   /// Linux: `IOMMU_HWPT_INVALIDATE`. MODEL G1, G2.
   /// - Returns: How many entries were handled, and why it stopped before the last.
-  /// - Throws: `ENOENT` where the id names no such table.
+  /// - Throws: `ENOENT` where the id names neither.
   public func invalidate(
-    _ table: ObjectID, _ requests: UserDataArray
+    _ target: ObjectID, _ requests: UserDataArray
   ) throws(IOMMUError) -> (handled: UInt32, failure: IOMMUError?) {
-    try nestedDomain(table).invalidate(requests)
+    if case .virtualIOMMU(let object)? = objects.withLock({ $0.table[target] }) {
+      return object.model.invalidate(requests)
+    }
+    return try nestedDomain(target).invalidate(requests)
   }
 }

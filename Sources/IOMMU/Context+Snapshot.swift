@@ -40,6 +40,14 @@ extension Context {
     case .device(let object): ["  \(object.device.name), cookie \(object.cookie)"]
     case .faultQueue(let queue):
       ["  \(queue.counts.waiting) groups to read, \(queue.counts.delivered) to answer"]
+    case .virtualIOMMU(let object): ["  type \(hex(object.type)) on \(object.parent.id)"]
+    case .virtualDevice(let object):
+      [
+        "  \(object.device.device.name) in \(object.virtualIOMMU.id) is \(hex(object.virtualID))"
+      ]
+    case .eventQueue(let queue): ["  \(queue.pending)"]
+    case .hardwareQueue(let queue):
+      ["  of \(queue.virtualIOMMU.id), after \(queue.predecessor?.description ?? "none")"]
     case .foreign: []
     }
   }

@@ -31,6 +31,10 @@ public final class Context: Sendable {
   struct Configuration: Sendable {
     /// Tables that attaching to an address space made, for the next compatible device.
     var automaticTables: [ObjectID: [HWPT]] = [:]
+    /// By the `DeviceObject` that each stands for.
+    var virtualDevices: [ObjectIdentifier: VirtualDeviceObject] = [:]
+    /// By the driver's part.
+    var hardwareQueues: [ObjectIdentifier: ObjectID] = [:]
   }
 
   /// What drivers share with the program, which maps it through the context's file.
@@ -85,7 +89,7 @@ public final class Context: Sendable {
       if ids.isEmpty { return }
       for id in ids {
         // Nobody else can reach the context; an object that is in use comes later.
-        try? destroy(id)
+        try? destroyWhateverMaps(id)
       }
     }
   }
@@ -96,8 +100,14 @@ public final class Context: Sendable {
   /// Destroys an object.
   ///
   /// Linux: `IOMMU_DESTROY`.
-  /// - Throws: `ENOENT` for an id that names nothing, `EBUSY` while another object needs it.
+  /// - Throws: `ENOENT` for an id that names nothing, `EBUSY` while another object needs it or a
+  ///   program has pages of it mapped.
   public func destroy(_ id: ObjectID) throws(IOMMUError) {
+    try checkUnmapped(id)
+    try destroyWhateverMaps(id)
+  }
+
+  private func destroyWhateverMaps(_ id: ObjectID) throws(IOMMUError) {
     let object = try configuration.withLock { (configuration) throws(IOMMUError) in
       let object = try takeOut(id)
       dismantle(object, &configuration)
@@ -138,10 +148,19 @@ public final class Context: Sendable {
         table.addressSpace.remove(domain)
         dropUser(of: table.addressSpace.id)
       case .nested(_, let parent):
-        dropUser(of: parent.id)
+        dropUser(of: table.virtualIOMMU?.id ?? parent.id)
       }
     case .device(let object):
+      entombVirtualDevice(of: object, &configuration)
       object.device.group.release()
+    case .virtualIOMMU(let object):
+      dismantle(object)
+    case .virtualDevice(let object):
+      dismantle(object, &configuration)
+    case .eventQueue(let queue):
+      dismantle(queue)
+    case .hardwareQueue(let queue):
+      dismantle(queue, &configuration)
     case .faultQueue, .foreign:
       break
     }

@@ -18,6 +18,8 @@ final class HWPT: Sendable {
   let isAutomatic: Bool
   /// Where the page requests of attached devices go; nil where they are refused.
   let faultQueue: FaultQueue?
+  /// Of a nested table: the virtual IOMMU that it was made in, if it was.
+  let virtualIOMMU: VirtualIOMMUObject?
 
   enum Kind: Sendable {
     /// Linux: `iommufd_hwpt_paging`.
@@ -28,7 +30,8 @@ final class HWPT: Sendable {
 
   init(
     id: ObjectID, addressSpace: AddressSpace, kind: Kind, driver: any IOMMUDriver,
-    attributes: PagingAttributes, isAutomatic: Bool = false, faultQueue: FaultQueue? = nil
+    attributes: PagingAttributes, isAutomatic: Bool = false, faultQueue: FaultQueue? = nil,
+    virtualIOMMU: VirtualIOMMUObject? = nil
   ) {
     self.id = id
     self.addressSpace = addressSpace
@@ -37,6 +40,7 @@ final class HWPT: Sendable {
     self.attributes = attributes
     self.isAutomatic = isAutomatic
     self.faultQueue = faultQueue
+    self.virtualIOMMU = virtualIOMMU
   }
 
   /// What a device that is attached to the table goes through.

@@ -42,6 +42,22 @@ public protocol IOMMUDriver: AnyObject, Sendable {
     data: UserData
   ) throws(IOMMUError) -> any NestedDomain
 
+  /// Whether this IOMMU can be divided for guests in this way (Linux: `get_viommu_size`).
+  /// - Parameter type: `IOMMU_VIOMMU_TYPE_…`.
+  func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool
+
+  /// Makes a slice of the IOMMU for a guest (Linux: `viommu_init`).
+  /// - Parameters:
+  ///   - type: One that `supportsVirtualIOMMU` knows.
+  ///   - parent: A domain of this driver that was made to be a nest parent. It outlives the
+  ///     slice.
+  ///   - data: What the user asks for in the driver's own words, and where the driver answers.
+  /// - Throws: `EINVAL` for data it cannot use; then nothing is left in `resources`.
+  func makeVirtualIOMMU(
+    type: UInt32, for device: RequesterID, parent: any PagingDomain, data: UserData?,
+    resources: VirtualIOMMUResources
+  ) throws(IOMMUError) -> any VirtualIOMMU
+
   /// Sends the DMA of one requester through `context` from now on, in one step.
   ///
   /// When it returns, no DMA of this requester on any thread uses the old context (MODEL
@@ -99,6 +115,17 @@ extension IOMMUDriver {
 
   /// An IOMMU without page requests.
   public func respond(to device: RequesterID, with response: PageResponse) {}
+
+  /// An IOMMU that is not divided for guests.
+  public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool { false }
+
+  /// An IOMMU that is not divided for guests.
+  public func makeVirtualIOMMU(
+    type: UInt32, for device: RequesterID, parent: any PagingDomain, data: UserData?,
+    resources: VirtualIOMMUResources
+  ) throws(IOMMUError) -> any VirtualIOMMU {
+    throw IOMMUError(.operationNotSupported, "\(name) is not divided for guests")
+  }
 
   /// An IOMMU without user-managed tables.
   public func makeNestedDomain(

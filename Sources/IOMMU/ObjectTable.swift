@@ -21,6 +21,10 @@ enum ContextObject: Sendable {
   case hwpt(HWPT)
   case device(DeviceObject)
   case faultQueue(FaultQueue)
+  case virtualIOMMU(VirtualIOMMUObject)
+  case virtualDevice(VirtualDeviceObject)
+  case eventQueue(VirtualEventQueue)
+  case hardwareQueue(HardwareQueueObject)
   /// An object of somebody above the engine, such as the self-test driver.
   case foreign(any ForeignObject)
 
@@ -31,6 +35,10 @@ enum ContextObject: Sendable {
     case .hwpt(let table): table.isNested ? "a nested page table (HWPT)" : "a page table (HWPT)"
     case .device: "a device"
     case .faultQueue: "a fault queue"
+    case .virtualIOMMU: "a virtual IOMMU"
+    case .virtualDevice: "a virtual device"
+    case .eventQueue: "an event queue"
+    case .hardwareQueue: "a hardware queue"
     case .foreign(let object): object.kind
     }
   }
@@ -48,6 +56,8 @@ public protocol ForeignObject: AnyObject, Sendable {
 struct ObjectTable: Sendable {
   private struct Slot: Sendable {
     var object: ContextObject?
+    /// The id is taken by an object that is not there yet, or not any more.
+    var isReserved = false
     /// How many others need the object. It can be destroyed at zero.
     var users = 0
   }
@@ -57,8 +67,10 @@ struct ObjectTable: Sendable {
   /// No free slot lies below this index.
   private var lowestFree = 0
   private(set) var count = 0
+  private var reserved = 0
 
-  var isEmpty: Bool { count == 0 }
+  /// Whether no id is in use. As on Linux, one that only was in use counts.
+  var isEmpty: Bool { count == 0 && reserved == 0 }
 
   subscript(id: ObjectID) -> ContextObject? {
     let index = Int(id.rawValue) - 1
@@ -81,21 +93,49 @@ struct ObjectTable: Sendable {
   mutating func insert<Made>(
     _ make: (ObjectID) -> (ContextObject, Made)
   ) throws(IOMMUError) -> Made {
+    let id = try reserve()
+    let (object, made) = make(id)
+    publish(object, as: id)
+    return made
+  }
+
+  /// Takes the lowest free id, which names nothing until `publish` or `cancel`.
+  mutating func reserve() throws(IOMMUError) -> ObjectID {
     try FailurePoint.pass(.object)
     var index = lowestFree
-    while index < slots.count, slots[index].object != nil { index += 1 }
+    while index < slots.count, slots[index].object != nil || slots[index].isReserved {
+      index += 1
+    }
     guard index < Self.limit else {
       throw IOMMUError(.noMemory, "the context holds \(Self.limit) objects, the most it can")
     }
-    let (object, made) = make(ObjectID(UInt32(index + 1)))
-    if index == slots.count {
-      slots.append(Slot(object: object))
-    } else {
-      slots[index] = Slot(object: object)
-    }
+    if index == slots.count { slots.append(Slot()) }
+    slots[index].isReserved = true
     lowestFree = index + 1
+    reserved += 1
+    return ObjectID(UInt32(index + 1))
+  }
+
+  /// Lets a reserved id name an object.
+  mutating func publish(_ object: ContextObject, as id: ObjectID) {
+    slots[Int(id.rawValue) - 1] = Slot(object: object)
+    reserved -= 1
     count += 1
-    return made
+  }
+
+  /// Gives a reserved id back.
+  mutating func cancel(_ id: ObjectID) {
+    let index = Int(id.rawValue) - 1
+    slots[index] = Slot()
+    lowestFree = min(lowestFree, index)
+    reserved -= 1
+  }
+
+  /// Takes an object out that nobody is using, and lets its id name nothing for ever.
+  mutating func entomb(_ id: ObjectID) {
+    slots[Int(id.rawValue) - 1] = Slot(isReserved: true)
+    reserved += 1
+    count -= 1
   }
 
   func users(of id: ObjectID) -> Int { slots[Int(id.rawValue) - 1].users }

@@ -52,5 +52,17 @@ extension Command {
     Command(
       IOMMU_IOAS_CHANGE_PROCESS, "IOMMU_IOAS_CHANGE_PROCESS", minimumSize: 8,
       zero: iommu_ioas_change_process(), ioasChangeProcess),
+    Command(
+      IOMMU_VIOMMU_ALLOC, "IOMMU_VIOMMU_ALLOC", minimumSize: 24, zero: iommu_viommu_alloc(),
+      viommuAlloc),
+    Command(
+      IOMMU_VDEVICE_ALLOC, "IOMMU_VDEVICE_ALLOC", minimumSize: 24, zero: iommu_vdevice_alloc(),
+      vdeviceAlloc),
+    Command(
+      IOMMU_VEVENTQ_ALLOC, "IOMMU_VEVENTQ_ALLOC", minimumSize: 28, zero: iommu_veventq_alloc(),
+      veventqAlloc),
+    Command(
+      IOMMU_HW_QUEUE_ALLOC, "IOMMU_HW_QUEUE_ALLOC", minimumSize: 40,
+      zero: iommu_hw_queue_alloc(), hwQueueAlloc),
   ]
 }

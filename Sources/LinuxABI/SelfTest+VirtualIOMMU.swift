@@ -29,4 +29,9 @@ extension SelfTest {
           + (found.map { hex($0) } ?? "nothing: there are four") + ", not \(hex(expected))")
     }
   }
+
+  /// TRIGGER_VEVENT: a mock device has an event for the guest that it works for.
+  func triggerEvent(_ cmd: iommu_test_cmd) throws(IOMMUError) {
+    try driver.reportEvent(of: boundMock(cmd.trigger_vevent.dev_id))
+  }
 }

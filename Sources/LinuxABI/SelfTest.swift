@@ -55,6 +55,7 @@ struct SelfTest {
     case IOMMU_TEST_OP_MD_CHECK_IOTLB: try checkIOTLB(cmd)
     case IOMMU_TEST_OP_DEV_CHECK_CACHE: try checkDeviceCache(cmd)
     case IOMMU_TEST_OP_TRIGGER_IOPF: try triggerPageRequest(cmd)
+    case IOMMU_TEST_OP_TRIGGER_VEVENT: try triggerEvent(cmd)
     case IOMMU_TEST_OP_PASID_ATTACH: try attachPASID(&cmd)
     case IOMMU_TEST_OP_PASID_REPLACE: try replacePASID(&cmd)
     case IOMMU_TEST_OP_PASID_DETACH: try detachPASID(cmd)

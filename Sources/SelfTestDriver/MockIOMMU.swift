@@ -36,8 +36,13 @@ public final class MockIOMMU: IOMMUDriver {
     /// Where page requests go, by PASID.
     var ports: [PASID?: PageRequestPort] = [:]
     /// What a virtual IOMMU invalidates. `IOMMU_TEST_DEV_CACHE_DEFAULT`, `MOCK_DEV_CACHE_NUM`.
-    var cache: [UInt32] = Array(repeating: 0xba_ddad, count: 4)
+    var cache: [UInt32] = Array(repeating: 0xba_ddad, count: MockIOMMU.cacheSlots)
+    /// The virtual IOMMU whose nested table its DMA goes through, and its name there.
+    var place: (owner: MockVirtualIOMMU, virtualID: UInt64)?
   }
+
+  /// `MOCK_DEV_CACHE_NUM`.
+  static let cacheSlots = 4
 
   private let devices = Guarded<[UInt16: Device]>([:])
   let pageRequests = Guarded(PageRequestCounts())
@@ -112,6 +117,32 @@ public final class MockIOMMU: IOMMUDriver {
     }
   }
 
+  /// Empties a slot of a device's cache, or all of them where it is nil.
+  func clearCache(of device: RequesterID, slot: Int?) {
+    devices.withLock { devices in
+      let index = UInt16(truncatingIfNeeded: device.rawValue)
+      for slot in slot.map({ $0..<$0 + 1 }) ?? 0..<Self.cacheSlots {
+        devices[index]?.cache[slot] = 0
+      }
+    }
+  }
+
+  /// Reports an event of a device to the guest that it works for.
+  ///
+  /// Linux: `IOMMU_TEST_OP_TRIGGER_VEVENT`.
+  /// - Throws: `ENOENT` where its DMA does not go through a virtual IOMMU, or its name there is
+  ///   0; `EOPNOTSUPP` where the guest has no event queue.
+  public func reportEvent(of device: RequesterID) throws(IOMMUError) {
+    let place = devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.place }
+    guard let place, place.virtualID != 0 else {
+      throw IOMMUError(
+        .noSuchFileOrDirectory,
+        "the mock device is not attached to a nested page table of a virtual IOMMU, or its "
+          + "virtual id is 0")
+    }
+    try place.owner.report(place.virtualID)
+  }
+
   /// Mock devices that exist: zero once every context is closed.
   public var deviceCount: Int { devices.withLock { $0.count } }
 
@@ -173,10 +204,45 @@ public final class MockIOMMU: IOMMUDriver {
     try MockNestedDomain(data)
   }
 
+  public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool {
+    type == MockVirtualIOMMU.type
+  }
+
+  public func makeVirtualIOMMU(
+    type: UInt32, for device: RequesterID, parent: any PagingDomain, data: UserData?,
+    resources: VirtualIOMMUResources
+  ) throws(IOMMUError) -> any VirtualIOMMU {
+    guard let parent = parent as? MockDomain else { throw notOurs }
+    return try MockVirtualIOMMU(driver: self, parent: parent, data: data, resources: resources)
+  }
+
   public func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError) {
     if let pasid { try check(pasid, of: device, for: context) }
+    try check(context, for: device)
+    // As the kernel's mock driver: only DMA without a PASID has a place in a virtual IOMMU.
+    if pasid == nil { try move(device, to: context) }
+  }
+
+  /// Notes which virtual IOMMU a device works for.
+  /// - Throws: `ENOENT` where the guest has no name for it.
+  private func move(_ device: RequesterID, to context: DMAContext) throws(IOMMUError) {
+    var place: (owner: MockVirtualIOMMU, virtualID: UInt64)?
+    if case .nested(let domain) = context,
+      let owner = (domain as? MockNestedDomain)?.virtualIOMMU
+    {
+      place = (owner, try owner.virtualID(of: device))
+    }
+    devices.withLock { devices in
+      let index = UInt16(truncatingIfNeeded: device.rawValue)
+      // The name stays the one of the first table in the same virtual IOMMU.
+      guard devices[index]?.place?.owner !== place?.owner else { return }
+      devices[index]?.place = place
+    }
+  }
+
+  private func check(_ context: DMAContext, for device: RequesterID) throws(IOMMUError) {
     switch context {
     case .host, .blocked: return
     case .paging(let domain):

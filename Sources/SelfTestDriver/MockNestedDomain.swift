@@ -17,16 +17,19 @@ public final class MockNestedDomain: NestedDomain {
   private static let slots = 4
 
   private let cache: Guarded<[UInt32]>
+  /// What it was made in; nil for one that was made on a page table.
+  let virtualIOMMU: MockVirtualIOMMU?
 
   /// - Parameter data: `struct iommu_hwpt_selftest`; its first word fills the cache.
   /// - Throws: `EOPNOTSUPP` for data of another type, `EINVAL` for a wrong length, `EFAULT`.
-  init(_ data: UserData) throws(IOMMUError) {
+  init(_ data: UserData, in virtualIOMMU: MockVirtualIOMMU? = nil) throws(IOMMUError) {
     guard data.type == Self.dataType else {
       throw IOMMUError(
         .operationNotSupported,
         "the mock IOMMU nests on data of type \(hex(Self.dataType)), not \(hex(data.type))")
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 4, known: 8)
+    self.virtualIOMMU = virtualIOMMU
     cache = Guarded(Array(repeating: bytes.word(at: 0), count: Self.slots))
   }
 
