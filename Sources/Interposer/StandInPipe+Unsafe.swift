@@ -33,6 +33,7 @@ final class StandInPipe: ReadinessSignal {
   private let bytes = Mutex(0)
   /// Each record puts in a byte, to wake who waits for edges. Far below a pipe's 16 pages.
   private static let mostBytes = 1024
+  private static let byte: [UInt8] = [1]
 
   /// - Parameter isWritable: Whether poll shall say that it can be written.
   /// - Throws: A negative errno in words.
@@ -74,7 +75,7 @@ final class StandInPipe: ReadinessSignal {
         bytes = 0
         return
       }
-      System.writeAll(writingEnd.number, [1])
+      System.writeAll(writingEnd.number, Self.byte)
       bytes += 1
       if bytes > Self.mostBytes {
         // Never all of them, or who polls just now would see none.

@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <linux/userfaultfd.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -208,6 +209,14 @@ static int fuzz(char **arguments) {
   srandom(seed);
   char *page = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CHECK(munmap(page + 4096, 4096) == 0);
+  int queues[2];
+  for (int i = 0; i < 2; i++) {
+    struct request request = {.a = (uint64_t)i};
+    CHECK(call(fd, 20, &request) == 0);
+    queues[i] = request.d;
+    request = (struct request){.a = 1, .b = (uint64_t)i, .c = 1000};
+    CHECK(call(fd, 21, &request) == 0);
+  }
   for (int i = 0; i < 4000; i++) {
     uint64_t wild = (uint64_t)random() << 33 ^ (uint64_t)random() << 11 ^ (uint64_t)random();
     uintptr_t places[] = {0, 8, (uintptr_t)page, (uintptr_t)page + 4096 - (uint64_t)(random() & 63),
@@ -223,6 +232,21 @@ static int fuzz(char **arguments) {
       ioctl(target, (unsigned long)wild, place);
     uint64_t offset = random() & 1 ? 1ULL << 45 | (wild & 0x1ffff) : wild;
     size_t length = random() & 1 ? (size_t)(random() & 0xff) : (size_t)wild;
+    int queue = queues[random() & 1], commands[] = {F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL};
+    int copy = -1;
+    switch (random() % 8) {
+      case 0: (void)!read(queue, (void *)place, length); break;
+      case 1: (void)!write(queue, (void *)place, length); break;
+      case 2: (void)!readv(queue, (void *)place, (int)length); break;
+      case 3: (void)!preadv2(queue, (void *)place, (int)length, (off_t)wild | -(off_t)(i & 1), 0); break;
+      case 4: copy = dup(queue); break;
+      case 5:
+        copy = fcntl(queue, commands[i & 3], wild);
+        if ((i & 3) >= 2) copy = -1;
+        break;
+      default: break;
+    }
+    if (copy >= 0) CHECK(copy != fd && copy != device && close(copy) == 0);
     switch (random() % 6) {
       case 0: (void)!pread(device, (void *)place, length, (off_t)offset); break;
       case 1: (void)!pwrite(device, (void *)place, length, (off_t)offset); break;

@@ -156,8 +156,8 @@ class TestFile: OpenFile, @unchecked Sendable {
       pinned.withLock { [runs] in $0 = runs }
       request.c = size
       return 0
-    case 11:  // Take `a` milliseconds.
-      usleep(UInt32(truncatingIfNeeded: request.a) * 1000)
+    case 11:  // Take `a` milliseconds, 10 seconds at most.
+      usleep(UInt32(min(request.a, 10_000)) * 1000)
       return Int(truncatingIfNeeded: request.b)
     case 12:  // Drop what is pinned.
       pinned.withLock { $0 = [] }
