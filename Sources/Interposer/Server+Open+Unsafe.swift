@@ -111,7 +111,9 @@ extension Server {
         try node.open(thread: thread, by: caller)
       }
     }
-    if let answer = openStatus(path, flags: flags, call: call.id, caller) { return (nil, answer) }
+    if let answer = openStatus(path, flags: flags, call: call.id, caller) {
+      return (nil, answer)
+    }
     // The kernel gives the right answers to these, on the placeholder.
     guard flags & (System.pathOnly | O_DIRECTORY) == 0,
       flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
