@@ -168,7 +168,7 @@ extension Context {
   /// - Parameters:
   ///   - type: `IOMMU_VEVENTQ_TYPE_…`; whether the driver ever reports such is not checked.
   ///   - depth: How many events wait at most; later ones are lost.
-  /// - Throws: `EOPNOTSUPP` for type 0, `EINVAL` for depth 0, `ENOENT`; `EEXIST` where there is
+  /// - Throws: `EOPNOTSUPP` for type 0, `EINVAL` for no depth or too much, `ENOENT`; `EEXIST` where there is
   ///   one of the type; `EBADF` where the context was closed.
   public func makeEventQueue(
     in virtualIOMMU: ObjectID, type: UInt32, depth: UInt32
@@ -176,8 +176,11 @@ extension Context {
     guard type != 0 else {
       throw IOMMUError(.operationNotSupported, "an event queue has a type other than 0")
     }
-    guard depth > 0 else {
-      throw IOMMUError(.invalidArgument, "an event queue of depth 0 has no room for an event")
+    guard depth > 0, depth <= VirtualEventQueue.maximumDepth else {
+      throw IOMMUError(
+        .invalidArgument,
+        "an event queue has room for 1 to \(VirtualEventQueue.maximumDepth) events, not \(depth)"
+      )
     }
     return try configuration.withLock { (_) throws(IOMMUError) in
       let owner = try self.virtualIOMMU(virtualIOMMU)

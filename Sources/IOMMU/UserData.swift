@@ -105,11 +105,7 @@ public struct UserDataArray: Sendable {
   public func bytes(
     _ index: UInt32, type: UInt32, minimum: Int, known: Int
   ) throws(IOMMUError) -> [UInt8] {
-    guard type == self.type else {
-      throw IOMMUError(
-        .invalidArgument,
-        "the array is of type \(hex(self.type)); the driver takes \(hex(type))")
-    }
+    try check(type)
     guard entryLength >= UInt32(minimum), entryLength <= UInt32(known) else {
       throw IOMMUError(
         .invalidArgument,
@@ -120,6 +116,40 @@ public struct UserDataArray: Sendable {
     var bytes = try memory.read(at: offset, count: Int(entryLength))
     bytes.append(contentsOf: repeatElement(0, count: known - bytes.count))
     return bytes
+  }
+
+  /// One entry as bytes of whatever length: a shorter one is filled up with zeros, a longer one
+  /// may only have zeros after what is known.
+  ///
+  /// Linux: `iommu_copy_struct_from_full_user_array`, an entry of it.
+  /// - Parameters: As `bytes(_:type:minimum:known:)`.
+  /// - Throws: `EINVAL` for another type, `E2BIG`, `EFAULT`.
+  public func bytes(
+    _ index: UInt32, type: UInt32, upTo known: Int
+  ) throws(IOMMUError) -> [UInt8] {
+    try check(type)
+    let offset = UInt64(index) * UInt64(entryLength)
+    let length = Int(entryLength)
+    if length > known {
+      let rest = UInt64(length - known)
+      guard try memory.isZero(at: offset + UInt64(known), count: rest) else {
+        throw IOMMUError(
+          .argListTooLong,
+          "entry \(index) is \(length) bytes long; only \(known) are known, and the rest is "
+            + "not zero")
+      }
+    }
+    var bytes = try memory.read(at: offset, count: min(length, known))
+    bytes.append(contentsOf: repeatElement(0, count: known - bytes.count))
+    return bytes
+  }
+
+  private func check(_ type: UInt32) throws(IOMMUError) {
+    guard type == self.type else {
+      throw IOMMUError(
+        .invalidArgument,
+        "the array is of type \(hex(self.type)); the driver takes \(hex(type))")
+    }
   }
 }
 

@@ -20,6 +20,8 @@ public final class VirtualEventQueue: Sendable {
 
   /// `struct iommufd_vevent_header`, in bytes.
   public static let headerLength = 8
+  /// Events that wait are memory of ours: as many as the largest hardware queue holds.
+  public static let maximumDepth: UInt32 = 1 << 19
   /// `IOMMU_VEVENTQ_FLAG_LOST_EVENTS`.
   public static let lostEvents: UInt32 = 1
 
@@ -74,34 +76,36 @@ public final class VirtualEventQueue: Sendable {
   /// Delivers whole records, oldest first. Never blocks.
   /// - Parameters:
   ///   - count: The most bytes that the reader has room for.
-  ///   - deliver: Gets a header, then its event, without locks held. Where it throws, the record
+  ///   - deliver: Gets a header and its event, without locks held. Where it throws, the record
   ///     is the oldest one again.
-  /// - Returns: Bytes delivered: 0 where there is none, or the first does not fit. As on Linux,
-  ///   a header whose event could not be delivered counts, and comes again.
-  /// - Throws: What `deliver` threw, where nothing was delivered before.
+  /// - Returns: Bytes delivered: 0 where there is nothing.
+  /// - Throws: Where nothing was delivered before: `EINVAL` where the first record does not fit,
+  ///   what `deliver` threw.
   public func read(
     count: Int, deliver: ([UInt8]) throws(IOMMUError) -> Void
   ) throws(IOMMUError) -> Int {
     var done = 0
     while let event = takeOldest() {
-      let data = event.data ?? []
-      guard Self.headerLength + data.count <= count - done else {
-        putBack(event)
-        break
-      }
+      let record = Self.header(of: event) + (event.data ?? [])
       do throws(IOMMUError) {
-        try deliver(Self.header(of: event))
-        done += Self.headerLength
-        if !data.isEmpty { try deliver(data) }
+        guard record.count <= count - done else { throw Self.tooShort(count, record) }
+        try deliver(record)
       } catch {
         putBack(event)
         guard done > 0 else { throw error }
         break
       }
       if event.data != nil { state.withLock { $0.count -= 1 } }
-      done += data.count
+      done += record.count
     }
     return done
+  }
+
+  private static func tooShort(_ count: Int, _ record: [UInt8]) -> IOMMUError {
+    IOMMUError(
+      .invalidArgument,
+      "the oldest event, of \(record.count) bytes with its header, does not fit in \(count): "
+        + "events are read whole")
   }
 
   private static func header(of event: Event) -> [UInt8] {

@@ -83,7 +83,7 @@ final class VirtualEventFile: EventFile {
 
   var readiness: Readiness { queue.readiness }
 
-  /// Any count will do: events of a queue have one size, but the file does not know it.
+  /// No count is ragged, but the first record has to fit (`EINVAL`).
   func read(
     count: Int, deliver: ([UInt8]) throws(IOMMUError) -> Void
   ) throws(IOMMUError) -> Int {

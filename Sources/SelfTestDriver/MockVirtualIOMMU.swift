@@ -125,7 +125,7 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
       var entries: [[UInt8]] = []
       for index in 0..<requests.count {
         try entries.append(
-          requests.bytes(index, type: Self.invalidateType, minimum: 0, known: 12))
+          requests.bytes(index, type: Self.invalidateType, upTo: 12))
       }
       for entry in entries {
         try invalidate(entry, handled)
