@@ -31,6 +31,7 @@ let package = Package(
     .library(name: "IOMMU", targets: ["IOMMU", "SoftwareIOMMU"]),
     .library(name: "PageTables", targets: ["PageTables"]),
     .library(name: "SoftDevices", targets: ["VFIO", "SoftDevices"]),
+    .library(name: "LinuxABI", targets: ["LinuxABI", "CLinuxABI"]),
     .executable(name: "iommu", targets: ["iommu"]),
   ],
   dependencies: [

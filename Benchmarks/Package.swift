@@ -18,6 +18,7 @@ let package = Package(
       dependencies: [
         .product(name: "Benchmark", package: "benchmark"),
         .product(name: "IOMMU", package: "swift-iommu"),
+        .product(name: "LinuxABI", package: "swift-iommu"),
         .product(name: "PageTables", package: "swift-iommu"),
         .product(name: "SoftDevices", package: "swift-iommu"),
       ],

@@ -81,6 +81,15 @@ let rows: [Row] = [
     what: "map + unmap 64 MiB in 4 KiB leaves", name: "map + unmap 64 MiB in 4 KiB leaves",
     target: 850_000),
   Row(
+    what: "IOAS_MAP + IOAS_UNMAP 4 KiB, no table",
+    name: "IOAS MAP + IOAS UNMAP 4 KiB, no table", divisor: thousand, target: 230),
+  Row(
+    what: "IOAS_MAP + IOAS_UNMAP 4 KiB, one table",
+    name: "IOAS MAP + IOAS UNMAP 4 KiB, one table", divisor: thousand, target: 950),
+  Row(
+    what: "IOAS_MAP + IOAS_UNMAP 64 MiB in 4 KiB leaves",
+    name: "IOAS MAP + IOAS UNMAP 64 MiB in 4 KiB leaves", target: 850_000),
+  Row(
     what: "copy engine, 1 MiB, in process", name: "copy engine: 1 MiB", divisor: 64,
     reference: .init(
       name: "memcpy: 1 MiB", divisor: 64, word: "of memcpy", kind: .share, limit: 0.8)),

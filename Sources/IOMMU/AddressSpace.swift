@@ -78,8 +78,9 @@ final class AddressSpace: Sendable {
   ///   alignment, `EOVERFLOW`, `ENOSPC` where nothing is free, `EFAULT` where a page table
   ///   needs memory that is not there, `ENOMEM` where `account` may pin no more.
   func map(
-    _ source: any MemorySource, start: UInt64, length: UInt64, permissions: Permissions,
-    placement: Placement, kind: MappedMemory = .process, account: MemoryAccount? = nil
+    _ source: consuming any MemorySource, start: UInt64, length: UInt64,
+    permissions: Permissions, placement: Placement, kind: MappedMemory = .process,
+    account: consuming MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     let pages = try Pages(
       source: source, start: start, length: length,

@@ -22,6 +22,31 @@ extension Context {
     _ = try addressSpace(id)
   }
 
+  /// Looks an address space up once for all that a call does with it.
+  /// - Throws: `ENOENT` where it is not an address space.
+  package func reference(to id: ObjectID) throws(IOMMUError) -> IOASReference {
+    IOASReference(space: try addressSpace(id))
+  }
+
+  /// As `map` by id.
+  package func map(
+    _ source: consuming any MemorySource, start: UInt64, length: UInt64,
+    into ioas: IOASReference, permissions: Permissions, at placement: Placement,
+    kind: MappedMemory = .process, account: consuming MemoryAccount? = nil
+  ) throws(IOMMUError) -> IOVA {
+    try map(
+      source, start: start, length: length, into: ioas.space, permissions: permissions,
+      at: placement, kind: kind, account: account)
+  }
+
+  /// As `unmap` by id.
+  @discardableResult
+  package func unmap(
+    _ range: ClosedRange<UInt64>, from ioas: IOASReference
+  ) throws(IOMMUError) -> UInt64 {
+    try unmap(range, from: ioas.space)
+  }
+
   /// Maps memory into an address space and every page table made from it.
   ///
   /// Linux: `IOMMU_IOAS_MAP`, `IOMMU_IOAS_MAP_FILE`. All or nothing.
@@ -37,9 +62,9 @@ extension Context {
   /// - Throws: `ENOENT`, `EINVAL`, `EEXIST`, `EOVERFLOW`, `ENOSPC`, `EFAULT`, `ENOMEM`.
   @discardableResult
   public func map(
-    _ source: any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
+    _ source: consuming any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
     permissions: Permissions = .readWrite, at placement: Placement = .anywhere,
-    kind: MappedMemory = .process, account: MemoryAccount? = nil
+    kind: MappedMemory = .process, account: consuming MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     try map(
       source, start: start, length: length, into: addressSpace(ioas),
@@ -48,9 +73,9 @@ extension Context {
 
   @inline(__always)
   func map(
-    _ source: any MemorySource, start: UInt64, length: UInt64, into space: AddressSpace,
-    permissions: Permissions, at placement: Placement, kind: MappedMemory = .process,
-    account: MemoryAccount? = nil
+    _ source: consuming any MemorySource, start: UInt64, length: UInt64,
+    into space: AddressSpace, permissions: Permissions, at placement: Placement,
+    kind: MappedMemory = .process, account: consuming MemoryAccount? = nil
   ) throws(IOMMUError) -> IOVA {
     guard !permissions.isDisjoint(with: .readWrite) else {
       throw IOMMUError(.invalidArgument, "a mapping must be readable, writable or both")
@@ -164,4 +189,10 @@ extension Context {
     if let ioas { _ = try addressSpace(ioas) }
     objects.withLock { $0.compatibilityIOAS = ioas }
   }
+}
+
+/// An address space that a call has looked up; a destroyed one answers `ENOENT` to calls.
+package struct IOASReference: Sendable {
+  let space: AddressSpace
+  package var id: ObjectID { space.id }
 }

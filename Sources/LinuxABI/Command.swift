@@ -35,6 +35,11 @@ struct Command: Sendable {
   }
 }
 
+extension Command {
+  /// No command: no call has this number.
+  static let missing = Command(0, "", minimumSize: 0, zero: UInt32(0)) { _, _ in }
+}
+
 /// One call of a command.
 struct Invocation {
   let file: IOMMUFile
@@ -46,6 +51,7 @@ struct Invocation {
   var context: Context { file.context }
 
   /// Linux: `copy_struct_from_user`.
+  @inline(__always)
   fileprivate func structure<Structure>(
     zero: Structure
   ) throws(IOMMUError) -> Structure {
@@ -62,11 +68,13 @@ struct Invocation {
   }
 
   /// Writes the structure back, no further than the caller's goes.
+  @inline(__always)
   func respond<Structure>(with structure: Structure) throws(IOMMUError) {
     try caller.store(structure, to: address, size: size)
   }
 
   /// Writes the structure back; where that fails, takes back what the command did.
+  @inline(__always)
   func respond<Structure>(
     with structure: Structure, orUndo undo: () throws(IOMMUError) -> Void
   ) throws(IOMMUError) {

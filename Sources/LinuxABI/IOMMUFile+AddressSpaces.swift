@@ -103,8 +103,7 @@ extension Command {
     try checkBelowLast(cmd.iova, "iova")
     try checkBelowLast(cmd.length, "length")
     let permissions = try permissions(cmd.flags)
-    let ioas = ObjectID(cmd.ioas_id)
-    try call.context.requireAddressSpace(ioas)
+    let ioas = try call.context.reference(to: ObjectID(cmd.ioas_id))
     let iova = try call.context.map(
       call.caller.memory(), start: cmd.user_va, length: cmd.length, into: ioas,
       permissions: permissions, at: placement(cmd.flags, cmd.iova),
@@ -119,8 +118,7 @@ extension Command {
     try checkBelowLast(cmd.iova, "iova")
     try checkBelowLast(cmd.length, "length")
     let permissions = try permissions(cmd.flags)
-    let ioas = ObjectID(cmd.ioas_id)
-    try call.context.requireAddressSpace(ioas)
+    let ioas = try call.context.reference(to: ObjectID(cmd.ioas_id))
     let iova = try call.context.map(
       call.caller.fileMemory(descriptor: cmd.fd).source, start: cmd.start, length: cmd.length,
       into: ioas, permissions: permissions, at: placement(cmd.flags, cmd.iova), kind: .file,
@@ -141,13 +139,15 @@ extension Command {
       from: ObjectID(cmd.src_ioas_id), IOVA(cmd.src_iova), length: cmd.length,
       into: destination, permissions: permissions, at: placement(cmd.flags, cmd.dst_iova))
     cmd.dst_iova = iova.rawValue
-    try respond(call, with: cmd, mapped: cmd.length, at: iova, in: destination)
+    try respond(
+      call, with: cmd, mapped: cmd.length, at: iova,
+      in: call.context.reference(to: destination))
   }
 
   /// Tells the caller where something was mapped; where that fails, it is not mapped.
   private static func respond<Structure>(
     _ call: Invocation, with cmd: Structure, mapped length: UInt64, at iova: IOVA,
-    in ioas: ObjectID
+    in ioas: IOASReference
   ) throws(IOMMUError) {
     try call.respond(with: cmd) { () throws(IOMMUError) in
       try call.context.unmap(iova.rawValue...iova.rawValue + (length - 1), from: ioas)
@@ -156,8 +156,7 @@ extension Command {
 
   @Sendable
   static func ioasUnmap(call: Invocation, cmd: inout iommu_ioas_unmap) throws(IOMMUError) {
-    let ioas = ObjectID(cmd.ioas_id)
-    try call.context.requireAddressSpace(ioas)
+    let ioas = try call.context.reference(to: ObjectID(cmd.ioas_id))
     if cmd.iova == 0, cmd.length == .max {
       cmd.length = try call.context.unmap(0...UInt64.max, from: ioas)
       return try call.respond(with: cmd)
@@ -165,7 +164,7 @@ extension Command {
     try checkBelowLast(cmd.iova, "iova")
     try checkBelowLast(cmd.length, "length")
     guard cmd.length > 0 else {
-      throw IOMMUError(.invalidArgument, "an unmap of no bytes from IOAS \(ioas)")
+      throw IOMMUError(.invalidArgument, "an unmap of no bytes from IOAS \(ioas.id)")
     }
     let (last, overflow) = cmd.iova.addingReportingOverflow(cmd.length - 1)
     guard !overflow else {

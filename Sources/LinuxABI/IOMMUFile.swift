@@ -93,16 +93,8 @@ final class IOMMUFile: ContextFile, MmapFile {
     }
     // As on Linux, the size is read before the exact number is checked.
     let size = Int(try caller.load(UInt32.self, from: argument, zero: 0))
-    guard let row = table[number], row.number == command else {
-      throw IOMMUError(
-        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
-    }
-    guard size >= row.minimumSize else {
-      throw IOMMUError(
-        .invalidArgument,
-        "the structure says it is \(size) bytes long; \(row.name) needs \(row.minimumSize)")
-    }
-    try row.run(Invocation(file: self, caller: caller, address: argument, size: size))
+    try table.run(
+      number, command, Invocation(file: self, caller: caller, address: argument, size: size))
     return 0
   }
 
@@ -127,12 +119,12 @@ final class IOMMUFile: ContextFile, MmapFile {
 
 /// The rows by number, found by index.
 struct CommandTable: Sendable {
-  /// Number 0x80 comes first; nil where there is no such command.
-  private let rows: [Command?]
+  /// Number 0x80 comes first; a row of number 0 where there is no such command.
+  private let rows: [Command]
 
   init(_ commands: [Command]) {
     let last = commands.map { $0.number & 0xff }.max() ?? 0
-    var rows = [Command?](repeating: nil, count: max(0, Int(last) - 0x7f))
+    var rows = [Command](repeating: .missing, count: max(0, Int(last) - 0x7f))
     for command in commands { rows[Int(command.number & 0xff) - 0x80] = command }
     self.rows = rows
   }
@@ -143,5 +135,26 @@ struct CommandTable: Sendable {
     return rows.indices.contains(index) ? index : nil
   }
 
-  subscript(index: Int) -> Command? { rows[index] }
+  /// Checks number and size, and runs the command of a row.
+  ///
+  /// The row is borrowed, not copied: a copy would count references to each part of it.
+  func run(
+    _ index: Int, _ command: UInt32, _ invocation: Invocation
+  ) throws(IOMMUError) {
+    let rows = rows.span
+    guard rows[index].number == command else {
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
+    }
+    guard invocation.size >= rows[index].minimumSize else {
+      throw tooShort(rows[index], invocation.size)
+    }
+    try rows[index].run(invocation)
+  }
+
+  private func tooShort(_ row: Command, _ size: Int) -> IOMMUError {
+    IOMMUError(
+      .invalidArgument,
+      "the structure says it is \(size) bytes long; \(row.name) needs \(row.minimumSize)")
+  }
 }

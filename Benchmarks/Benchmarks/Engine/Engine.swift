@@ -7,5 +7,6 @@ import Benchmark
 let benchmarks: @Sendable () -> Void = {
   translateBenchmarks()
   mapBenchmarks()
+  commandBenchmarks()
   copyBenchmarks()
 }
