@@ -85,16 +85,21 @@ final class AddressSpace: Sendable {
     let pages = try Pages(
       source: source, start: start, length: length,
       isWritable: permissions.contains(.write), kind: kind, account: account)
+    let offset = start - pages.address
+    // Taken by the closure, which else would count one more reference.
+    var taken: Pages? = consume pages
     return try state.withLock { (state) throws(IOMMUError) in
       try check(state)
       try checkLength(length, in: state)
       let iova = try place(
         placement, length: length, hint: start, in: state)
-      try checkPiece(offset: start - pages.address, in: state)
-      try insert(
-        Area(
-          first: iova, last: iova + (length - 1), pages: pages, start: start - pages.address,
-          permissions: permissions), in: &state)
+      try checkPiece(offset: offset, in: state)
+      if let pages = taken.take() {
+        let area = Area(
+          first: iova, last: iova + (length - 1), pages: consume pages, start: offset,
+          permissions: permissions)
+        try insert(consume area, in: &state)
+      }
       return IOVA(iova)
     }
   }
@@ -139,17 +144,16 @@ final class AddressSpace: Sendable {
 
   /// Adds an area and fills it into every page table; on failure nothing has changed.
   func insert(_ area: consuming Area, in state: inout State) throws(IOMMUError) {
-    let area = area
     try FailurePoint.pass(.area)
     if !state.domains.isEmpty { try fillDomains(area, in: state) }
-    events.append(
-      .map(
-        ioas: id, iova: IOVA(area.first), length: area.length, permissions: area.permissions))
-    state.areas.insert(area)
+    let (iova, length, permissions) = (IOVA(area.first), area.length, area.permissions)
+    events.append(.map(ioas: id, iova: iova, length: length, permissions: permissions))
+    state.areas.insert(consume area)
   }
 
   /// Fills an area into every page table, or none.
-  private func fillDomains(_ area: Area, in state: borrowing State) throws(IOMMUError) {
+  private func fillDomains(_ area: borrowing Area, in state: borrowing State) throws(IOMMUError)
+  {
     var filled = 0
     do throws(IOMMUError) {
       for domain in state.domains {
@@ -163,22 +167,26 @@ final class AddressSpace: Sendable {
   }
 
   /// Pins an area's memory and enters it into a page table.
-  func fill(_ area: Area, into domain: any PagingDomain, largePages: Bool) throws(IOMMUError) {
+  func fill(_ area: borrowing Area, into domain: any PagingDomain, largePages: Bool)
+    throws(IOMMUError)
+  {
     let placed = try area.pages.pin(start: area.start, length: area.length, in: memory)
+    let (first, permissions) = (area.first, area.permissions)
     var done: UInt64 = 0
     do throws(IOMMUError) {
       try placed.forEachSegment(start: area.start, length: area.length) {
         (offset, physical, length) throws(IOMMUError) in
-        let iova = IOVA(area.first + offset)
+        let iova = IOVA(first + offset)
         if largePages {
-          try domain.map(iova, to: physical, length: length, permissions: area.permissions)
+          try domain.map(iova, to: physical, length: length, permissions: permissions)
         } else {
-          try mapSmall(iova, to: physical, length: length, area: area, domain: domain)
+          try mapSmall(
+            iova, to: physical, length: length, permissions: permissions, domain: domain)
         }
         done = offset + length
       }
     } catch {
-      if done > 0 { domain.unmap(IOVA(area.first), length: done) }
+      if done > 0 { domain.unmap(IOVA(first), length: done) }
       area.pages.unpin(start: area.start, length: area.length, in: memory)
       throw error
     }
@@ -186,8 +194,8 @@ final class AddressSpace: Sendable {
 
   /// OPTION_HUGE_PAGES off: leaves no larger than a host page.
   private func mapSmall(
-    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, area: Area,
-    domain: any PagingDomain
+    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64,
+    permissions: Permissions, domain: any PagingDomain
   ) throws(IOMMUError) {
     var offset: UInt64 = 0
     do throws(IOMMUError) {
@@ -195,7 +203,7 @@ final class AddressSpace: Sendable {
         let step = min(Pages.hostPage, length - offset)
         try domain.map(
           IOVA(iova.rawValue + offset), to: PhysicalAddress(physical.rawValue + offset),
-          length: step, permissions: area.permissions)
+          length: step, permissions: permissions)
         offset += step
       }
     } catch {
@@ -204,7 +212,7 @@ final class AddressSpace: Sendable {
     }
   }
 
-  func unfill(_ area: Area, from domain: any PagingDomain) {
+  func unfill(_ area: borrowing Area, from domain: any PagingDomain) {
     domain.unmap(IOVA(area.first), length: area.length)
     area.pages.unpin(start: area.start, length: area.length, in: memory)
   }

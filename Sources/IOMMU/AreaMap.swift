@@ -48,6 +48,11 @@ struct AreaMap: Sendable {
 
   /// The first area that ends at or after `iova`; nil where all end before it.
   func firstEnding(atOrAfter iova: UInt64) -> Position? {
+    firstEnding(atOrAfter: iova, in: count)
+  }
+
+  @inline(__always)
+  private func firstEnding(atOrAfter iova: UInt64, in count: Int) -> Position? {
     guard count > 0 else { return nil }
     // The last chunk that starts at or before iova, or the first one.
     var low = 0
@@ -94,28 +99,27 @@ struct AreaMap: Sendable {
 
   /// Adds an area that overlaps no other.
   mutating func insert(_ area: consuming Area) {
-    let area = area
-    defer { count += 1 }
-    guard let position = firstEnding(atOrAfter: area.first) else {
-      append(area)
+    count += 1
+    guard let position = firstEnding(atOrAfter: area.first, in: count - 1) else {
+      append(consume area)
       return
     }
-    chunks[position.chunk].insert(area, at: position.index)
+    chunks[position.chunk].insert(consume area, at: position.index)
     starts[position.chunk] = chunks[position.chunk][0].first
     split(position.chunk)
   }
 
   private mutating func append(_ area: consuming Area) {
-    let area = area
+    let first = area.first
     if chunks.isEmpty || chunks[chunks.count - 1].count == Self.chunkCapacity {
       var chunk: [Area] = []
       chunk.reserveCapacity(chunks.isEmpty ? 4 : Self.chunkCapacity)
-      chunk.append(area)
+      chunk.append(consume area)
       chunks.append(chunk)
-      starts.append(area.first)
+      starts.append(first)
     } else {
-      if chunks[chunks.count - 1].isEmpty { starts[chunks.count - 1] = area.first }
-      chunks[chunks.count - 1].append(area)
+      if chunks[chunks.count - 1].isEmpty { starts[chunks.count - 1] = first }
+      chunks[chunks.count - 1].append(consume area)
     }
   }
 

@@ -14,7 +14,7 @@ extension Context {
         objects.table,
         [
           "holders \(objects.holders)", "closed \(objects.isClosed)",
-          "accounts per process \(objects.accountsPerProcess)",
+          "accounts per process \(accountsPerProcess)",
           "compatibility IOAS \(objects.compatibilityIOAS?.description ?? "none")",
         ]
       )

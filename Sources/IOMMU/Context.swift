@@ -4,6 +4,7 @@
 // A1): the objects behind its ids, and their lives. Calls on address spaces, page tables and
 // devices are in the files beside this one.
 
+import Synchronization
 import SystemPackage
 
 /// An isolated set of address spaces, page tables and bound devices. Thread-safe.
@@ -19,12 +20,13 @@ public final class Context: Sendable {
     /// Reasons to stay: the open itself, and each bound device.
     var holders = 1
     var isClosed = false
-    var accountsPerProcess = false
     /// The address space that the VFIO compatibility calls work on.
     var compatibilityIOAS: ObjectID?
   }
 
   let objects = RankedMutex(.objects, Objects())
+  /// Changed under the lock of `objects`; read by each map without it.
+  private let perProcess = Atomic(false)
   /// Serializes what changes which table a device uses.
   let configuration = RankedMutex(.configuration, Configuration())
 
@@ -229,7 +231,7 @@ public final class Context: Sendable {
   /// Whether locked memory is counted per process instead of per user.
   ///
   /// Linux: `IOMMU_OPTION_RLIMIT_MODE`. MODEL B6.
-  public var accountsPerProcess: Bool { objects.withLock { $0.accountsPerProcess } }
+  public var accountsPerProcess: Bool { perProcess.load(ordering: .relaxed) }
 
   /// - Throws: `EBUSY` once the context has objects.
   public func setAccountsPerProcess(_ value: Bool) throws(IOMMUError) {
@@ -240,7 +242,7 @@ public final class Context: Sendable {
           "the accounting mode is chosen before the first object is made; the context has "
             + "\(objects.table.count)")
       }
-      objects.accountsPerProcess = value
+      perProcess.store(value, ordering: .relaxed)
     }
   }
 }

@@ -96,6 +96,8 @@ public final class MemoryAccount: Sendable {
   private let user: PinnedMemory
   private let process: ProcessMemory
   private let limit: any MemoryLimit
+  /// What the limit is held against. Kept, so that a charge counts no references.
+  private let counted: PinnedMemory?
 
   fileprivate init(
     mode: Mode, user: PinnedMemory, process: ProcessMemory, limit: any MemoryLimit
@@ -104,6 +106,12 @@ public final class MemoryAccount: Sendable {
     self.user = user
     self.process = process
     self.limit = limit
+    counted =
+      switch mode {
+      case .none: nil
+      case .user: user
+      case .process: process.locked
+      }
   }
 
   /// An account of its own with a fixed limit, for users of the library.
@@ -117,15 +125,6 @@ public final class MemoryAccount: Sendable {
   private final class FixedLimit: MemoryLimit {
     let bytes: UInt64
     init(bytes: UInt64) { self.bytes = bytes }
-  }
-
-  /// What the limit is held against.
-  private var counted: PinnedMemory? {
-    switch mode {
-    case .none: nil
-    case .user: user
-    case .process: process.locked
-    }
   }
 
   /// What the limit is held against, in bytes: 0 where there is none.

@@ -39,6 +39,9 @@ public struct PinnedRun: Sendable {
   let owner: (any AnyObject & Sendable)?
   let memory: (any RemoteMemory)?
 
+  /// Whether it is mapped in this process.
+  var isLocal: Bool { memory == nil }
+
   public enum Backing: Sendable {
     /// Mapped in this process: DMA is a plain access. `owner` keeps the mapping alive.
     case local(base: UInt, owner: (any AnyObject & Sendable)?)

@@ -166,7 +166,7 @@ final class Pages: Sendable {
       try source.pin(
         address: address + range.lowerBound, length: length, writable: isWritable
       ) {
-        (run) throws(IOMMUError) in
+        (run: consuming PinnedRun) throws(IOMMUError) in
         try FailurePoint.pass(.pin)
         let runLength = run.length
         let physical = try memory.insert(run, congruentTo: address &+ offset)

@@ -31,13 +31,17 @@ public final class PhysicalMemory: Sendable {
     let length = run.length
     let (end, overflow) = offset.addingReportingOverflow(length)
     let count = overflow ? UInt64.max : (end + slotSize - 1) >> SegmentTable.slotShift
-    let run = run
+    // Moved into its slot: a copy for each of several, but none for one.
+    var run: PinnedRun? = consume run
     let slot = slots.withLock { state -> Int? in
       guard count <= UInt64(SegmentTable.slotCount),
         let slot = state.allocate(Int(count))
       else { return nil }
       let first = UInt64(slot) << SegmentTable.slotShift + offset
-      for index in slot..<slot + Int(count) { table.fill(index, with: run, at: first) }
+      for index in slot + 1..<slot + Int(count) {
+        if let run { table.fill(index, with: run, at: first) }
+      }
+      if let run = run.take() { table.fill(slot, with: run, at: first) }
       return slot
     }
     guard let slot else {

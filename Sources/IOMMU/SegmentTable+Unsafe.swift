@@ -85,15 +85,15 @@ final class SegmentTable: @unchecked Sendable {
 
   /// Puts a run into an empty slot.
   /// - Parameter first: Physical address of the run's first byte.
-  func fill(_ slot: Int, with run: PinnedRun, at first: UInt64) {
+  func fill(_ slot: Int, with run: consuming PinnedRun, at first: UInt64) {
     // SAFETY: the slot is inside its chunk; writers are serialized by the owner's lock. The
     // slot is empty, so nothing is overwritten that would have to be released.
     let chunk = unsafe chunk(for: slot)
     let index = slot & (Self.chunkSlots - 1)
-    unsafe (chunk.pointee.segments + index).initialize(to: Segment(run: run, first: first))
     unsafe chunk.pointee.windows[index] = LocalWindow(
       first: first, last: first + run.length - 1, displacement: run.address &- first,
-      isLocal: run.memory == nil)
+      isLocal: run.isLocal)
+    unsafe (chunk.pointee.segments + index).initialize(to: Segment(run: run, first: first))
   }
 
   /// Empties a slot.

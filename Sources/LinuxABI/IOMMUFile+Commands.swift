@@ -4,6 +4,7 @@
 // to have it asked for. Handlers are in the files beside this one.
 
 import CLinuxABI
+import IOMMU
 
 extension Command {
   /// Every command that needs no driver's back door.
@@ -21,10 +22,12 @@ extension Command {
     Command(
       IOMMU_IOAS_IOVA_RANGES, "IOMMU_IOAS_IOVA_RANGES", minimumSize: 32,
       zero: iommu_ioas_iova_ranges(), ioasIOVARanges),
-    Command(IOMMU_IOAS_MAP, "IOMMU_IOAS_MAP", minimumSize: 40, zero: iommu_ioas_map(), ioasMap),
-    Command(
-      IOMMU_IOAS_UNMAP, "IOMMU_IOAS_UNMAP", minimumSize: 24, zero: iommu_ioas_unmap(),
-      ioasUnmap),
+    Command(IOMMU_IOAS_MAP, "IOMMU_IOAS_MAP", minimumSize: 40) { call throws(IOMMUError) in
+      try call.run(iommu_ioas_map(), ioasMap)
+    },
+    Command(IOMMU_IOAS_UNMAP, "IOMMU_IOAS_UNMAP", minimumSize: 24) { call throws(IOMMUError) in
+      try call.run(iommu_ioas_unmap(), ioasUnmap)
+    },
     Command(IOMMU_OPTION, "IOMMU_OPTION", minimumSize: 24, zero: iommu_option(), option),
     Command(
       IOMMU_VFIO_IOAS, "IOMMU_VFIO_IOAS", minimumSize: 12, zero: iommu_vfio_ioas(), vfioIOAS),
