@@ -4,7 +4,6 @@
 
 import IOMMU
 import PageTables
-import Synchronization
 import SystemPackage
 import Testing
 
@@ -18,9 +17,9 @@ final class PageRequestDriver: IOMMUDriver {
     var requester: RequesterID
     var pasid: PASID?
   }
-  private let ports = Mutex<[Source: PageRequestPort]>([:])
-  private let answers = Mutex<[RequesterID: [PageResponse]]>([:])
-  let refuses = Mutex(false)
+  private let ports = Guarded<[Source: PageRequestPort]>([:])
+  private let answers = Guarded<[RequesterID: [PageResponse]]>([:])
+  let refuses = Guarded(false)
 
   func capabilities(for device: RequesterID) -> IOMMUCapabilities {
     tables.capabilities(for: device)
