@@ -6,6 +6,22 @@
 import IOMMU
 
 extension MockIOMMU {
+  /// A page table in use, as page requests meet it.
+  struct RequestRoute: Sendable {
+    let isNested: Bool
+    let port: PageRequestPort?
+
+    /// Nil for contexts without a page table.
+    init?(_ context: DMAContext, _ port: PageRequestPort?) {
+      switch context {
+      case .host, .blocked: return nil
+      case .paging: isNested = false
+      case .nested: isNested = true
+      }
+      self.port = port
+    }
+  }
+
   /// What became of the groups of page requests that mock devices made.
   public struct PageRequestCounts: Hashable, Sendable {
     /// Groups that were complete.
@@ -22,7 +38,11 @@ extension MockIOMMU {
   /// - Parameter device: A device of this IOMMU.
   public func requestPage(_ request: PageRequest, by device: PhysicalDevice) {
     if request.isLast { pageRequests.withLock { $0.groups += 1 } }
-    let port = requestPort(of: device.requester, pasid: request.pasid)
+    let routes = requestRoutes(of: device.requester)
+    var route = routes[request.pasid]
+    // The user's table is one for all PASIDs that are not attached (Linux: `user_pasid_table`).
+    if route == nil, let own = routes[nil], own.isNested { route = own }
+    let port = route?.port
     let answer = port.map { $0.report(request) } ?? (request.isLast ? .invalid : nil)
     if let answer { count(answer) }
   }

@@ -33,8 +33,8 @@ public final class MockIOMMU: IOMMUDriver {
     let flags: DeviceFlags
     /// Whether the next switch of `refusedPASID` fails.
     var refusesPASID = false
-    /// Where page requests go, by PASID.
-    var ports: [PASID?: PageRequestPort] = [:]
+    /// What page requests meet, by PASID; nothing where it is blocked.
+    var routes: [PASID?: RequestRoute] = [:]
     /// What a virtual IOMMU invalidates. `IOMMU_TEST_DEV_CACHE_DEFAULT`, `MOCK_DEV_CACHE_NUM`.
     var cache: [UInt32] = Array(repeating: 0xba_ddad, count: MockIOMMU.cacheSlots)
     /// The virtual IOMMU whose nested table its DMA goes through, and its name there.
@@ -261,14 +261,15 @@ public final class MockIOMMU: IOMMUDriver {
     of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
   ) throws(IOMMUError) {
     try setContext(of: device, pasid: pasid, to: context)
+    let route = RequestRoute(context, requests)
     devices.withLock { devices in
-      devices[UInt16(truncatingIfNeeded: device.rawValue)]?.ports[pasid] = requests
+      devices[UInt16(truncatingIfNeeded: device.rawValue)]?.routes[pasid] = route
     }
   }
 
-  /// Where the page requests of a device go; nil where they are refused.
-  func requestPort(of device: RequesterID, pasid: PASID?) -> PageRequestPort? {
-    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.ports[pasid] }
+  /// What the page requests of a device meet, by PASID.
+  func requestRoutes(of device: RequesterID) -> [PASID?: RequestRoute] {
+    devices.withLock { $0[UInt16(truncatingIfNeeded: device.rawValue)]?.routes ?? [:] }
   }
 
   private var notOurs: IOMMUError {

@@ -89,6 +89,30 @@ import Testing
     #expect(door.driver.pageRequestCounts.invalid == 2)
   }
 
+  @Test("H1: a user-managed table takes the requests of all PASIDs that have none of their own")
+  func pasidTable() {
+    door.poke([7, 0], at: buffer)
+    let parent = door.makeTable(
+      for: device.device, flags: IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_PASID)
+    let nested = door.makeTable(
+      for: device.device, on: parent.id,
+      flags: IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID,
+      type: IOMMU_HWPT_DATA_SELFTEST, length: 8, data: buffer, faultQueue: queue.id)
+    #expect(door.replace(device.object, with: nested.id).result == 0)
+    #expect(door.trigger(device.device, group: 2, pasid: 5) == 0)
+    #expect(read(Self.record) == Self.record)
+    #expect(record().pasid == 5 && record().grpid == 2)
+    // One that is attached is on its own, queue or not.
+    let attached = door.call(IOMMU_TEST_OP_PASID_ATTACH, id: device.object) {
+      $0.pasid_attach.pasid = 5
+      $0.pasid_attach.pt_id = parent.id
+    }
+    #expect(attached.result == 0)
+    #expect(door.trigger(device.device, group: 3, pasid: 5) == 0)
+    #expect(read(Self.record) == 0)
+    #expect(door.driver.pageRequestCounts.invalid == 1)
+  }
+
   @Test("H1: reads take whole records only, as many as fit, and EFAULT loses none")
   func reading() {
     #expect(read(Self.record - 1) == -Int(ESPIPE))
