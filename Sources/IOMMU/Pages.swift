@@ -48,12 +48,12 @@ final class Pages: Sendable {
     source: any MemorySource, start: UInt64, length: UInt64, isWritable: Bool,
     kind: MappedMemory = .process, account: MemoryAccount? = nil
   ) throws(IOMMUError) {
+    guard length > 0, length <= UInt64.max - Self.hostPage else {
+      throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
+    }
     guard !start.addingReportingOverflow(length).overflow else {
       throw IOMMUError(
         .overflow, "memory at \(hex(start)) + \(hex(length)) bytes passes the last address")
-    }
-    guard length > 0, length <= UInt64.max - Self.hostPage else {
-      throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
     }
     self.source = source
     self.isWritable = isWritable
