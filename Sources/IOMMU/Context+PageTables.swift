@@ -188,13 +188,25 @@ extension Context {
   ///
   /// Linux: `IOMMU_HWPT_INVALIDATE`. MODEL G1, G2.
   /// - Returns: How many entries were handled, and why it stopped before the last.
-  /// - Throws: `ENOENT` where the id names neither.
+  /// - Throws: `ENOENT` where there is no such object, `EINVAL` where it is neither.
   public func invalidate(
     _ target: ObjectID, _ requests: UserDataArray
   ) throws(IOMMUError) -> (handled: UInt32, failure: IOMMUError?) {
-    if case .virtualIOMMU(let object)? = objects.withLock({ $0.table[target] }) {
-      return object.model.invalidate(requests)
+    let object = objects.withLock { $0.table[target] }
+    var refusal = Errno.invalidArgument
+    switch object {
+    case .virtualIOMMU(let object)?: return object.model.invalidate(requests)
+    case .hwpt(let table)?:
+      switch table.kind {
+      case .nested(let domain, _): return domain.invalidate(requests)
+      case .paging(let domain): refusal = domain.refusalToInvalidate
+      }
+    case nil: throw noObject(target, wanted: "a user-managed page table")
+    default: break
     }
-    return try nestedDomain(target).invalidate(requests)
+    throw IOMMUError(
+      refusal,
+      "object \(target) is \(object?.kind ?? "not there"), with nothing of the user's to "
+        + "invalidate; only tables that nest on another and virtual IOMMUs have that")
   }
 }

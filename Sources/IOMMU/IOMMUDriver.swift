@@ -5,6 +5,7 @@
 // only: the software IOMMU and the self-test driver are two of them.
 
 import PageTables
+import SystemPackage
 
 /// Drives one IOMMU (Linux: `struct iommu_ops`).
 ///
@@ -171,6 +172,13 @@ public protocol PagingDomain: AnyObject, Sendable {
   /// The translation of one address, as DMA would see it; nil where nothing is mapped.
   /// Linux: `iommu_iova_to_phys`.
   func translate(_ iova: IOVA) -> PhysicalAddress?
+
+  /// What a user is told who asks to invalidate this table, which the engine fills: `EINVAL`.
+  var refusalToInvalidate: Errno { get }
+}
+
+extension PagingDomain {
+  public var refusalToInvalidate: Errno { .invalidArgument }
 }
 
 /// What a domain can map.

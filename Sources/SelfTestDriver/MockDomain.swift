@@ -28,6 +28,7 @@ public final class MockDomain: PagingDomain {
     /// Page numbers to physical addresses, with flags in the bits that are zero in those.
     var pages: [UInt64: UInt64] = [:]
     var isTracking = false
+    var refusalToInvalidate = Errno.invalidArgument
   }
 
   /// Flags of an entry.
@@ -44,6 +45,15 @@ public final class MockDomain: PagingDomain {
       enforcesSnoop: false)
     self.tracksDirty = tracksDirty
   }
+
+  /// Notes that a table nests on this one whose data is as long as Linux 6.12 has it. A program
+  /// that was built for 6.12 expects its answer to an invalidation of the parent, too.
+  func noteNesting(dataLength: UInt32) {
+    guard dataLength == 4 else { return }
+    state.withLock { $0.refusalToInvalidate = .noSuchFileOrDirectory }
+  }
+
+  public var refusalToInvalidate: Errno { state.withLock { $0.refusalToInvalidate } }
 
   public func map(
     _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions

@@ -201,7 +201,9 @@ public final class MockIOMMU: IOMMUDriver {
     for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
     data: UserData
   ) throws(IOMMUError) -> any NestedDomain {
-    try MockNestedDomain(data)
+    let domain = try MockNestedDomain(data)
+    (parent as? MockDomain)?.noteNesting(dataLength: data.length)
+    return domain
   }
 
   public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool {
