@@ -106,7 +106,8 @@ let package = Package(
       exclude: ["abi"]),
     // The stress test: a library for its test and for the program that runs as long as asked.
     .target(
-      name: "Stress", dependencies: ["IOMMU", "SoftwareIOMMU", "PageTables", system],
+      name: "Stress",
+      dependencies: ["IOMMU", "SoftwareIOMMU", "SelfTestDriver", "PageTables", system],
       path: "Tests/Stress"),
     .executableTarget(
       name: "iommu-stress", dependencies: ["Stress", arguments],

@@ -10,7 +10,7 @@ import Synchronization
 /// One machine's physical space. Thread-safe.
 public final class PhysicalMemory: Sendable {
   @usableFromInline let table = SegmentTable()
-  private let slots = Guarded(SlotAllocator(count: SegmentTable.slotCount))
+  private let slots = RankedMutex(.physicalMemory, SlotAllocator(count: SegmentTable.slotCount))
 
   /// Addresses have 52 bits.
   public static let addressBits: UInt64 = 52

@@ -50,7 +50,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
   let root: PageTableRoot<Format>
   private let attributes: LeafAttributes
   private let events: EventLog
-  private let state: Guarded<DomainState<Format>>
+  private let state: RankedMutex<DomainState<Format>>
 
   init(_ kind: DomainKind, events: EventLog) {
     let configuration = kind.configuration
@@ -64,7 +64,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
       enforcesSnoop: configuration.snoopControl)
     root = table.root
     attributes = configuration.snoopControl ? .forceSnoop : []
-    state = Guarded(DomainState(table: table))
+    state = RankedMutex(.domain, DomainState(table: table))
   }
 
   func map(
