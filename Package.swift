@@ -124,11 +124,12 @@ let package = Package(
     example("two-processes", in: "Tests/Programs"),
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
+    example("locked-memory", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
-        "process-stress",
+        "process-stress", "locked-memory",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -34,6 +34,8 @@ package enum LockRank: Int, Sendable {
 
   // The engine.
 
+  /// `RevocableMemory.state`: held while a buffer that is taken back leaves the page tables.
+  case revocation
   /// `Context.configuration`: bind, attach, replace, detach and page-table allocation, one at
   /// a time.
   case configuration

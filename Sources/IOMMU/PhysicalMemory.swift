@@ -17,6 +17,19 @@ public final class PhysicalMemory: Sendable {
 
   public init() {}
 
+  private let pinLimit = Atomic<UInt64>(.max)
+
+  /// How many bytes of a mapping are pinned in one go, in whole host pages; each goes to its own
+  /// place. Tests make it small so that small mappings meet what large ones do (Linux:
+  /// `TEMP_MEMORY_LIMIT`, which bounds the scratch memory of a batch).
+  public var mostPinnedAtOnce: UInt64 {
+    get { pinLimit.load(ordering: .relaxed) }
+    set {
+      let pages = max(newValue, Pages.hostPage) & ~(Pages.hostPage - 1)
+      pinLimit.store(newValue == .max ? .max : pages, ordering: .relaxed)
+    }
+  }
+
   /// Gives a run a place in physical space.
   ///
   /// - Parameter address: What the segment's address is congruent to, modulo 1 GiB: the

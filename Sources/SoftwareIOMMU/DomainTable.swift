@@ -70,6 +70,11 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
   func map(
     _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
   ) throws(IOMMUError) {
+    // As VT-d's driver: an entry that allows nothing is not there.
+    guard !permissions.isDisjoint(with: .readWrite) else {
+      throw IOMMUError(
+        .invalidArgument, "this IOMMU's page tables have no entries that allow no access")
+    }
     let attributes = attributes
     try FailurePoint.pass(.tableMemory)
     do throws(MapFailure) {
