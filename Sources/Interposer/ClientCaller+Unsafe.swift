@@ -124,9 +124,12 @@ final class ClientCaller: Caller, @unchecked Sendable {
     descriptor: Int32
   ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64) {
     let copy = try copy(descriptor)
-    let identity = System.identity(copy.number)
-    let isForeign = identity.map { server.handles.handle(FileKey($0)) == nil } ?? false
-    return (FileMemory(copy, isForeign: isForeign), identity?.size ?? 0)
+    guard let identity = System.identity(copy.number), identity.mode & S_IFMT == S_IFREG,
+      server.handles.handle(FileKey(identity)) == nil
+    else {
+      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not a file in memory")
+    }
+    return (try FileMemory(copy), identity.size)
   }
 
   func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)? {

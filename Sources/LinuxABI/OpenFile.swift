@@ -107,8 +107,7 @@ public protocol Caller: AnyObject, Sendable {
   func memory() throws(IOMMUError) -> any MemorySource
 
   /// The memory of a file that the caller has open, for IOAS_MAP_FILE; and its size, in bytes.
-  /// What cannot be pinned is `EINVAL` at the pin.
-  /// - Throws: `EBADF`.
+  /// - Throws: `EBADF`; `EINVAL` where the file cannot be mapped.
   func fileMemory(
     descriptor: Int32
   ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64)

@@ -13,12 +13,12 @@ public final class MockDevice: ForeignObject {
   private let driver: MockIOMMU
   private let device: PhysicalDevice
   /// Nil once destroyed.
-  private let binding: RankedMutex<Binding?>
+  private let binding: Guarded<Binding?>
 
   private init(driver: MockIOMMU, device: PhysicalDevice, binding: consuming Binding) {
     self.driver = driver
     self.device = device
-    self.binding = RankedMutex(.mockDevice, binding)
+    self.binding = Guarded(binding)
   }
 
   /// What the maker of a mock device learns.

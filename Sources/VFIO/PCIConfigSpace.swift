@@ -32,7 +32,7 @@ public final class PCIConfigSpace: Sendable {
   let layout: CapabilityLayout
   private let initial: Storage
   private let deviceRegisters: [ConfigRegister]
-  private let state: RankedMutex<Storage>
+  private let state: Guarded<Storage>
 
   /// - Parameters:
   ///   - bars: Their addresses on the bus, in the same order, in `barAddresses`.
@@ -48,7 +48,7 @@ public final class PCIConfigSpace: Sendable {
     for register in registers { storage.write(register) }
     initial = storage
     deviceRegisters = registers
-    state = RankedMutex(.configurationSpace, storage)
+    state = Guarded(storage)
   }
 
   // MARK: Access by the user
