@@ -106,7 +106,8 @@ let package = Package(
       exclude: ["abi"]),
     // The stress test: a library for its test and for the program that runs as long as asked.
     .target(
-      name: "Stress", dependencies: ["IOMMU", "SoftwareIOMMU", "PageTables", system],
+      name: "Stress",
+      dependencies: ["IOMMU", "SoftwareIOMMU", "SelfTestDriver", "PageTables", system],
       path: "Tests/Stress"),
     .executableTarget(
       name: "iommu-stress", dependencies: ["Stress", arguments],
@@ -123,11 +124,12 @@ let package = Package(
     example("two-processes", in: "Tests/Programs"),
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
+    example("locked-memory", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
-        "process-stress",
+        "process-stress", "locked-memory",
       ]),
   ],
   swiftLanguageModes: [.v6]

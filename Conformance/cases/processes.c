@@ -118,22 +118,6 @@ CASE(processes, account_moves, LINUX_7_1) {
   }
 }
 
-CASE(processes, the_privileged_are_not_moved, LINUX_7_1) {
-  // Pins of a process with CAP_IPC_LOCK are counted, on no account: none is there to move.
-  struct rig rig = make_rig(0);
-  int file = make_file(1);
-  uint64_t iova = 0;
-  pid_t parent = getpid();
-  if (geteuid() != 0) skip("only the privileged can tell");
-  NEED(0, map_file(rig.fd, rig.ioas, file, 0, PAGE, both, &iova));
-  expect_pins(parent, 1, 0);
-  IN_A_CHILD({
-    EXPECT(0, change_process(rig.fd));
-    expect_pins(parent, 1, 0);
-    expect_pins(getpid(), 0, 0);
-  });
-}
-
 CASE(processes, failed_change_moves_nothing, LINUX_7_1) {
   struct rig rig = make_rig(0);
   int file = make_file(2);

@@ -461,6 +461,11 @@ int csys_punch_hole(int fd, uint64_t offset, uint64_t length) {
 int csys_unmap(uintptr_t address, size_t length) {
   return RESULT(munmap((void *)address, length));
 }
+int csys_is_shared_memory(int fd) {
+  struct statfs status;
+  return fstatfs(fd, &status) == 0 &&
+         (status.f_type == 0x958458f6 /* hugetlbfs */ || status.f_type == 0x01021994 /* tmpfs */);
+}
 uint64_t csys_map_granule(int fd) {
   struct statfs status;
   if (fstatfs(fd, &status) == 0 && status.f_type == 0x958458f6 /* hugetlbfs */)

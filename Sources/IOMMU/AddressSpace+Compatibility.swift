@@ -10,51 +10,78 @@ extension AddressSpace {
   /// Unmaps the areas in a range as far as that goes.
   ///
   /// Linux: `iommufd_vfio_unmap_dma`. Without large pages, areas that lie across an end of
-  /// the range are cut there first: every leaf ends at a page anyway.
-  /// - Returns: Bytes unmapped; and what ended it early: `ENOENT` where an area would be
-  ///   split, `EINVAL` where one is pinned or the cut lies off the alignment.
+  /// the range are cut there first: every leaf ends at a page anyway. The cuts are made before
+  /// the length is looked at.
+  /// - Returns: Bytes unmapped; and what ended it early: `EINVAL` for no bytes, `EOVERFLOW` past
+  ///   the last address, `ENOENT` where an area would be split.
+  /// - Throws: `EINVAL` where an area is pinned or the cut lies off the alignment.
   func unmapAsFarAsPossible(
-    _ range: ClosedRange<UInt64>
+    _ iova: UInt64, length: UInt64
   ) throws(IOMMUError) -> (unmapped: UInt64, failure: IOMMUError?) {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
-      if !state.largePages {
-        try cut(around: range, in: &state)
+      if !state.largePages { try cut(before: iova, and: iova &+ length, in: &state) }
+      guard length > 0 else {
+        return (0, IOMMUError(.invalidArgument, "an unmap of no bytes from IOAS \(id)"))
       }
-      var unmapped: UInt64 = 0
-      while let position = state.areas.firstOverlap(with: range) {
-        let area = state.areas[position]
-        do throws(IOMMUError) {
-          try checkUnlocked(first: area.first, last: area.last, in: state)
-        } catch {
-          return (unmapped, error)
-        }
-        guard area.first >= range.lowerBound, area.last <= range.upperBound else {
-          return (unmapped, splits(area, range))
-        }
-        remove(at: position, from: &state)
-        unmapped &+= area.length
+      let (last, overflow) = iova.addingReportingOverflow(length - 1)
+      guard !overflow else {
+        return (
+          0,
+          IOMMUError(
+            .overflow, "iova \(hex(iova)) + size \(hex(length)) passes the last address")
+        )
       }
-      return (unmapped, nil)
+      return unmapAsFarAsPossible(iova...last, in: &state)
     }
   }
 
-  /// Cuts the areas that lie across an end of a range, both or none.
-  private func cut(
-    around range: ClosedRange<UInt64>, in state: inout State
-  ) throws(IOMMUError) {
-    if range.upperBound < .max { try checkCut(before: range.upperBound + 1, in: state) }
-    try checkCut(before: range.lowerBound, in: state)
-    cut(before: range.lowerBound, in: &state)
-    if range.upperBound < .max { cut(before: range.upperBound + 1, in: &state) }
+  /// As `unmapAsFarAsPossible` of a range, of everything: nothing is split.
+  func unmapAllAsFarAsPossible() throws(IOMMUError) -> (
+    unmapped: UInt64, failure: IOMMUError?
+  ) {
+    try state.withLock { (state) throws(IOMMUError) in
+      try check(state)
+      return unmapAsFarAsPossible(0...UInt64.max, in: &state)
+    }
   }
 
-  /// The area that an IOVA divides.
+  private func unmapAsFarAsPossible(
+    _ range: ClosedRange<UInt64>, in state: inout State
+  ) -> (unmapped: UInt64, failure: IOMMUError?) {
+    var unmapped: UInt64 = 0
+    while let position = state.areas.firstOverlap(with: range) {
+      let area = state.areas[position]
+      do throws(IOMMUError) {
+        try checkUnlocked(first: area.first, last: area.last, in: state)
+      } catch {
+        return (unmapped, error)
+      }
+      guard area.first >= range.lowerBound, area.last <= range.upperBound else {
+        return (unmapped, splits(area, range))
+      }
+      remove(at: position, from: &state)
+      unmapped &+= area.length
+    }
+    return (unmapped, nil)
+  }
+
+  /// Cuts the areas around two IOVAs, both or none.
+  private func cut(
+    before first: UInt64, and end: UInt64, in state: inout State
+  ) throws(IOMMUError) {
+    try checkCut(before: end, in: state)
+    try checkCut(before: first, in: state)
+    cut(before: first, in: &state)
+    cut(before: end, in: &state)
+  }
+
+  /// The area that an IOVA divides. Linux cuts no single byte off an area's start.
   private func divided(
     by iova: UInt64, in state: borrowing State
   ) -> AreaMap.Position? {
-    guard let position = state.areas.firstEnding(atOrAfter: iova),
-      state.areas[position].first < iova
+    guard iova > 0, let position = state.areas.firstEnding(atOrAfter: iova),
+      state.areas[position].first < iova - 1
     else { return nil }
     return position
   }
@@ -122,13 +149,34 @@ extension AddressSpace {
 extension Context {
   /// Unmaps as VFIO's type1 does: nothing mapped is no error, and without large pages areas
   /// are cut at the range's ends (MODEL J1).
-  /// - Parameter range: Closed, in bytes.
-  /// - Returns: Bytes unmapped; and why no more, where something was in the way.
+  /// - Parameters: `iova` and `length` in bytes.
+  /// - Returns: Bytes unmapped; and why no more: `ENOENT` where an area would be split, `EINVAL`
+  ///   for no bytes, `EOVERFLOW`.
   /// - Throws: `ENOENT`; `EINVAL` where an area cannot be cut: then nothing was unmapped.
   public func unmapAsFarAsPossible(
-    _ range: ClosedRange<UInt64>, from ioas: ObjectID
+    _ iova: IOVA, length: UInt64, from ioas: ObjectID
   ) throws(IOMMUError) -> (unmapped: UInt64, failure: IOMMUError?) {
-    try addressSpace(ioas).unmapAsFarAsPossible(range)
+    try addressSpace(ioas).unmapAsFarAsPossible(iova.rawValue, length: length)
+  }
+
+  /// Unmaps everything, as `unmapAsFarAsPossible`: what a driver holds is in the way.
+  public func unmapAllAsFarAsPossible(
+    from ioas: ObjectID
+  ) throws(IOMMUError) -> (unmapped: UInt64, failure: IOMMUError?) {
+    try addressSpace(ioas).unmapAllAsFarAsPossible()
+  }
+
+  /// Maps as VFIO's type1 does: a mapping may allow no access at all, as far as the page tables
+  /// of the space have such entries.
+  /// - Throws: As `map`.
+  @discardableResult
+  public func mapAsType1(
+    _ source: any MemorySource, start: UInt64, length: UInt64, into ioas: ObjectID,
+    permissions: Permissions, at iova: IOVA, account: MemoryAccount? = nil
+  ) throws(IOMMUError) -> IOVA {
+    try addressSpace(ioas).map(
+      source, start: start, length: length, permissions: permissions, placement: .fixed(iova),
+      account: account ?? self.account)
   }
 
   /// Page sizes that all page tables of a space have, none below the host's.

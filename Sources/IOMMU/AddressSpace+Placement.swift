@@ -55,6 +55,7 @@ extension AddressSpace {
     let fit = Fit(length: length, alignment: alignment, pageOffset: hint & (Pages.hostPage - 1))
     let everything = Pages.hostPage...UInt64.max - Pages.hostPage
     for span in state.allowed.isEmpty ? [everything] : state.allowed {
+      guard span.overlaps(everything) else { continue }
       let span = span.clamped(to: everything)
       guard fit.start(in: span) != nil else { continue }
       if let iova = firstFit(fit, in: span, state: state) { return iova }
@@ -76,7 +77,7 @@ extension AddressSpace {
       let (sum, overflow) = hole.lowerBound.addingReportingOverflow(alignment - 1)
       guard !overflow else { return nil }
       let aligned = sum & ~(alignment - 1) | pageOffset
-      guard aligned < hole.upperBound, hole.upperBound - aligned >= length - 1 else {
+      guard aligned <= hole.upperBound, hole.upperBound - aligned >= length - 1 else {
         return nil
       }
       return aligned

@@ -38,7 +38,16 @@ extension AddressSpace {
           )
         }
       }
-      state.allowed = ranges.sorted { $0.lowerBound < $1.lowerBound }
+      // Neighbours are one range for what is placed there.
+      var joined: [ClosedRange<UInt64>] = []
+      for range in ranges.sorted(by: { $0.lowerBound < $1.lowerBound }) {
+        if let last = joined.last, last.upperBound &+ 1 == range.lowerBound {
+          joined[joined.count - 1] = last.lowerBound...range.upperBound
+        } else {
+          joined.append(range)
+        }
+      }
+      state.allowed = joined
     }
   }
 

@@ -85,6 +85,17 @@ final class AddressSpace: Sendable {
     let pages = try Pages(
       source: source, start: start, length: length,
       isWritable: permissions.contains(.write), kind: kind, account: account)
+    return try map(
+      consume pages, start: start, length: length, permissions: permissions,
+      placement: placement)
+  }
+
+  /// Maps memory that nothing maps yet. As `map` of a source.
+  @inline(__always)
+  func map(
+    _ pages: consuming Pages, start: UInt64, length: UInt64, permissions: Permissions,
+    placement: Placement
+  ) throws(IOMMUError) -> IOVA {
     let offset = start - pages.address
     // Taken by the closure, which else would count one more reference.
     var taken: Pages? = consume pages
@@ -145,6 +156,7 @@ final class AddressSpace: Sendable {
   /// Adds an area and fills it into every page table; on failure nothing has changed.
   func insert(_ area: consuming Area, in state: inout State) throws(IOMMUError) {
     try FailurePoint.pass(.area)
+    if area.pages.kind == .buffer { area.pages.addMapper(self) }
     if !state.domains.isEmpty { try fillDomains(area, in: state) }
     let (iova, length, permissions) = (IOVA(area.first), area.length, area.permissions)
     events.append(.map(ioas: id, iova: iova, length: length, permissions: permissions))

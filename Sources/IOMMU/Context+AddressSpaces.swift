@@ -148,12 +148,19 @@ extension Context {
     let space = try addressSpace(ioas)
     let sorted = ranges.sorted { $0.lowerBound < $1.lowerBound }
     for (left, right) in zip(sorted, sorted.dropFirst()) where left.overlaps(right) {
-      throw IOMMUError(
-        .invalidArgument,
-        "allowed ranges \(hex(left.lowerBound))...\(hex(left.upperBound)) and "
-          + "\(hex(right.lowerBound))...\(hex(right.upperBound)) overlap")
+      throw Self.overlap(left, right)
     }
     try space.allow(sorted)
+  }
+
+  /// Two ranges that a caller allows and that overlap.
+  package static func overlap(
+    _ left: ClosedRange<UInt64>, _ right: ClosedRange<UInt64>
+  ) -> IOMMUError {
+    IOMMUError(
+      .invalidArgument,
+      "allowed ranges \(hex(left.lowerBound))...\(hex(left.upperBound)) and "
+        + "\(hex(right.lowerBound))...\(hex(right.upperBound)) overlap")
   }
 
   /// Whether leaves larger than a host page may be used in a space.

@@ -34,7 +34,7 @@ public final class EventLog: Sendable {
   }
 
   private let recording = Atomic(false)
-  private let state = Guarded(State())
+  private let state = RankedMutex(.events, State())
   /// Entries kept between two drains; later ones are counted as lost.
   public static let capacity = 65_536
 

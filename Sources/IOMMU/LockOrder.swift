@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The lock order of the engine, written once (MODEL A4), and the lock that checks it in debug
+// The lock order of all layers, written once (MODEL A4), and the lock that checks it in debug
 // builds. A thread takes locks in ascending rank only; nothing calls upward, so there is no
 // other way in.
 
@@ -13,10 +13,32 @@ import Synchronization
 #endif
 
 /// Locks in the order in which a thread may take them.
-enum LockRank: Int, Comparable, Sendable {
+@usableFromInline
+package enum LockRank: Int, Sendable {
+  // Above the engine: frameworks, and device models on their way down to the driver.
+
+  /// `VFIODevice.state`: held over bind, attach, detach and close.
+  case vfioDevice
+  /// `VFIOGroup.state`: which of the two ways a group is used.
+  case vfioGroup
+  /// `MockDevice.binding`: held over attach and detach.
+  case mockDevice
+  /// `PCIFunction.control`: resets and bus mastering.
+  case function
+  /// `InterruptVectors.state`. Held while an interrupt is written to the bus.
+  case interruptVectors
+  /// `PCIConfigSpace.state`.
+  case configurationSpace
+  /// `SoftwareIOMMUBus.port`: one thread at a time uses a port.
+  case busPort
+
+  // The engine.
+
+  /// `RevocableMemory.state`: held while a buffer that is taken back leaves the page tables.
+  case revocation
   /// `Context.configuration`: bind, attach, replace, detach and page-table allocation, one at
   /// a time.
-  case configuration = 1
+  case configuration
   /// `DeviceGroup.state`: who owns a group, and what is attached to it.
   case group
   /// `Accessor.state`: which address space a software device is on.
@@ -26,30 +48,63 @@ enum LockRank: Int, Comparable, Sendable {
   case addressSpace
   /// `Pages.pins`: where one piece of memory is pinned.
   case pages
-  /// `Context.objects`: ids. A leaf: nothing is called under it.
+  /// `Context.objects`: ids. Nothing is called under it.
   case objects
   /// `FaultQueue.state`: page requests. A driver is told the answer under it, and holds none of
   /// its own locks when it reports a request.
   case faultQueue
-  // Below the engine, each after all of the above: the driver's own locks, then
-  // `PhysicalMemory.slots`, then `EventLog.state`. Leaves: `MmapAreas.state`, and
-  // `Readiness.state` below the lock of its queue; a carrier's signal is set under that one.
 
-  static func < (left: LockRank, right: LockRank) -> Bool { left.rawValue < right.rawValue }
+  // The driver.
+
+  /// `SoftwareIOMMU.entries`: which context each requester is in; held through a switch.
+  case requesters
+  /// `MockVirtualIOMMU.state`.
+  case mockVirtualIOMMU
+  /// `MockIOMMU.devices`.
+  case mockDevices
+  /// A page table: `DomainTable.state`, `MockDomain.state`, `MockNestedDomain.cache`.
+  case domain
+  /// `PortChannel.mailbox`: what a port has to forget.
+  case mailbox
+  /// `MockIOMMU.pageRequests`.
+  case pageRequests
+  /// `InterruptRemapper.state`.
+  case interrupts
+  /// `FaultLog.records`.
+  case faultLog
+
+  // Below all of them.
+
+  /// `VirtualEvents.queues`: where a driver reports.
+  case virtualEvents
+  /// `VirtualEventQueue.state`.
+  case virtualEventQueue
+  /// `PhysicalMemory.slots`: physical space.
+  case physicalMemory
+  /// `MmapAreas.state`.
+  case mmapAreas
+  /// `LocalMmapBacking.state`: what a carrier keeps areas in.
+  case sharedPages
+  /// `Readiness.state`: a carrier's signal is set under it.
+  case readiness
+  /// `EventLog.state`.
+  case events
 }
 
 /// A mutex that knows its place in the order.
-struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
-  private let mutex: Guarded<State>
-  private let rank: LockRank
+@usableFromInline
+package struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
+  @usableFromInline let mutex: Guarded<State>
+  @usableFromInline let rank: LockRank
 
-  init(_ rank: LockRank, _ state: consuming sending State) {
+  @inlinable
+  package init(_ rank: LockRank, _ state: consuming sending State) {
     mutex = Guarded(state)
     self.rank = rank
   }
 
-  @inline(__always)
-  borrowing func withLock<Result: ~Copyable, Failure: Error>(
+  @inlinable @inline(__always)
+  package borrowing func withLock<Result: ~Copyable, Failure: Error>(
     _ body: (inout sending State) throws(Failure) -> sending Result
   ) throws(Failure) -> sending Result {
     #if DEBUG
@@ -62,6 +117,7 @@ struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
 
 #if DEBUG
   /// The ranks that the current thread holds, as a bit set in thread-local storage.
+  @usableFromInline
   enum HeldRanks {
     private static let key: pthread_key_t = {
       var key = pthread_key_t()
@@ -75,6 +131,7 @@ struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
       set { unsafe pthread_setspecific(key, UnsafeRawPointer(bitPattern: newValue)) }
     }
 
+    @usableFromInline
     static func push(_ rank: LockRank) {
       precondition(
         bits >> UInt(rank.rawValue) == 0,
@@ -82,6 +139,7 @@ struct RankedMutex<State: ~Copyable>: ~Copyable, Sendable {
       bits |= 1 << UInt(rank.rawValue)
     }
 
+    @usableFromInline
     static func pop(_ rank: LockRank) { bits &= ~(1 << UInt(rank.rawValue)) }
   }
 #endif

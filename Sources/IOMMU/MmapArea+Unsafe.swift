@@ -48,7 +48,7 @@ public final class LocalMmapBacking: MmapBacking {
     var mappings = 0
   }
 
-  private let state = Guarded([UInt64: Entry]())
+  private let state = RankedMutex(.sharedPages, [UInt64: Entry]())
 
   public init() {}
 

@@ -62,7 +62,7 @@ public final class MmapAreas: Sendable {
     var next = MmapAreas.first
   }
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.mmapAreas, State())
 
   /// Offsets lie where no file reaches, so that a carrier knows such an `mmap` by its offset. The
   /// first page is left out: an offset is never the round number.

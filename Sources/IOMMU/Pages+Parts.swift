@@ -218,6 +218,27 @@ extension Pages {
     if !parts.coverage.isEmpty { pins.parts = parts }
   }
 
+  /// As `place`, no more than `most` bytes at a time.
+  func placeInSteps(
+    _ range: Range<UInt64>, _ most: UInt64, for account: MemoryAccount?,
+    in memory: PhysicalMemory
+  ) throws(IOMMUError) -> Placed {
+    var segments: [Placed.Segment] = []
+    do throws(IOMMUError) {
+      var first = range.lowerBound
+      while first < range.upperBound {
+        let step = first..<first + min(most, range.upperBound - first)
+        segments += try place(step, for: nil, in: memory).segments(of: step)
+        first = step.upperBound
+      }
+      try account?.charge(range.upperBound - range.lowerBound)
+    } catch {
+      release(.many(segments), range, in: memory)
+      throw error
+    }
+    return .many(segments)
+  }
+
   /// Pins of one range, as parts.
   private func separate(_ pins: Pins) -> PinnedParts {
     var parts = PinnedParts()

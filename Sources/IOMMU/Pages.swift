@@ -27,8 +27,10 @@ final class Pages: Sendable {
     var parts: PinnedParts?
     /// Whom pins are charged to; nil is nobody.
     var account: MemoryAccount?
-    /// Taken back by its owner: no pin adds anything, and what was placed is gone.
+    /// Taken back by its exporter: no pin adds anything, and what was placed is gone.
     var isRevoked = false
+    /// The address spaces that map memory which can be taken back.
+    var mappers: [Mapper] = []
 
     /// In bytes; what is charged.
     var byteCount: UInt64 {
@@ -51,7 +53,8 @@ final class Pages: Sendable {
     guard length > 0, length <= UInt64.max - Self.hostPage else {
       throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
     }
-    guard !start.addingReportingOverflow(length).overflow else {
+    // The last byte of a file may be the last offset; that of a process may not.
+    guard !start.addingReportingOverflow(kind == .process ? length : length - 1).overflow else {
       throw IOMMUError(
         .overflow, "memory at \(hex(start)) + \(hex(length)) bytes passes the last address")
     }
@@ -155,11 +158,13 @@ final class Pages: Sendable {
     }
   }
 
-  /// Pins a range that nobody has pinned.
+  /// Pins a range that nobody has pinned, and charges an account for it.
   func place(
     _ range: Range<UInt64>, for account: MemoryAccount?, in memory: PhysicalMemory
   ) throws(IOMMUError) -> Placed {
     let length = range.upperBound - range.lowerBound
+    let most = memory.mostPinnedAtOnce
+    if length > most { return try placeInSteps(range, most, for: account, in: memory) }
     var placed = Placed.nowhere
     var offset = range.lowerBound
     do throws(IOMMUError) {

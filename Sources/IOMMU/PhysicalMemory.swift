@@ -10,12 +10,25 @@ import Synchronization
 /// One machine's physical space. Thread-safe.
 public final class PhysicalMemory: Sendable {
   @usableFromInline let table = SegmentTable()
-  private let slots = Guarded(SlotAllocator(count: SegmentTable.slotCount))
+  private let slots = RankedMutex(.physicalMemory, SlotAllocator(count: SegmentTable.slotCount))
 
   /// Addresses have 52 bits.
   public static let addressBits: UInt64 = 52
 
   public init() {}
+
+  private let pinLimit = Atomic<UInt64>(.max)
+
+  /// How many bytes of a mapping are pinned in one go, in whole host pages; each goes to its own
+  /// place. Tests make it small so that small mappings meet what large ones do (Linux:
+  /// `TEMP_MEMORY_LIMIT`, which bounds the scratch memory of a batch).
+  public var mostPinnedAtOnce: UInt64 {
+    get { pinLimit.load(ordering: .relaxed) }
+    set {
+      let pages = max(newValue, Pages.hostPage) & ~(Pages.hostPage - 1)
+      pinLimit.store(newValue == .max ? .max : pages, ordering: .relaxed)
+    }
+  }
 
   /// Gives a run a place in physical space.
   ///

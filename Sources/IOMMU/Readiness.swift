@@ -20,7 +20,7 @@ public final class Readiness: Sendable {
     var signal: (any ReadinessSignal)?
   }
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.readiness, State())
 
   public init() {}
 

@@ -46,7 +46,7 @@ public final class VirtualEventQueue: Sendable {
   }
 
   private let depth: UInt32
-  private let state = Guarded(State())
+  private let state = RankedMutex(.virtualEventQueue, State())
 
   init(id: ObjectID, virtualIOMMU: VirtualIOMMUObject, type: UInt32, depth: UInt32) {
     self.id = id
@@ -160,7 +160,7 @@ public final class VirtualEventQueue: Sendable {
 /// A4). Thread-safe; its lock is a leaf but for those of its queues.
 public final class VirtualEvents: Sendable {
   /// By type.
-  private let queues = Guarded<[UInt32: VirtualEventQueue]>([:])
+  private let queues = RankedMutex<[UInt32: VirtualEventQueue]>(.virtualEvents, [:])
 
   init() {}
 

@@ -124,12 +124,9 @@ final class ClientCaller: Caller, @unchecked Sendable {
     descriptor: Int32
   ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64) {
     let copy = try copy(descriptor)
-    guard let identity = System.identity(copy.number), identity.mode & S_IFMT == S_IFREG,
-      server.handles.handle(FileKey(identity)) == nil
-    else {
-      throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not a file in memory")
-    }
-    return (try FileMemory(copy), identity.size)
+    let identity = System.identity(copy.number)
+    let isForeign = identity.map { server.handles.handle(FileKey($0)) == nil } ?? false
+    return (FileMemory(copy, isForeign: isForeign), identity?.size ?? 0)
   }
 
   func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)? {

@@ -190,42 +190,59 @@ final class FileMapping: Sendable {
 }
 
 /// A file of a program as a source of memory: addresses are offsets.
+///
+/// Any file can be given; what cannot be pinned is `EINVAL` then and not before, as on Linux
+/// (`memfd_pin_folios`): other files than those in shared memory or huge pages, and ranges that
+/// pass the end of the file.
 final class FileMemory: MemorySource {
   private let descriptor: OwnedDescriptor
-  private let identity: MemoryIdentity
+  /// Nil where the file cannot be pinned.
+  private let identity: MemoryIdentity?
   private let pageSize: UInt64
 
-  /// - Throws: `EINVAL` where it is not a file that can be mapped.
-  init(_ descriptor: OwnedDescriptor) throws(IOMMUError) {
+  /// - Parameter isForeign: Whether it is the program's own file, none of ours.
+  init(_ descriptor: OwnedDescriptor, isForeign: Bool) {
     pageSize = csys_map_granule(descriptor.number)
+    self.descriptor = descriptor
+    identity =
+      isForeign && csys_is_shared_memory(descriptor.number) != 0
+      ? Self.identity(of: descriptor, pageSize: pageSize) : nil
+  }
+
+  /// As a mapping of it says: `stat` may name another device.
+  private static func identity(of descriptor: OwnedDescriptor, pageSize: UInt64)
+    -> MemoryIdentity?
+  {
     let first = FileMapping.Request(
       offset: 0, length: pageSize, writable: false, pageSize: pageSize)
-    guard let mapping = FileMapping(descriptor.number, first) else {
-      throw IOMMUError(.invalidArgument, "the file cannot be mapped")
-    }
+    guard let mapping = FileMapping(descriptor.number, first) else { return nil }
     let maps = System.open("/proc/self/maps", O_RDONLY)
     defer { close(maps) }
-    guard let area = MemoryArea.find(UInt64(mapping.base), in: maps) else {
-      throw IOMMUError(.invalidArgument, "the file cannot be mapped")
-    }
-    identity = MemoryIdentity(
+    guard let area = MemoryArea.find(UInt64(mapping.base), in: maps) else { return nil }
+    return MemoryIdentity(
       space: UInt64(area.major) << 32 | UInt64(area.minor), object: area.inode, offset: 0)
-    self.descriptor = descriptor
   }
 
   func pin(
     address: UInt64, length: UInt64, writable: Bool,
     place: (consuming PinnedRun) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
+    guard var identity else {
+      throw IOMMUError(
+        .invalidArgument,
+        "the file is neither a memfd nor in tmpfs or hugetlbfs: its pages cannot be pinned")
+    }
     let request = FileMapping.Request(
       offset: address, length: length, writable: writable, pageSize: pageSize)
-    // Linux: `memfd_pin_folios`, which knows no address that could be bad.
-    guard let mapping = FileMapping(descriptor.number, request), !mapping.isBeyondEnd else {
+    // Linux takes no page that the file's end cuts.
+    let size = System.identity(descriptor.number)?.size ?? 0
+    guard length <= size, address <= size - length,
+      let mapping = FileMapping(descriptor.number, request), !mapping.isBeyondEnd
+    else {
       throw IOMMUError(
         .invalidArgument,
         "the file has no \(hex(length)) bytes from \(hex(address)) that could be mapped")
     }
-    var identity = identity
     identity.offset = address
     try place(
       PinnedRun(

@@ -14,8 +14,8 @@ struct Command: Sendable {
   let name: String
   /// Structures below this size are `EINVAL`, in bytes.
   let minimumSize: Int
-  /// Checks the structure, runs the command and responds.
-  let run: @Sendable (Invocation) throws(IOMMUError) -> Void
+  /// Checks the structure, runs the command and responds. What it returns, the call returns.
+  let run: @Sendable (Invocation) throws(IOMMUError) -> Int
 
   /// - Parameters:
   ///   - minimumSize: The end of the last field that the first Linux with the command had.
@@ -30,12 +30,23 @@ struct Command: Sendable {
     }
   }
 
+  /// A command whose call returns something else than 0: a descriptor.
+  init<Structure: Sendable>(
+    _ number: UInt32, _ name: String, minimumSize: Int, returning zero: Structure,
+    _ body: @escaping @Sendable (Invocation, inout Structure) throws(IOMMUError) -> Int
+  ) {
+    self.init(number, name, minimumSize: minimumSize) { invocation throws(IOMMUError) in
+      var structure = try invocation.structure(zero: zero)
+      return try body(invocation, &structure)
+    }
+  }
+
   /// For the commands that have to be fast: a closure that captures nothing counts no
   /// references when it is called.
   /// - Parameter run: Calls `run` of the invocation.
   init(
     _ number: UInt32, _ name: String, minimumSize: Int,
-    run: @escaping @Sendable (Invocation) throws(IOMMUError) -> Void
+    run: @escaping @Sendable (Invocation) throws(IOMMUError) -> Int
   ) {
     self.number = number
     self.name = name
@@ -60,13 +71,15 @@ struct Invocation {
   var context: Context { file.context }
 
   /// Runs a command on its structure.
+  /// - Returns: 0, what its call returns.
   @inline(__always)
   func run<Structure>(
     _ zero: Structure,
     _ body: (Invocation, inout Structure) throws(IOMMUError) -> Void
-  ) throws(IOMMUError) {
+  ) throws(IOMMUError) -> Int {
     var structure = try structure(zero: zero)
     try body(self, &structure)
+    return 0
   }
 
   /// Linux: `copy_struct_from_user`.

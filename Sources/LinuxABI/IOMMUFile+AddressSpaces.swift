@@ -52,6 +52,7 @@ extension Command {
     try requireZero(cmd.__reserved, "__reserved")
     // The id is checked first, as on Linux.
     try call.context.requireAddressSpace(ObjectID(cmd.ioas_id))
+    // In order of address; each is checked before the next is read, as on Linux.
     var ranges: [ClosedRange<UInt64>] = []
     var address = cmd.allowed_iovas
     for index in 0..<cmd.num_iovas {
@@ -62,10 +63,30 @@ extension Command {
           "allowed range \(index), \(hex(range.start)) to \(hex(range.last)), "
             + "does not end after its start")
       }
-      ranges.append(range.start...range.last)
+      try insert(range.start...range.last, into: &ranges)
       address &+= UInt64(MemoryLayout<iommu_iova_range>.size)
     }
     try call.context.allow(ranges, in: ObjectID(cmd.ioas_id))
+  }
+
+  private static func insert(
+    _ range: ClosedRange<UInt64>, into ranges: inout [ClosedRange<UInt64>]
+  ) throws(IOMMUError) {
+    // The first that ends at or after the start.
+    var low = 0
+    var high = ranges.count
+    while low < high {
+      let middle = (low + high) / 2
+      if ranges[middle].upperBound < range.lowerBound {
+        low = middle + 1
+      } else {
+        high = middle
+      }
+    }
+    if low < ranges.count, ranges[low].overlaps(range) {
+      throw Context.overlap(ranges[low], range)
+    }
+    ranges.insert(range, at: low)
   }
 
   private static let mapFlags =
@@ -119,12 +140,33 @@ extension Command {
     try checkBelowLast(cmd.length, "length")
     let permissions = try permissions(cmd.flags)
     let ioas = try call.context.reference(to: ObjectID(cmd.ioas_id))
-    let iova = try call.context.map(
-      call.caller.fileMemory(descriptor: cmd.fd).source, start: cmd.start, length: cmd.length,
-      into: ioas, permissions: permissions, at: placement(cmd.flags, cmd.iova), kind: .file,
-      account: call.file.account(of: call.caller))
+    let iova = try mapFile(call, cmd, permissions, into: ioas)
     cmd.iova = iova.rawValue
     try respond(call, with: cmd, mapped: cmd.length, at: iova, in: ioas)
+  }
+
+  /// The length and the offset are looked at before the descriptor is.
+  private static func mapFile(
+    _ call: Invocation, _ cmd: iommu_ioas_map_file, _ permissions: Permissions,
+    into ioas: IOASReference
+  ) throws(IOMMUError) -> IOVA {
+    guard cmd.length > 0 else {
+      throw IOMMUError(.invalidArgument, "length is 0; a mapping of no bytes cannot be made")
+    }
+    guard !cmd.start.addingReportingOverflow(cmd.length - 1).overflow else {
+      throw IOMMUError(
+        .overflow, "start \(hex(cmd.start)) + length \(hex(cmd.length)) is too large")
+    }
+    let placement = placement(cmd.flags, cmd.iova)
+    if let file = try call.caller.openFile(descriptor: cmd.fd) as? BufferFile {
+      return try call.context.map(
+        file.buffer, offset: cmd.start, length: cmd.length, into: ioas,
+        permissions: permissions, at: placement)
+    }
+    return try call.context.map(
+      call.caller.fileMemory(descriptor: cmd.fd).source, start: cmd.start, length: cmd.length,
+      into: ioas, permissions: permissions, at: placement, kind: .file,
+      account: call.file.account(of: call.caller))
   }
 
   @Sendable

@@ -77,70 +77,74 @@ struct CompatibilityCall {
     if cmd.flags & VFIO_DMA_MAP_FLAG_READ != 0 { permissions.insert(.read) }
     if cmd.flags & VFIO_DMA_MAP_FLAG_WRITE != 0 { permissions.insert(.write) }
     let ioas = try context.compatibilityIOAS()
-    try context.map(
+    try context.mapAsType1(
       caller.memory(), start: cmd.vaddr, length: cmd.size, into: ioas, permissions: permissions,
-      at: .fixed(IOVA(cmd.iova)), account: file.account(of: caller))
+      at: IOVA(cmd.iova), account: file.account(of: caller))
   }
 
   private func unmap() throws(IOMMUError) {
     var cmd = try load(vfio_iommu_type1_dma_unmap(), size: 24, argsz: \.argsz)
     try requireFlags(cmd.flags, among: VFIO_DMA_UNMAP_FLAG_ALL)
     let ioas = try context.compatibilityIOAS()
-    let range: ClosedRange<UInt64>
+    let result: (unmapped: UInt64, failure: IOMMUError?)
     if cmd.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
       guard cmd.iova == 0, cmd.size == 0 else {
         throw IOMMUError(
           .invalidArgument, "iova and size must be 0 with VFIO_DMA_UNMAP_FLAG_ALL")
       }
-      range = 0...UInt64.max
+      result = try context.unmapAllAsFarAsPossible(from: ioas)
     } else {
-      guard cmd.size > 0 else { throw IOMMUError(.invalidArgument, "an unmap of no bytes") }
-      let (last, overflow) = cmd.iova.addingReportingOverflow(cmd.size - 1)
-      guard !overflow else {
-        throw IOMMUError(
-          .overflow,
-          "iova \(hex(cmd.iova)) + size \(hex(cmd.size)) passes the last address"
-        )
-      }
-      range = cmd.iova...last
+      result = try context.unmapAsFarAsPossible(
+        IOVA(cmd.iova), length: cmd.size, from: ioas)
     }
-    let (unmapped, failure) = try context.unmapAsFarAsPossible(range, from: ioas)
-    cmd.size = unmapped
+    // Also where it failed: the program learns how far it went.
+    cmd.size = result.unmapped
     try caller.store(cmd, to: argument, size: 24)
-    if let failure { throw failure }
+    if let failure = result.failure { throw failure }
   }
 
-  /// The structure, and behind it a chain of capabilities where there is room for all of it;
-  /// `argsz` comes back as the room that is needed.
+  /// The structure, and behind it a chain of capabilities, each as far as there is room; only
+  /// where there is room for all does `cap_offset` lead there. `argsz` comes back as the room
+  /// that is needed.
   private func getInfo() throws(IOMMUError) {
     var cmd = try load(vfio_iommu_type1_info(), size: 16, argsz: \.argsz)
-    let room = Int(cmd.argsz)
+    let room = UInt64(cmd.argsz)
     let ioas = try context.compatibilityIOAS()
     cmd.iova_pgsizes = try context.commonPageSizes(of: ioas).rawValue
     cmd.flags = VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS
     let ranges = try context.mappableRanges(of: ioas).ranges
 
+    // 24 bytes of structure, 12 of the first capability on a multiple of 8, then the second.
     let available = vfio_iommu_type1_info_dma_avail(
       header: vfio_info_cap_header(
-        id: UInt16(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL), version: 1, next: 40), avail: .max)
+        id: UInt16(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL), version: 1, next: 0), avail: .max)
+    if room >= 24 + 12 { try caller.store(available, to: argument &+ 24) }
+    let size = try storeRanges(ranges, room: room)
+    if room >= 40 { try caller.store(UInt32(40), to: argument &+ 24 &+ 4) }
+    if room >= size { cmd.cap_offset = 24 }
+    cmd.argsz = UInt32(truncatingIfNeeded: size)
+    try caller.store(cmd, to: argument, size: Int(min(room, 24)))
+  }
+
+  /// The second capability: the ranges that fit, and its header where all do.
+  /// - Returns: Where it ends, in bytes from the structure's start.
+  private func storeRanges(
+    _ ranges: [ClosedRange<UInt64>], room: UInt64
+  ) throws(IOMMUError) -> UInt64 {
     var iovas = vfio_iommu_type1_info_cap_iova_range()
     iovas.header.id = UInt16(VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE)
     iovas.header.version = 1
     iovas.nr_iovas = UInt32(ranges.count)
-    // 24 bytes of structure, 12 of the first capability on a multiple of 8, then the second.
-    let size = 40 + 16 + 16 * ranges.count
-    if room >= size {
-      try caller.store(available, to: argument &+ 24)
-      try caller.store(iovas, to: argument &+ 40)
-      var address = argument &+ 56
-      for range in ranges {
+    var end: UInt64 = 40 + 16
+    for range in ranges {
+      if room >= end + 16 {
         try caller.store(
-          vfio_iova_range(start: range.lowerBound, end: range.upperBound), to: address)
-        address &+= 16
+          vfio_iova_range(start: range.lowerBound, end: range.upperBound),
+          to: argument &+ end)
       }
-      cmd.cap_offset = 24
+      end += 16
     }
-    cmd.argsz = UInt32(size)
-    try caller.store(cmd, to: argument, size: min(room, 24))
+    if room >= end { try caller.store(iovas, to: argument &+ 40) }
+    return end
   }
 }

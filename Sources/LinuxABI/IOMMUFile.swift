@@ -93,9 +93,8 @@ final class IOMMUFile: ContextFile, MmapFile {
     }
     // As on Linux, the size is read before the exact number is checked.
     let size = Int(try caller.load(UInt32.self, from: argument, zero: 0))
-    try table.run(
+    return try table.run(
       number, command, Invocation(file: self, caller: caller, address: argument, size: size))
-    return 0
   }
 
   func read(
@@ -136,11 +135,12 @@ struct CommandTable: Sendable {
   }
 
   /// Checks number and size, and runs the command of a row.
+  /// - Returns: What the call returns.
   ///
   /// The row is borrowed, not copied: a copy would count references to each part of it.
   func run(
     _ index: Int, _ command: UInt32, _ invocation: Invocation
-  ) throws(IOMMUError) {
+  ) throws(IOMMUError) -> Int {
     let rows = rows.span
     guard rows[index].number == command else {
       throw IOMMUError(
@@ -149,7 +149,7 @@ struct CommandTable: Sendable {
     guard invocation.size >= rows[index].minimumSize else {
       throw tooShort(rows[index], invocation.size)
     }
-    try rows[index].run(invocation)
+    return try rows[index].run(invocation)
   }
 
   private func tooShort(_ row: Command, _ size: Int) -> IOMMUError {

@@ -107,7 +107,8 @@ public protocol Caller: AnyObject, Sendable {
   func memory() throws(IOMMUError) -> any MemorySource
 
   /// The memory of a file that the caller has open, for IOAS_MAP_FILE; and its size, in bytes.
-  /// - Throws: `EBADF`; `EINVAL` where the file cannot be mapped.
+  /// What cannot be pinned is `EINVAL` at the pin.
+  /// - Throws: `EBADF`.
   func fileMemory(
     descriptor: Int32
   ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64)

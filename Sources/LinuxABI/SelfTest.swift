@@ -22,9 +22,13 @@ extension IOMMUNode {
 extension Command {
   static func selfTest(_ driver: MockIOMMU) -> Command {
     // The minimum is the end of `last`, the field that the first Linux with the command had.
-    Command(IOMMU_TEST_CMD, "IOMMU_TEST_CMD", minimumSize: 68, zero: iommu_test_cmd()) {
+    Command(IOMMU_TEST_CMD, "IOMMU_TEST_CMD", minimumSize: 68, returning: iommu_test_cmd()) {
       (call, cmd) throws(IOMMUError) in
+      if cmd.op == IOMMU_TEST_OP_DMABUF_GET {
+        return try SelfTest(call: call, driver: driver).makeBuffer(cmd)
+      }
       try SelfTest(call: call, driver: driver).run(&cmd)
+      return 0
     }
   }
 }
@@ -60,17 +64,22 @@ struct SelfTest {
     case IOMMU_TEST_OP_PASID_REPLACE: try replacePASID(&cmd)
     case IOMMU_TEST_OP_PASID_DETACH: try detachPASID(cmd)
     case IOMMU_TEST_OP_PASID_CHECK_HWPT: try checkPASID(cmd)
+    case IOMMU_TEST_OP_DMABUF_REVOKE: try revokeBuffer(cmd)
     default:
       throw IOMMUError(
         .operationNotSupported, "IOMMU_TEST_CMD has no operation \(cmd.op) as yet")
     }
   }
 
-  /// The kernel limits scratch memory so that small cases meet its limits. We have no such
-  /// scratch memory: only the check of the limit is kept.
+  /// SET_TEMP_MEMORY_LIMIT: the scratch memory of a pin, 8 bytes for each page of the batch. The
+  /// kernel's default has no effect here: we batch without scratch memory.
   private func setMemoryLimit(_ cmd: iommu_test_cmd) throws(IOMMUError) {
     guard cmd.memory_limit.limit >= 12 else {
-      throw IOMMUError(.invalidArgument, "a memory limit of \(cmd.memory_limit.limit) bytes")
+      throw IOMMUError(
+        .invalidArgument,
+        "a memory limit of \(cmd.memory_limit.limit) bytes; 12 are the least a batch needs")
     }
+    let limit = UInt64(cmd.memory_limit.limit)
+    memory.mostPinnedAtOnce = limit >= 65_536 ? .max : limit / 8 * 4096
   }
 }

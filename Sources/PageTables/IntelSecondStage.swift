@@ -13,10 +13,10 @@ public enum IntelSecondStage: PageTableFormat {
   @inlinable public static var writeBit: UInt64 { 1 << 1 }
   /// Bit 7, PS: a leaf, in SS-PDPE and SS-PDE. Reserved above them; ignored in SS-PTE.
   @inlinable public static var pageSizeBit: UInt64 { 1 << 7 }
-  /// Bit 8, A: used in a translation, in entries of every level (3.7.2, 9.8). Kept where the
+  /// Bit 8, A: used in a translation, in entries of every level (3.7, 9.8). Kept where the
   /// extended capability register has SSADS and the PASID entry has SSADE set.
   @inlinable public static var accessedBit: UInt64 { 1 << 8 }
-  /// Bit 9, D: written through, in leaves (3.7.2, 9.8).
+  /// Bit 9, D: written through, in leaves (3.7, 9.8).
   @inlinable public static var dirtyBit: UInt64 { 1 << 9 }
   /// Bit 11, SNP: force snooping, in leaves, where the IOMMU has snoop control.
   @inlinable public static var snoopBit: UInt64 { 1 << 11 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Accessed and dirty bits (MODEL I1): walks set them, whoever asks what was written reads and
-// clears them. VT-d 3.7.2 and 9.8; AMD 48882, 2.2.3.1 and 2.2.3.2.
+// clears them. VT-d 3.7 and 9.8; AMD 48882, 2.2.3.1 and 2.2.3.2.
 //
 // Walks set bits with a compare-and-exchange of the entry that they translated by. So an
 // entry that was unmapped or replaced meanwhile stays as it is, and the walk looks again. A

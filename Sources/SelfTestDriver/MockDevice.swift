@@ -13,12 +13,12 @@ public final class MockDevice: ForeignObject {
   private let driver: MockIOMMU
   private let device: PhysicalDevice
   /// Nil once destroyed.
-  private let binding: Guarded<Binding?>
+  private let binding: RankedMutex<Binding?>
 
   private init(driver: MockIOMMU, device: PhysicalDevice, binding: consuming Binding) {
     self.driver = driver
     self.device = device
-    self.binding = Guarded(binding)
+    self.binding = RankedMutex(.mockDevice, binding)
   }
 
   /// What the maker of a mock device learns.

@@ -36,7 +36,7 @@ public final class MockDomain: PagingDomain {
   private static let huge: UInt64 = 2
   private static let flags = dirty | huge
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.domain, State())
 
   init(hugePages: Bool, tracksDirty: Bool) {
     geometry = DomainGeometry(

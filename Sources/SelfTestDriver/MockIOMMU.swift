@@ -44,8 +44,8 @@ public final class MockIOMMU: IOMMUDriver {
   /// `MOCK_DEV_CACHE_NUM`.
   static let cacheSlots = 4
 
-  private let devices = Guarded<[UInt16: Device]>([:])
-  let pageRequests = Guarded(PageRequestCounts())
+  private let devices = RankedMutex<[UInt16: Device]>(.mockDevices, [:])
+  let pageRequests = RankedMutex(.pageRequests, PageRequestCounts())
 
   /// `IOMMU_TEST_PASID_RESERVED`: every second switch of this PASID to a page table fails, so
   /// that going back can be tested.

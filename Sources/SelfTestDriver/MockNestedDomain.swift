@@ -16,7 +16,7 @@ public final class MockNestedDomain: NestedDomain {
   /// `MOCK_NESTED_DOMAIN_IOTLB_NUM`.
   private static let slots = 4
 
-  private let cache: Guarded<[UInt32]>
+  private let cache: RankedMutex<[UInt32]>
   /// What it was made in; nil for one that was made on a page table.
   let virtualIOMMU: MockVirtualIOMMU?
 
@@ -30,7 +30,7 @@ public final class MockNestedDomain: NestedDomain {
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 4, known: 8)
     self.virtualIOMMU = virtualIOMMU
-    cache = Guarded(Array(repeating: bytes.word(at: 0), count: Self.slots))
+    cache = RankedMutex(.domain, Array(repeating: bytes.word(at: 0), count: Self.slots))
   }
 
   /// What a slot of the cache holds; nil where there is no such slot.

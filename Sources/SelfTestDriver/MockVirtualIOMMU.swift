@@ -35,7 +35,7 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
     var queues = [MockHardwareQueue?](repeating: nil, count: MockVirtualIOMMU.queues)
   }
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.mockVirtualIOMMU, State())
 
   /// - Parameter data: `struct iommu_viommu_selftest`. Its first word is written to its second
   ///   and to the area whose offset and length it is told then; without data there is no area.

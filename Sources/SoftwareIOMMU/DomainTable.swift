@@ -50,7 +50,7 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
   let root: PageTableRoot<Format>
   private let attributes: LeafAttributes
   private let events: EventLog
-  private let state: Guarded<DomainState<Format>>
+  private let state: RankedMutex<DomainState<Format>>
 
   init(_ kind: DomainKind, events: EventLog) {
     let configuration = kind.configuration
@@ -64,12 +64,17 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
       enforcesSnoop: configuration.snoopControl)
     root = table.root
     attributes = configuration.snoopControl ? .forceSnoop : []
-    state = Guarded(DomainState(table: table))
+    state = RankedMutex(.domain, DomainState(table: table))
   }
 
   func map(
     _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
   ) throws(IOMMUError) {
+    // As VT-d's driver: an entry that allows nothing is not there.
+    guard !permissions.isDisjoint(with: .readWrite) else {
+      throw IOMMUError(
+        .invalidArgument, "this IOMMU's page tables have no entries that allow no access")
+    }
     let attributes = attributes
     try FailurePoint.pass(.tableMemory)
     do throws(MapFailure) {

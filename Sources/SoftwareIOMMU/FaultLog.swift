@@ -30,7 +30,7 @@ public final class FaultLog: Sendable {
   public static let burst = 10
   public static let interval: Duration = .seconds(5)
 
-  private let records = Guarded<[RequesterID: Record]>([:])
+  private let records = RankedMutex<[RequesterID: Record]>(.faultLog, [:])
   private let events: EventLog
 
   init(events: EventLog) { self.events = events }

@@ -37,7 +37,7 @@ public final class InterruptRemapper: Sendable {
     var free: [Int] = []
   }
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.interrupts, State())
   private let events: EventLog
 
   init(events: EventLog) { self.events = events }

@@ -20,7 +20,7 @@ final class PortChannel: Sendable {
   let sequence = Atomic<UInt64>(0)
   /// Whether there is mail.
   let pending = Atomic<Bool>(false)
-  private let mailbox = Guarded(Mailbox())
+  private let mailbox = RankedMutex(.mailbox, Mailbox())
 
   /// What a port has to do before it translates again.
   struct Mailbox: Sendable {

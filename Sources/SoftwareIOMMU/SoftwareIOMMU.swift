@@ -34,7 +34,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
   }
 
   /// Held through a whole switch, waiting for the port included.
-  private let entries = Guarded<[Source: Entry]>([:])
+  private let entries = RankedMutex<[Source: Entry]>(.requesters, [:])
 
   /// - Parameters:
   ///   - name: As `/sys/class/iommu` shows it: `dmar0`.

@@ -80,7 +80,7 @@ public final class InterruptVectors: Sendable {
   let upstream: any UpstreamBus
   private let config: PCIConfigSpace
   private let port: any BusPort
-  let state = Guarded(State())
+  let state = RankedMutex(.interruptVectors, State())
 
   init(
     msixVectors: Int, msiVectors: Int, config: PCIConfigSpace, upstream: any UpstreamBus,

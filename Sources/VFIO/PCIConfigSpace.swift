@@ -32,7 +32,7 @@ public final class PCIConfigSpace: Sendable {
   let layout: CapabilityLayout
   private let initial: Storage
   private let deviceRegisters: [ConfigRegister]
-  private let state: Guarded<Storage>
+  private let state: RankedMutex<Storage>
 
   /// - Parameters:
   ///   - bars: Their addresses on the bus, in the same order, in `barAddresses`.
@@ -48,7 +48,7 @@ public final class PCIConfigSpace: Sendable {
     for register in registers { storage.write(register) }
     initial = storage
     deviceRegisters = registers
-    state = Guarded(storage)
+    state = RankedMutex(.configurationSpace, storage)
   }
 
   // MARK: Access by the user

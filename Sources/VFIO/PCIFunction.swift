@@ -19,7 +19,7 @@ public final class PCIFunction: Sendable {
   public let barAddresses: [UInt64]
   private let gate = MasterGate()
   /// Serializes resets and changes of what the command register governs.
-  private let control = Guarded(())
+  private let control = RankedMutex(.function, ())
 
   /// - Parameters:
   ///   - upstream: The bus above, for this function's requester id.

@@ -36,9 +36,9 @@ public final class SoftwareIOMMUBus: UpstreamBus {
 /// A requester has one port, which one thread at a time may use: the function's threads, and
 /// whoever makes it send an interrupt, take turns, one access each.
 private final class SerializedPort: BusPort {
-  private let port: Guarded<DMAPort>
+  private let port: RankedMutex<DMAPort>
 
-  init(_ port: DMAPort) { self.port = Guarded(port) }
+  init(_ port: DMAPort) { self.port = RankedMutex(.busPort, port) }
 
   private func access(
     _ body: (DMAPort) throws(DMAFault) -> Void

@@ -4,10 +4,8 @@
 // kinds of node, and the one user who is bound. MODEL C4, C6. Facts: Linux 6.12,
 // drivers/vfio/{device_cdev,vfio_main,group}.c.
 //
-// Lock order of the device framework, outermost first: `VFIODevice.state`; the IOMMU layer's
-// (IOMMU/LockOrder.swift) or `PCIFunction.control`, never one under the other; a model's own;
-// `InterruptVectors.state`; `PCIConfigSpace.state`, or a port to memory and what is below it.
-// `VFIOGroup.state` is a leaf.
+// Locks: IOMMU/LockOrder.swift. A device model's own comes between `PCIFunction.control` and
+// `InterruptVectors.state`.
 
 import IOMMU
 import SoftwareIOMMU
@@ -26,7 +24,7 @@ public final class VFIOGroup: Sendable {
     var boundDevices = 0
   }
 
-  private let state = Guarded(State())
+  private let state = RankedMutex(.vfioGroup, State())
 
   public init(group: DeviceGroup) { self.group = group }
 
@@ -88,7 +86,7 @@ public final class VFIODevice: Sendable {
 
   /// Held over bind, attach, detach and close, as Linux holds its `dev_set->lock`: they are
   /// one step each to everybody else. Above all locks of the IOMMU layer.
-  let state = Guarded(State())
+  let state = RankedMutex(.vfioDevice, State())
 
   public init(index: UInt32, function: PCIFunction, group: VFIOGroup) {
     self.index = index

@@ -197,6 +197,76 @@ import Testing
     #expect(caller.ioctl(file, IOMMU_IOAS_MAP_FILE, &cmd) == -EOPNOTSUPP)
   }
 
+  @Test("B1: ALLOW_IOVAS checks range by range: what is wrong first is what it says")
+  func allowOrder() {
+    func allow(_ ranges: [(UInt64, UInt64)], count: UInt32? = nil) -> Int32 {
+      for (index, range) in ranges.enumerated() {
+        caller.put(range.0, at: 0x8000 + UInt64(index) * 16)
+        caller.put(range.1, at: 0x8008 + UInt64(index) * 16)
+      }
+      var cmd = iommu_ioas_allow_iovas()
+      cmd.size = 24
+      cmd.ioas_id = ioas
+      cmd.num_iovas = count ?? UInt32(ranges.count)
+      cmd.allowed_iovas = 0x8000
+      return caller.ioctl(file, IOMMU_IOAS_ALLOW_IOVAS, &cmd)
+    }
+    let ioas = allocateIOAS()
+    #expect(allow([(0x1000, 0x1fff), (0x1800, 0x2fff)], count: .max) == -EINVAL)
+    #expect(allow([(0x1000, 0x1fff), (0x3000, 0x3000)], count: .max) == -EINVAL)
+    #expect(allow([(0x5000, 0x5fff), (0x1000, 0x1fff), (0x3000, 0x5000)]) == -EINVAL)
+    // Neighbours are one range; a range in page 0 is never used, a single page may be filled.
+    #expect(allow([(0x3000, 0x3fff), (0x2000, 0x2fff), (0, 0xfff)]) == 0)
+    var map = iommu_ioas_map()
+    map.size = 40
+    map.flags = 6
+    map.ioas_id = ioas
+    map.user_va = 0x2000
+    map.length = 0x2000
+    #expect(caller.ioctl(file, IOMMU_IOAS_MAP, &map) == 0)
+    #expect(map.iova == 0x2000)
+    map.length = 1
+    #expect(caller.ioctl(file, IOMMU_IOAS_MAP, &map) == -ENOSPC)
+    #expect(allow([]) == 0)
+    #expect(caller.ioctl(file, IOMMU_IOAS_MAP, &map) == 0)
+    #expect(map.iova == 0x1000)
+  }
+
+  @Test("B1: a single free byte takes a mapping of one byte")
+  func lastByte() throws {
+    let ioas = allocateIOAS()
+    try context.allow([0x5000...0x5001], in: ObjectID(ioas))
+    var map = iommu_ioas_map()
+    map.size = 40
+    map.flags = 6
+    map.ioas_id = ioas
+    map.length = 1
+    for (address, iova) in [(0x2000, 0x5000), (0x2001, 0x5001)] as [(UInt64, UInt64)] {
+      map.user_va = address
+      let result = caller.ioctl(file, IOMMU_IOAS_MAP, &map)
+      #expect(result == 0 && map.iova == iova)
+    }
+    #expect(caller.ioctl(file, IOMMU_IOAS_MAP, &map) == -ENOSPC)
+  }
+
+  @Test("B1: memory whose end passes the last address is EOVERFLOW, too much of it EINVAL")
+  func lengths() {
+    let ioas = allocateIOAS()
+    var map = iommu_ioas_map()
+    map.size = 40
+    map.flags = 7
+    map.ioas_id = ioas
+    for (address, length, errno) in [
+      (0, 0, EINVAL), (.max, 0, EINVAL), (.max, 1, EOVERFLOW), (.max, .max - 1, EINVAL),
+      (0, .max - 1, EINVAL), (1, .max - 1, EINVAL), (2, .max - 1, EINVAL),
+      (0, .max, EOVERFLOW), (0, .max - 4095, EINVAL), (0, .max - 4096, 0),
+    ] as [(UInt64, UInt64, Int32)] {
+      map.user_va = address
+      map.length = length
+      #expect(caller.ioctl(file, IOMMU_IOAS_MAP, &map) == -errno, "\(address) + \(length)")
+    }
+  }
+
   @Test("B6: RLIMIT_MODE is chosen before the first object, by who may")
   func rlimitMode() throws {
     var cmd = iommu_option()

@@ -122,6 +122,76 @@ import Testing
     #expect(unmap(iova, page) == (0, page))
   }
 
+  @Test("J1: an unmap that fails says how far it went; its cuts come before its own checks")
+  func failedUnmaps() {
+    choose()
+    #expect(unmap(.max, 2) == (-EOVERFLOW, 0))
+    #expect(unmap(iova, 0) == (-EINVAL, 0))
+    // What is not written back: the errors of arguments, and of cuts.
+    #expect(unmap(iova, 1, flags: VFIO_DMA_UNMAP_FLAG_ALL) == (-EINVAL, 1))
+    #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == 0)
+    #expect(map(page, 8 * page, at: iova) == 0)
+    #expect(unmap(iova + page + 2048, page) == (-EINVAL, page))
+    // One byte is not cut off the start: the area stays whole and would be split.
+    #expect(unmap(iova + 1, 7 * page - 1) == (-ENOENT, 0))
+    #expect(door.unmap(iova, 7 * page) == 0)
+    #expect(map(page, 7 * page, at: iova) == 0)
+    #expect(unmap(iova + 3 * page, 0) == (-EINVAL, 0))
+    #expect(door.unmap(iova, 3 * page) == 0)
+    #expect(door.unmap(iova + 3 * page, 4 * page) == 0)
+  }
+
+  @Test("J1: an unmap over several mappings stops at one that it would split, and says so")
+  func partial() {
+    choose()
+    #expect(map(page, 2 * page, at: iova) == 0)
+    #expect(map(page, 4 * page, at: iova + 4 * page) == 0)
+    #expect(unmap(iova, 6 * page) == (-ENOENT, 2 * page))
+    #expect(unmap(iova, 16 * page) == (0, 4 * page))
+    #expect(unmap(0, 0, flags: VFIO_DMA_UNMAP_FLAG_ALL) == (0, 0))
+  }
+
+  @Test("J1: CHECK_EXTENSION answers every number: 0 for what is unknown or was given up")
+  func extensions() {
+    choose()
+    let device = door.makeDevice()
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU) == 0)
+    #expect(door.destroy(device.object) == 0)
+    #expect(value(VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU) == 1)
+    for number in 0...64 as ClosedRange<UInt32>
+    where ![VFIO_TYPE1_IOMMU, VFIO_TYPE1v2_IOMMU, VFIO_UNMAP_ALL, VFIO_DMA_CC_IOMMU].contains(
+      number)
+    {
+      #expect(value(VFIO_CHECK_EXTENSION, number) == 0, "extension \(number)")
+    }
+    #expect(door.caller.ioctl(door.file, VFIO_CHECK_EXTENSION, at: 1 << 32 | 1) == 0)
+    #expect(door.caller.ioctl(door.file, VFIO_SET_IOMMU, at: 1 << 32 | 1) == -EINVAL)
+    for number in 0...16 as ClosedRange<UInt32> where number != 1 && number != 3 {
+      #expect(value(VFIO_SET_IOMMU, number) == -EINVAL, "type \(number)")
+    }
+  }
+
+  @Test(
+    "J1: MAP_DMA: fixed address, unaligned to a page EINVAL, no access allowed is a mapping")
+  func mapEdges() {
+    choose()
+    #expect(map(page, 0, at: iova) == -EINVAL)
+    #expect(map(.max - 4095, 2 * page, at: iova) == -EOVERFLOW)
+    #expect(map(page, page, at: .max - 100) == -EOVERFLOW)
+    #expect(map(page, page, at: iova, flags: 0) == 0)
+    let device = door.makeDevice()
+    #expect(door.checkMap(device.table, iova, page, is: page) == 0)
+    #expect(map(page, 1024, at: iova + 8 * page) == -EINVAL)
+    #expect(map(page + 1024, 2048, at: iova + 8 * page) == -EINVAL)
+    #expect(map(page, page, at: iova + 8 * page + 1024) == -EINVAL)
+    #expect(map(page, page, at: 0) == -EINVAL)
+    #expect(map(door.caller.arena.byteCount, page, at: iova + 8 * page) == -EFAULT)
+    #expect(unmap(iova, page) == (0, page))
+    // One more byte of argsz changes nothing.
+    #expect(map(page, page, at: iova, argsz: 33) == 0)
+    #expect(unmap(iova, page, argsz: 25) == (0, page))
+  }
+
   @Test("J1: large pages that are in use cannot be turned off: type1 comes too late")
   func tooLate() {
     choose()
@@ -149,6 +219,13 @@ import Testing
       #expect(info.flags == VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS)
       #expect(info.iova_pgsizes == 4096)
       #expect(info.cap_offset == (argsz >= 72 ? 24 : 0))
+      // Each part is there as far as there is room for it.
+      let first = door.caller.get(vfio_info_cap_header.self, at: address + 24)
+      if argsz >= 36 {
+        #expect(first.id == UInt16(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL))
+        #expect(first.next == (argsz >= 40 ? 40 : 0))
+        #expect(door.caller.get(UInt32.self, at: address + 32) == .max)
+      }
       guard argsz >= 72 else { continue }
       let next = door.caller.get(vfio_info_cap_header.self, at: address + 24).next
       let ranges = door.caller.get(

@@ -255,7 +255,7 @@ import Testing
 }
 
 extension BackDoor {
-  fileprivate func makeQueue(
+  func makeQueue(
     flags: UInt32 = 0, size: UInt32 = 16
   ) -> (result: Int32, id: UInt32, descriptor: Int32) {
     var cmd = iommu_fault_alloc(size: size, flags: flags, out_fault_id: 0, out_fault_fd: 0)
@@ -263,7 +263,7 @@ extension BackDoor {
     return (result, cmd.out_fault_id, Int32(bitPattern: cmd.out_fault_fd))
   }
 
-  fileprivate func trigger(
+  func trigger(
     _ device: UInt32, group: UInt32, pasid: UInt32 = 0, perm: UInt32 = 3,
     address: UInt64 = 0x1000
   ) -> Int32 {

@@ -111,4 +111,50 @@ import Testing
     }
     #expect(sweep.failed == [.copyIn, .copyOut, .attachment])
   }
+
+  @Test("fail-nth: fault queues, their tables and reads of them fail whole; no request is lost")
+  func faultQueues() {
+    var made: (result: Int32, id: UInt32, descriptor: Int32) = (0, 0, 0)
+    sweep("FAULT_QUEUE_ALLOC") {
+      made = door.makeQueue()
+      return made.result
+    } undo: {
+      door.caller.close(made.descriptor)
+      #expect(door.destroy(made.id) == 0)
+    }
+    let queue = door.makeQueue()
+    var table: UInt32 = 0
+    sweep("HWPT_ALLOC with a fault queue") {
+      let (result, id) = door.makeTable(
+        for: device.device, flags: IOMMU_HWPT_FAULT_ID_VALID, faultQueue: queue.id)
+      table = id
+      return result
+    } undo: {
+      #expect(door.destroy(table) == 0)
+    }
+    table =
+      door.makeTable(
+        for: device.device, flags: IOMMU_HWPT_FAULT_ID_VALID, faultQueue: queue.id
+      ).id
+    sweep("MOCK_DOMAIN_REPLACE by a table with a fault queue", kept: [.copyOut]) {
+      door.replace(device.object, with: table).result
+    } undo: {
+      #expect(door.replace(device.object, with: door.ioas).result == 0)
+    }
+    #expect(door.replace(device.object, with: table).result == 0)
+    let before = door.driver.pageRequestCounts.groups
+    sweep("TRIGGER_IOPF") {
+      door.trigger(device.device, group: 1)
+    } undo: {
+      #expect(door.caller.read(queue.descriptor, buffer, count: 40) == 40)
+      let cookie = door.caller.get(iommu_hwpt_pgfault.self, at: buffer).cookie
+      door.poke([cookie, IOMMUFD_PAGE_RESP_SUCCESS], at: buffer)
+      #expect(door.caller.write(queue.descriptor, buffer, count: 8) == 8)
+    }
+    #expect(
+      door.driver.pageRequestCounts.groups == before + 1,
+      "a call that failed asked for nothing")
+    #expect(door.driver.pageRequestCounts.outstanding == 0)
+    #expect(sweep.failed.isSuperset(of: [.copyIn, .copyOut, .object, .descriptor]))
+  }
 }

@@ -9,7 +9,7 @@ import Synchronization
 /// What to run.
 public struct StressOptions: Sendable {
   public var seconds: Double
-  /// At least 4: one of each kind of worker.
+  /// At least 6: one of each kind of worker, or two.
   public var threads: Int
   public var seed: UInt64
   /// Seconds from one line of rates to the next; nil for none before the end.
@@ -23,7 +23,7 @@ public struct StressOptions: Sendable {
   ) {
     self.seconds = seconds
     self.doesEverything = doesEverything
-    self.threads = max(4, threads)
+    self.threads = max(6, threads)
     self.seed = seed
     self.interval = interval
   }
@@ -68,6 +68,11 @@ public enum Operation: String, CaseIterable, Sendable {
   case space = "space made"
   case bind
   case busy = "destroy refused"
+  case pageRequest = "page request"
+  case pageRead = "page request read"
+  case
+    pageAnswer = "page answer"
+  case pageMove = "page table moved"
   case audit
 }
 
@@ -156,7 +161,10 @@ public func runStress(
   var nextLine = options.interval.map { start + .seconds($0) }
   while !state.isStopping {
     sleepThread(milliseconds: 20)
-    state.standingStill { world.audit(state) }
+    state.standingStill {
+      world.audit(state)
+      world.pageRequests.audit(state)
+    }
     state.count(.audit)
     let now = ContinuousClock.now
     if now >= deadline, isEnough(options, state, since: start) { state.stop() }
@@ -168,6 +176,7 @@ public func runStress(
   }
   for thread in threads { thread.join() }
   let elapsed = start.duration(to: .now)
+  world.pageRequests.close(context, state)
   context.close()
   // The devices are unbound with the last reference to the world, and the context ends.
   _ = consume world

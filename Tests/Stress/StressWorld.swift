@@ -23,6 +23,7 @@ final class StressWorld: Sendable {
   let groups: [StressGroup]
   /// Devices that workers bind and unbind.
   let spareDevices: [PhysicalDevice]
+  let pageRequests: PageRequestWorld
   /// Objects that are there all the time.
   let steadyObjects: Int
 
@@ -73,6 +74,7 @@ final class StressWorld: Sendable {
           driver: iommu, group: system.addGroup()))
     }
     spareDevices = spare
+    pageRequests = try PageRequestWorld(system, context)
     steadyObjects = context.objectCount
     for slot in slots.joined() {
       for extent in slot.extents { arena.fill(slot, extent: extent, with: .poison) }
@@ -128,6 +130,7 @@ final class StressWorld: Sendable {
     let devices: Int
     let attachers: Int
     let churners: Int
+    let requesters: Int
     static let slotsPerMapper = 4
     /// Room for the largest slot, in bytes.
     static let extentSize: UInt64 = 2 << 20
@@ -135,8 +138,9 @@ final class StressWorld: Sendable {
     init(threads: Int) {
       attachers = max(1, threads / 6)
       churners = max(1, threads / 6)
-      devices = max(1, (threads - attachers - churners) / 2)
-      mappers = max(1, threads - attachers - churners - devices)
+      requesters = max(1, threads / 4)
+      devices = max(1, (threads - attachers - churners - requesters) / 2)
+      mappers = max(1, threads - attachers - churners - requesters - devices)
     }
   }
 
@@ -166,6 +170,9 @@ final class StressWorld: Sendable {
     }
     for _ in 0..<plan.attachers {
       workers.append(Attacher(world: self, state: state, seed: seed.next()))
+    }
+    for _ in 0..<plan.requesters {
+      workers.append(Requester(world: self, state: state, seed: seed.next()))
     }
     for index in 0..<plan.churners {
       workers.append(

@@ -70,6 +70,13 @@ import Testing
     #expect(run.status == 0, "\(run.errors)")
   }
 
+  @Test("B6: a program's RLIMIT_MEMLOCK bounds what it has pinned; files change hands")
+  func lockedMemory() throws {
+    let run = try iommu("run", "--explain", "--", built("locked-memory").path)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("RLIMIT_MEMLOCK"))
+  }
+
   @Test("fail-nth: a thread arms a failure for its own calls, with the self-test driver only")
   func failNth() throws {
     let program = built("fail-nth").path

@@ -168,6 +168,9 @@ long csys_pwrite(int fd, const void *buffer, size_t count, uint64_t offset);
 int csys_eventfd_signal(int fd);
 // Maps a file shared. Returns 0 and the address.
 int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintptr_t *out);
+// Whether a file's pages are those that Linux pins by descriptor: in tmpfs (memfds are) or
+// hugetlbfs.
+int csys_is_shared_memory(int fd);
 // What mappings of a file are a multiple of: its huge pages' size on hugetlbfs, else 4096.
 uint64_t csys_map_granule(int fd);
 // Frees the pages of a part of a file; its size stays.

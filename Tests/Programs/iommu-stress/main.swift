@@ -13,7 +13,7 @@ struct BrokenInvariant: Error, CustomStringConvertible {
 struct StressCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "iommu-stress",
-    abstract: "Map, unmap, attach, replace, destroy and do DMA at once, from many threads.",
+    abstract: "Map, unmap, attach, destroy, DMA and page requests at once, from many threads.",
     discussion: """
       All threads work on one context of a machine in this process. Every page
       carries a stamp while it is mapped and poison while it is not: a DMA that
@@ -33,7 +33,7 @@ struct StressCommand: ParsableCommand {
       """)
 
   @Option(help: "How long to run.") var seconds: Double = 10
-  @Option(help: "How many threads; at least 4.") var threads = 8
+  @Option(help: "How many threads; at least 6.") var threads = 8
   @Option(help: "What to choose by; a random one where it is not given.") var seed: UInt64?
   @Option(help: "Seconds from one line of progress to the next.") var interval: Double = 10
 
@@ -41,8 +41,8 @@ struct StressCommand: ParsableCommand {
     guard seconds > 0, seconds.isFinite else {
       throw ValidationError("--seconds must be more than 0.")
     }
-    guard (4...1024).contains(threads) else {
-      throw ValidationError("--threads must be 4 to 1024.")
+    guard (6...1024).contains(threads) else {
+      throw ValidationError("--threads must be 6 to 1024.")
     }
     guard interval > 0 else { throw ValidationError("--interval must be more than 0.") }
   }
