@@ -33,7 +33,7 @@ public struct InterposerError: Error, CustomStringConvertible, Sendable {
 }
 
 /// What to run, and how.
-public struct RunOptions {
+public struct RunOptions: Sendable {
   /// Where the trace of every call goes.
   public enum Trace: Sendable {
     case none
@@ -54,12 +54,12 @@ public struct RunOptions {
   public var explain: Bool
   /// Builds the machine. Called in the supervisor, a process of its own in which the machine
   /// lives; descriptors above 2 that were open before `run` are closed there.
-  public var makeMachine: () throws -> InterposedMachine
+  public var makeMachine: @Sendable () throws -> InterposedMachine
 
   public init(
     program: String, arguments: [String] = [], environment: [String]? = nil,
     trace: Trace = .none, explain: Bool = false,
-    makeMachine: @escaping () throws -> InterposedMachine
+    makeMachine: @escaping @Sendable () throws -> InterposedMachine
   ) {
     self.program = program
     self.arguments = arguments

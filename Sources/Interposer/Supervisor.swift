@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The process in which the machine lives. Its first thread watches over the program, the front
-// and closed files; a second one serves calls. It leaves the terminal's session, so that no
-// key ends it before the program.
+// The process in which the machine lives. One thread watches over the program, the front and
+// closed files; another one serves calls. It leaves the terminal's session, so that no key ends
+// it before the program.
 
 import CSyscalls
 import LinuxABI
@@ -17,29 +17,52 @@ import Synchronization
 enum Supervisor {
   /// Starts the program, serves it to its end and that of all its descendants.
   static func main(_ options: RunOptions, front: Int32) -> Never {
-    var program: Int32 = 0
     do throws(InterposerError) {
-      let socket = try start(options, front: front, program: &program)
+      let (program, socket) = try start(options, front: front)
+      // Not here: the standard library's mutex remembers a thread's number, and this thread's
+      // is the one that it had before the fork. Where two threads meet at a mutex, the kernel
+      // would look for the wrong owner, for ever.
+      let isStarted = System.startThread {
+        supervise(options, front: front, program: program, socket: socket)
+      }
+      guard isStarted else {
+        kill(program, SIGKILL)
+        throw InterposerError("cannot start the watching thread")
+      }
+      while true { pause() }
+    } catch {
+      giveUp(error, front: front)
+    }
+  }
+
+  private static func supervise(
+    _ options: RunOptions, front: Int32, program: Int32, socket: Int32
+  ) -> Never {
+    do throws(InterposerError) {
       let supervision = try Supervision(
         options, front: front, program: program, socket: socket)
       supervision.watch()
     } catch {
-      if program > 0 { kill(program, SIGKILL) }
-      System.writeAll(front, Report.failed(error.description).bytes)
-      _exit(125)
+      kill(program, SIGKILL)
+      giveUp(error, front: front)
     }
+  }
+
+  private static func giveUp(_ error: InterposerError, front: Int32) -> Never {
+    System.writeAll(front, Report.failed(error.description).bytes)
+    _exit(125)
   }
 
   /// Forks the program's process: before the machine can start threads, and before this process
   /// leaves the session.
-  /// - Returns: Our end of the socket to it.
+  /// - Returns: The process, and our end of the socket to it.
   private static func start(
-    _ options: RunOptions, front: Int32, program: inout Int32
-  ) throws(InterposerError) -> Int32 {
+    _ options: RunOptions, front: Int32
+  ) throws(InterposerError) -> (program: Int32, socket: Int32) {
     guard let (ours, theirs) = socketPair(sequenced: false) else {
       throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
     }
-    program = System.fork()
+    let program = System.fork()
     guard program >= 0 else {
       throw InterposerError("cannot start the program: \(System.message(program))")
     }
@@ -49,7 +72,7 @@ enum Supervisor {
       Program.main(options, socket: theirs)
     }
     close(theirs)
-    return ours
+    return (program, ours)
   }
 }
 

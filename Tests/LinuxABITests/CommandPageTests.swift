@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// docs/commands.md says of every command and flag what tests it: this is what keeps it true.
+
+import Foundation
+import Testing
+
+@Suite struct CommandPageTests {
+  private static let root = URL(filePath: #filePath)
+    .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+  private static func text(_ path: String) throws -> String {
+    try String(contentsOf: root.appending(path: path), encoding: .utf8)
+  }
+
+  private static func files(_ directory: String, _ suffix: String) -> [String] {
+    let names = FileManager.default.enumerator(atPath: root.appending(path: directory).path)
+    return (names?.compactMap { $0 as? String } ?? [])
+      .filter { $0.hasSuffix(suffix) && !$0.hasPrefix(".build") }
+      .map { "\(directory)/\($0)" }
+  }
+
+  @Test("L: every command and flag of the headers has a row in docs/commands.md")
+  func complete() throws {
+    let page = try Self.text("docs/commands.md")
+    let named = Set(page.matches(of: #/`((?:IOMMU|IOMMUFD|VFIO)_\w+)`/#).map { String($0.1) })
+    var missing: [String] = []
+    for header in ["iommufd_abi.h", "iommufd_selftest_abi.h"] {
+      let header = try Self.text("Sources/CLinuxABI/include/\(header)")
+      for match in header.matches(of: #/[#]define (IOMMU(?:FD)?_\w+) /#) {
+        let name = String(match.1)
+        let isPlumbing =
+          name.hasPrefix("IOMMUFD_CMD_") || name.hasPrefix("IOMMUFD_TYPE")
+          || name.contains("SELFTEST") || name.contains("_ABI_H")
+          || name.hasPrefix("IOMMU_TEST_") && !name.hasPrefix("IOMMU_TEST_OP_")
+        if !isPlumbing, !named.contains(name) { missing.append(name) }
+      }
+    }
+    #expect(missing == [])
+  }
+
+  @Test("L: every test that docs/commands.md names exists")
+  func named() throws {
+    let page = try Self.text("docs/commands.md")
+    let tests = try Self.files("Tests", ".swift").map(Self.text).joined()
+    let cases = try Self.files("Conformance/cases", ".c").map(Self.text).joined()
+    var missing: [String] = []
+    let quoted = page.matches(of: #/"([^"]+)"/#).map { String($0.1) }
+    for name in quoted where !tests.contains("\"\(name)\"") { missing.append(name) }
+    let dotted = page.matches(of: #/`([a-z_]+)\.([a-z_0-9]+)`/#)
+    for match in dotted where !cases.contains("CASE(\(match.1), \(match.2),") {
+      missing.append("\(match.1).\(match.2)")
+    }
+    #expect(missing == [])
+    #expect(quoted.count > 20 && dotted.count > 40, "the page was read")
+  }
+}
