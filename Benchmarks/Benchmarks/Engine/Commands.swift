@@ -9,6 +9,7 @@ import IOMMU
 import LinuxABI
 import PageTables
 import SoftwareIOMMU
+import SystemPackage
 
 func commandBenchmarks() {
   commands("IOAS_MAP + IOAS_UNMAP 4 KiB, no table", length: 4096, .repeated, attached: false)
@@ -29,7 +30,7 @@ private func commands(
 }
 
 /// An open /dev/iommu with one address space.
-private struct Commands {
+private final class Commands: Sendable {
   private let file: any OpenFile
   private let caller: InProcessCaller
   private let ioas: UInt32
@@ -44,7 +45,7 @@ private struct Commands {
     caller = InProcessCaller(mapped: try LocalMemory(byteCount: size, alignment: 2 << 20))
     guard
       let file = try IOMMUNode(system: system).open(flags: 2, by: caller) as? any ContextFile
-    else { throw IOMMUError(.noSuchDevice, "an open /dev/iommu is no context") }
+    else { throw IOMMUError(.invalidArgument, "an open /dev/iommu is no context") }
     var alloc = iommu_ioas_alloc()
     alloc.size = UInt32(MemoryLayout<iommu_ioas_alloc>.size)
     try file.ioctl(IOMMU_IOAS_ALLOC, &alloc, by: caller)
