@@ -18,6 +18,8 @@ CASE(dmabufs, making, LINUX_7_1) {
   buffer = (int)GET(get_dmabuf(fd, 1));
   EXPECT(PAGE, lseek(buffer, 0, SEEK_END));
   EXPECT(0, lseek(buffer, 0, SEEK_SET));
+  EXPECT(-EINVAL, lseek(buffer, 8, SEEK_SET) < 0 ? -errno : 0);
+  EXPECT(-EINVAL, lseek(buffer, 0, SEEK_CUR) < 0 ? -errno : 0);
 }
 
 CASE(dmabufs, mapping, LINUX_7_1) {

@@ -169,7 +169,7 @@ enum Answer {
       guard try isEmptyPath(call[1], flags: call[2], caller) else { return .goOn }
       return try status(call[4], handle, caller, extended: true)
     case CSYS_NR_lseek:
-      throw IOMMUError(.illegalSeek, "\(file.name) has no file position")
+      return .result(try seek(file, offset: call[1], whence: call[2]))
     case CSYS_NR_ftruncate:
       throw IOMMUError(.invalidArgument, "\(file.name) is a device and cannot be truncated")
     case CSYS_NR_fallocate:
@@ -180,6 +180,22 @@ enum Answer {
     default:
       if let queue = handle.queue { return .result(try transfer(call, caller, queue)) }
       return .result(try transfer(call, caller, file, copy))
+    }
+  }
+
+  /// `lseek`: to the start or to the end of a file that has a length, nowhere else.
+  private func seek(
+    _ file: any OpenFile, offset: UInt64, whence: UInt64
+  ) throws(IOMMUError) -> Int {
+    guard let length = file.seekableLength else {
+      throw IOMMUError(.illegalSeek, "\(file.name) has no file position")
+    }
+    switch (Int32(truncatingIfNeeded: whence), offset) {
+    case (SEEK_SET, 0): return 0
+    case (SEEK_END, 0): return Int(clamping: length)
+    default:
+      throw IOMMUError(
+        .invalidArgument, "\(file.name) can be asked for its start and its end only")
     }
   }
 

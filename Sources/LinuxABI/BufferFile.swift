@@ -16,6 +16,9 @@ final class BufferFile: OpenFile {
 
   init(_ buffer: RevocableMemory) { self.buffer = buffer }
 
+  /// Linux: `dma_buf_llseek`, by which a program learns the size of a buffer that it was handed.
+  var seekableLength: UInt64? { buffer.byteCount }
+
   func ioctl(
     _ command: UInt32, argument: UInt64, by caller: any Caller
   ) throws(IOMMUError) -> Int {

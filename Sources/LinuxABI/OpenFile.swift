@@ -53,12 +53,19 @@ public protocol OpenFile: AnyObject, Sendable {
   /// - Returns: Bytes written.
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int
 
+  /// What `lseek(2)` tells of the file's length, in bytes; nil where it has none to tell.
+  var seekableLength: UInt64? { get }
+
   /// Whether `mmap(2)` of this range may go ahead.
   /// - Throws: `ENODEV` where nothing of the file can be mapped at all.
   func checkMap(_ request: MapRequest) throws(IOMMUError)
 
   /// The last reference anywhere is gone. Called once; frees everything the file held.
   func close()
+}
+
+extension OpenFile {
+  public var seekableLength: UInt64? { nil }
 }
 
 /// What an `mmap(2)` asks for.
