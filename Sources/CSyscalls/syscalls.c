@@ -301,6 +301,11 @@ int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32
   return RESULT(mknod(path, S_IFCHR | (mode & 07777), makedev(major, minor)));
 }
 
+int csys_pipe_count(int end) {
+  int count = 0, result = RESULT(ioctl(end, FIONREAD, &count));
+  return result < 0 ? result : count;
+}
+
 int csys_epoll_create(void) { return RESULT(epoll_create1(EPOLL_CLOEXEC)); }
 int csys_epoll_watch(int epoll, int fd, int readable) {
   struct epoll_event event = {.events = readable ? EPOLLIN : 0, .data.fd = fd};

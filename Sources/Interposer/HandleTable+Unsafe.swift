@@ -121,7 +121,10 @@ final class HandleTable: Sendable {
     // One cheap call where nothing happened. The files are closed under `draining`: another
     // thread's next call must find them closed.
     draining.withLock { _ in
-      if hasPipes.load(ordering: .relaxed) { removeAbandonedQueues() }
+      if hasPipes.load(ordering: .relaxed) {
+        removeAbandonedQueues()
+        repairQueues()
+      }
       let events = takeEvents()
       guard events || needsAttention else { return }
       let suspects = state.withLock { Array($0.suspects.values) }
@@ -182,6 +185,13 @@ final class HandleTable: Sendable {
       for handle in gone { remove(handle) }
       // What was taken out is not reported again.
       if count < 32 { return }
+    }
+  }
+
+  /// A pipe that somebody else has read sends SIGIO as its last close does: the next call finds it.
+  private func repairQueues() {
+    for handle in state.withLock({ Array($0.byPipe.values) }) {
+      if case .pipe(let pipe) = handle.stand { pipe.repair() }
     }
   }
 

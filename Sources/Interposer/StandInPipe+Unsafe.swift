@@ -85,6 +85,20 @@ final class StandInPipe: ReadinessSignal {
     }
   }
 
+  /// Puts right what a program did to the pipe through a descriptor that the filter cannot tell:
+  /// a read of it took the bytes that others wait for, or a write left some.
+  func repair() {
+    bytes.withLock { bytes in
+      let there = csys_pipe_count(writingEnd.number)
+      if bytes > 0, there == 0 {
+        System.writeAll(writingEnd.number, Self.byte)
+        bytes = 1
+      } else if bytes == 0, there > 0 {
+        takeOut(.max)
+      }
+    }
+  }
+
   /// Takes out so many bytes, or all there are.
   private func takeOut(_ count: Int) {
     let end = System.open("/proc/self/fd/\(writingEnd.number)", O_RDONLY | O_NONBLOCK)

@@ -119,6 +119,8 @@ int csys_identity_known(int fd, struct csys_identity *out);
 uint64_t csys_device_number(uint32_t major, uint32_t minor);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
 
+// How many bytes a pipe holds.
+int csys_pipe_count(int end);
 int csys_epoll_create(void);
 // Ready when `fd` can be read (and `readable` is not 0) or has an error or a hang-up.
 int csys_epoll_watch(int epoll, int fd, int readable);

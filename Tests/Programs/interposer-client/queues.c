@@ -209,6 +209,14 @@ static int queue_copies(char **arguments) {
   CHECK(polled(7) == (IN | POLLOUT));
   CHECK(dup2(7, 951) == 951 && read(951, &record, 8) == 8 && record == 40);
   CHECK(polled(7) == POLLOUT);
+  // Who reads or writes there all the same deceives others until the next call at most.
+  add(queue, 41, 1);
+  CHECK(read(7, &record, 8) > 0 && !look(queue).d);
+  CHECK(polled(queue.fd) == (IN | POLLOUT));
+  CHECK(read(queue.fd, &record, 8) == 8 && record == 41 && polled(7) == POLLOUT);
+  CHECK(write(7, &record, 8) == 8 && polled(queue.fd) == (IN | POLLOUT));
+  CHECK(read(queue.fd, &record, 8) == 0 && close(make_queue(0).fd) == 0);
+  CHECK(!look(queue).d && polled(queue.fd) == POLLOUT);
   for (int i = 0; i < 5; i++) CHECK(close(all[i]) == 0 && !look(queue).d);
   CHECK(close(951) == 0 && !look(queue).d && close(7) == 0 && look(queue).d);
 
