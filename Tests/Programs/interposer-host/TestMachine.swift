@@ -15,8 +15,20 @@ func complain(_ line: String) {
 }
 
 enum TestMachine {
+  private static var isFirstThread: Bool {
+    var text = [UInt8](repeating: 0, count: 64)
+    let count = unsafe text.withUnsafeMutableBytes { text in
+      // SAFETY: at most the array's size is written.
+      unsafe readlink(
+        "/proc/thread-self", text.baseAddress!.assumingMemoryBound(to: CChar.self), 64)
+    }
+    return String(decoding: text.prefix(max(count, 0)), as: UTF8.self)
+      == "\(getpid())/task/\(getpid())"
+  }
+
   static func make() -> InterposedMachine {
     let counts = Counts()
+    counts.isForkedThread.store(isFirstThread, ordering: .relaxed)
     return InterposedMachine(
       nodes: [
         TestNode("/dev/iommu", DeviceNumber(major: 10, minor: 124), counts),
@@ -41,6 +53,8 @@ final class Counts: Sendable {
   let opened = Atomic(0)
   let closed = Atomic(0)
   let calls = Atomic(0)
+  /// Whether the machine was made in the process's first thread, which a fork left.
+  let isForkedThread = Atomic(false)
 }
 
 final class TestNode: DeviceNode {
@@ -117,6 +131,7 @@ class TestFile: OpenFile, @unchecked Sendable {
       request.a = UInt64(
         counts.opened.load(ordering: .relaxed) - counts.closed.load(ordering: .relaxed))
       request.b = UInt64(counts.calls.load(ordering: .relaxed))
+      request.c = counts.isForkedThread.load(ordering: .relaxed) ? 1 : 0
       return 0
     case 4:  // Give out a file; then fail where `a` is not 0.
       let file = TestFile(name: "test file", number: number, counts)
