@@ -159,6 +159,15 @@ public final class Accessor: Sendable {
     }
   }
 
+  /// Ends a pin that was refused after all, as if it had never been: the next has its id.
+  public func takeBack(_ pin: Pin) {
+    let key = AccessPin.Key(accessor: ObjectIdentifier(self), id: pin.id)
+    state.withLock { state in
+      _ = state.space?.unpin(key)
+      if state.nextPin == pin.id &+ 1 { state.nextPin = pin.id }
+    }
+  }
+
   /// Copies memory out of the address space. Linux: `iommufd_access_rw`.
   /// - Throws: As `pin`; on a failure in the middle nothing is returned.
   public func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {

@@ -114,14 +114,9 @@ extension AddressSpace {
       var pinned: [AccessPin.Part] = []
       var runs: [Accessor.Pin.Run] = []
       do throws(IOMMUError) {
-        try forEachPart(of: range, for: access, in: state) {
-          (pages, start, length, isLast) throws(IOMMUError) in
+        try forEachPart(of: range, for: access, inWholePages: true, in: state) {
+          (pages, start, length) throws(IOMMUError) in
           let mask = Pages.hostPage - 1
-          guard start & mask == 0, isLast || (start + length) & mask == 0 else {
-            throw IOMMUError(
-              .invalidArgument,
-              "the mappings around \(iova)...\(hex(range.upperBound)) do not meet at pages")
-          }
           try refuseBuffer(pages)
           let whole = (length + mask) & ~mask
           let placed = try pages.pin(start: start, length: whole, in: memory)
@@ -178,9 +173,9 @@ extension AddressSpace {
       try check(state)
       var done = 0
       try forEachPart(of: range, for: access, in: state) {
-        (pages, start, length, _) throws(IOMMUError) in
+        (pages, start, length) throws(IOMMUError) in
         try refuseBuffer(pages)
-        try withMemory(pages, start: start, length: length) {
+        try withMemory(pages, start: start, length: length, for: access) {
           (address, length) throws(IOMMUError) in
           try body(done, address, Int(length))
           done += Int(length)
@@ -191,9 +186,10 @@ extension AddressSpace {
 
   /// Calls `body` for each physically contiguous part of some memory. What is not pinned is
   /// pinned for as long, on nobody's account, as on Linux: only the part that is needed, so
-  /// that the rest need not be there.
+  /// that the rest need not be there, and only for this access, so that memory that may not be
+  /// written can be read.
   private func withMemory(
-    _ pages: Pages, start: UInt64, length: UInt64,
+    _ pages: Pages, start: UInt64, length: UInt64, for access: Permissions,
     _ body: (PhysicalAddress, _ length: UInt64) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     let found: Void? = try pages.withPinned(start: start, length: length) {
@@ -205,7 +201,7 @@ extension AddressSpace {
     if found != nil { return }
     let part = try Pages(
       source: pages.source, start: pages.address + start, length: length,
-      isWritable: pages.isWritable)
+      isWritable: pages.isWritable && access.contains(.write))
     let offset = pages.address + start - part.address
     let placed = try part.pin(start: offset, length: length, in: memory)
     defer { part.unpin(start: offset, length: length, in: memory) }
@@ -234,21 +230,31 @@ extension AddressSpace {
   }
 
   /// Calls `body` for each area's share of a range, in order.
-  /// - Throws: `ENOENT` at the first byte that is not mapped, `EPERM`.
+  /// - Parameter inWholePages: Whether areas must meet where host pages do.
+  /// - Throws: `ENOENT` at the first byte that is not mapped, `EINVAL` where areas do not meet,
+  ///   `EPERM`; as on Linux in this order.
   private func forEachPart(
-    of range: ClosedRange<UInt64>, for access: Permissions, in state: borrowing State,
-    _ body: (
-      Pages, _ start: UInt64, _ length: UInt64, _ isLast: Bool
-    ) throws(IOMMUError) -> Void
+    of range: ClosedRange<UInt64>, for access: Permissions, inWholePages: Bool = false,
+    in state: borrowing State,
+    _ body: (Pages, _ start: UInt64, _ length: UInt64) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     var cursor = range.lowerBound
     var position = state.areas.firstEnding(atOrAfter: cursor)
+    let mask = inWholePages ? Pages.hostPage - 1 : 0
     while true {
       guard let here = position, state.areas[here].first <= cursor else {
         throw IOMMUError(
           .noSuchFileOrDirectory, "IOVA \(hex(cursor)) is not mapped in IOAS \(id)")
       }
       let area = state.areas[here]
+      let end = min(area.last, range.upperBound)
+      let (start, length) = (area.start + (cursor - area.first), end - cursor + 1)
+      guard start & mask == 0, end == range.upperBound || (start + length) & mask == 0 else {
+        throw IOMMUError(
+          .invalidArgument,
+          "the mapping \(hex(area.first))...\(hex(area.last)) of IOAS \(id) has no whole pages "
+            + "at \(hex(cursor))...\(hex(end))")
+      }
       guard area.permissions.contains(access), !access.contains(.write) || area.pages.isWritable
       else {
         throw IOMMUError(
@@ -256,10 +262,7 @@ extension AddressSpace {
           "the mapping \(hex(area.first))...\(hex(area.last)) of IOAS \(id) is "
             + "\(area.permissions)")
       }
-      let end = min(area.last, range.upperBound)
-      try body(
-        area.pages, area.start + (cursor - area.first), end - cursor + 1,
-        end == range.upperBound)
+      try body(area.pages, start, length)
       if end == range.upperBound { return }
       cursor = end + 1
       position = state.areas.position(after: here)

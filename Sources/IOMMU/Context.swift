@@ -188,7 +188,23 @@ public final class Context: Sendable {
     }
   }
 
-  /// An object that `insert` added.
+  /// Takes an id for an object of a module above the engine, before what the object needs is
+  /// made: ids are given in the order that Linux gives them. The id names nothing as yet;
+  /// follow with `publish(_:as:)` or `giveBack(_:)`. Thread-safe.
+  /// - Throws: `ENOMEM` where no id is free.
+  public func reserveID() throws(IOMMUError) -> ObjectID {
+    try objects.withLock { (objects) throws(IOMMUError) in try objects.table.reserve() }
+  }
+
+  /// Lets an id of `reserveID()` name its object.
+  public func publish(_ object: any ForeignObject, as id: ObjectID) {
+    objects.withLock { $0.table.publish(.foreign(object), as: id) }
+  }
+
+  /// Frees an id of `reserveID()` whose object could not be made.
+  public func giveBack(_ id: ObjectID) { objects.withLock { $0.table.cancel(id) } }
+
+  /// An object that `insert(_:)` or `publish(_:as:)` added.
   /// - Throws: `ENOENT` where the id names nothing, or something else.
   public func foreignObject(_ id: ObjectID) throws(IOMMUError) -> any ForeignObject {
     guard case .foreign(let object)? = objects.withLock({ $0.table[id] }) else {

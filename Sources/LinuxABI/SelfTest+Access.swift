@@ -99,10 +99,15 @@ extension SelfTest {
     }
     let writes = cmd.access_pages.flags & MOCK_FLAGS_ACCESS_WRITE != 0
     let pin = try accessor.pin(IOVA(iova), length: length, for: writes ? .write : .read)
-    do throws(IOMMUError) {
-      if cmd.access_pages.uptr != 0 {
+    if cmd.access_pages.uptr != 0 {
+      do throws(IOMMUError) {
         try check(pin, against: cmd.access_pages.uptr &- (iova & (Self.hostPage - 1)))
+      } catch {
+        accessor.takeBack(pin)
+        throw error
       }
+    }
+    do throws(IOMMUError) {
       cmd.access_pages.out_access_pages_id = pin.id
       try call.respond(with: cmd)
     } catch {

@@ -91,6 +91,7 @@ extension SelfTest {
     guard let domain = try context.pagingDomain(ObjectID(cmd.id)) as? MockDomain else {
       throw IOMMUError(.invalidArgument, "HWPT \(cmd.id) is not the mock IOMMU's")
     }
+    guard domain.isTracking else { throw MockDomain.notTracking }
     let bits = try caller.bytes(at: cmd.dirty.uptr, count: Int((count + 7) / 8))
     var marked: UInt64 = 0
     for index in 0..<count where bits[Int(index / 8)] >> UInt8(index % 8) & 1 != 0 {
@@ -135,10 +136,16 @@ extension SelfTest {
       Self.hostPage - 1)
     guard !overflow else { throw IOMMUError(.badAddress, "no memory is that long") }
     // Looking is pinning that does not reach physical space: it counts nowhere.
+    // Where memory ends early, as on Linux, what comes before is looked at first.
     var runs: [PinnedRun] = []
-    try caller.memory().pin(
-      address: first, length: padded & ~(Self.hostPage - 1), writable: false
-    ) { (run) throws(IOMMUError) in runs.append(run) }
+    var missing: IOMMUError?
+    do throws(IOMMUError) {
+      try caller.memory().pin(
+        address: first, length: padded & ~(Self.hostPage - 1), writable: false
+      ) { (run) throws(IOMMUError) in runs.append(run) }
+    } catch {
+      missing = error
+    }
     var run = runs.startIndex
     var runStart = first
     var offset: UInt64 = 0
@@ -149,7 +156,7 @@ extension SelfTest {
         run += 1
       }
       guard run < runs.endIndex else {
-        throw IOMMUError(.badAddress, "nothing is at \(hex(here))")
+        throw missing ?? IOMMUError(.badAddress, "nothing is at \(hex(here))")
       }
       var identity = runs[run].identity
       identity.offset &+= here - runStart

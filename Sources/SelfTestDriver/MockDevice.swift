@@ -39,25 +39,23 @@ public final class MockDevice: ForeignObject {
     _ flags: MockIOMMU.DeviceFlags, driver: MockIOMMU, in context: Context,
     attachedTo target: ObjectID
   ) throws(IOMMUError) -> Made {
-    let device = try driver.makeDevice(flags)
+    // As in the kernel the object has its id before the device has one, and before the table.
+    let object = try context.reserveID()
     do throws(IOMMUError) {
-      let binding = try context.bindInternally(device)
-      let table = try binding.attach(to: target)
-      let bound = binding.id
-      let object = MockDevice(driver: driver, device: device, binding: binding)
-      var id = ObjectID(0)
+      let device = try driver.makeDevice(flags)
       do throws(IOMMUError) {
-        _ = try context.insert { (new: ObjectID) -> MockDevice in
-          id = new
-          return object
-        }
+        let binding = try context.bindInternally(device)
+        let table = try binding.attach(to: target)
+        let bound = binding.id
+        let mock = MockDevice(driver: driver, device: device, binding: binding)
+        context.publish(mock, as: object)
+        return Made(object: object, table: table, device: bound)
       } catch {
-        object.unbind()
+        driver.removeDevice(device)
         throw error
       }
-      return Made(object: id, table: table, device: bound)
     } catch {
-      driver.removeDevice(device)
+      context.giveBack(object)
       throw error
     }
   }

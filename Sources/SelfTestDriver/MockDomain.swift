@@ -167,7 +167,11 @@ extension MockDomain: DirtyTrackingDomain {
     }
   }
 
-  private static var notTracking: IOMMUError {
+  /// Whether dirty pages are tracked at the moment.
+  public var isTracking: Bool { state.withLock { $0.isTracking } }
+
+  /// `EINVAL`: what a call on dirty pages says while tracking is off.
+  public static var notTracking: IOMMUError {
     IOMMUError(.invalidArgument, "the page table does not track dirty pages at the moment")
   }
 }

@@ -121,6 +121,20 @@ import Testing
     #expect(door.pin(accessor, .max, 2).result == -EOVERFLOW)
   }
 
+  @Test(
+    "D2: a pin that is refused takes no number; what is misaligned is told before permission")
+  func refusedPins() {
+    let fixed = IOMMU_IOAS_MAP_FIXED_IOVA
+    #expect(door.map(page, 2 * page, at: iova, flags: fixed | IOMMU_IOAS_MAP_READABLE) == 0)
+    let accessor = door.makeAccessor(pins: true).descriptor
+    #expect(door.pin(accessor, iova, page, is: 3 * page).result == -EBADE)
+    #expect(door.checkPins(page, page, are: 0) == 0)
+    let first = door.pin(accessor, iova, page, is: page)
+    #expect(first.result == 0 && first.id == 0)
+    #expect(door.pin(accessor, iova + 2048, page, writes: true).result == -EINVAL)
+    #expect(door.pin(accessor, iova, page, writes: true).result == -EPERM)
+  }
+
   @Test("D2: an accessor that pins has everything aligned to pages while it is there")
   func alignment() {
     func alignment() -> UInt64? {

@@ -200,6 +200,51 @@ import Testing
     #expect(value(VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == -EINVAL)
   }
 
+  @Test("J1: a map that allows nothing is taken, and an overflowing unmap writes a size of 0")
+  func edges() {
+    choose()
+    _ = door.makeDevice()
+    #expect(map(page, page, at: iova, flags: 0) == 0)
+    #expect(map(page, page, at: iova, flags: 0) == -EEXIST)
+    let overflowing = unmap(iova, .max)
+    #expect(overflowing.result == -EOVERFLOW && overflowing.size == 0)
+    let empty = unmap(iova + page, 0)
+    #expect(empty.result == -EINVAL)
+  }
+
+  @Test("J1: GET_INFO fills what fits of capabilities that it does not announce, as Linux does")
+  func partialInfo() {
+    choose()
+    _ = door.makeDevice()
+    let address: UInt64 = 0x4000
+    func capabilities(argsz: UInt32) -> (first: vfio_info_cap_header, id: UInt16, range: UInt64)
+    {
+      for offset in 0..<UInt64(128) { door.caller.put(UInt8(0), at: address + offset) }
+      door.caller.put(argsz, at: address)
+      #expect(door.caller.ioctl(door.file, VFIO_IOMMU_GET_INFO, at: address) == 0)
+      #expect(door.caller.get(vfio_iommu_type1_info.self, at: address).cap_offset == 0)
+      return (
+        door.caller.get(vfio_info_cap_header.self, at: address + 24),
+        door.caller.get(UInt16.self, at: address + 40),
+        door.caller.get(UInt64.self, at: address + 56)
+      )
+    }
+    #expect(capabilities(argsz: 35).first.id == 0)
+    let one = capabilities(argsz: 39)
+    #expect(one.first.id == 3 && one.first.next == 0)
+    let two = capabilities(argsz: 71)
+    #expect(two.first.id == 3 && two.first.next == 40)
+    #expect(two.id == 0 && two.range == 0)
+    let reserved = door.call(IOMMU_TEST_OP_ADD_RESERVED, id: door.ioas) {
+      $0.add_reserved.start = iova + page
+      $0.add_reserved.length = page
+    }
+    #expect(reserved.result == 0)
+    // Two ranges now, of which one fits.
+    let some = capabilities(argsz: 72)
+    #expect(some.id == 0 && some.range == iova)
+  }
+
   @Test("J1: GET_INFO writes no further than argsz, says what room it needs, then fills it")
   func info() {
     choose()

@@ -59,6 +59,14 @@ import Testing
     return (result, door.caller.get(UInt16.self, at: bitmap))
   }
 
+  @Test("I1: a device's writes cannot be feigned while nothing is tracked, mapped or not")
+  func notTracking() {
+    #expect(door.unmap(iova, 16 * half) == 0)
+    #expect(write(1) == -EINVAL)
+    #expect(track(table) == 0)
+    #expect(write(1) == 0)
+  }
+
   @Test("I1: what was written is read once, or as often as it is read without clearing")
   func readAndClear() {
     #expect(read() == (0, 0), "tracking is off: Linux reports nothing")

@@ -83,6 +83,17 @@ import Testing
     #expect(door.checkCache(device.object, 0, is: IOMMU_TEST_DEV_CACHE_DEFAULT) == -ENOENT)
   }
 
+  @Test("L: a mock device's ids are given in Linux's order, and all given back if it fails")
+  func orderOfIDs() {
+    let first = door.makeDevice()
+    let next = door.ioas + 1
+    #expect((first.object, first.device, first.table) == (next, next + 1, next + 2))
+    // While a device is being made its own id names nothing, the one of its device a device.
+    #expect(door.makeDevice(on: next + 3).result == -ENOENT)
+    #expect(door.makeDevice(on: next + 4).result == -EINVAL)
+    #expect(door.makeIOAS() == next + 3)
+  }
+
   @Test("A1: closing the context takes its mock devices with it")
   func close() {
     _ = door.makeDevice()
