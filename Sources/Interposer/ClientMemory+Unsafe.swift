@@ -69,7 +69,12 @@ final class ClientMemory: MemorySource, RemoteMemory {
     place: (consuming PinnedRun) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     let (end, overflow) = address.addingReportingOverflow(length)
-    guard !overflow else { throw Self.fault(address, "wraps around") }
+    guard !overflow else {
+      // The kernel's word for it; an address that only is not there is EFAULT.
+      throw IOMMUError(
+        .overflow,
+        "the program's memory at \(hex(address)) has no \(hex(length)) bytes after it")
+    }
     var cursor = address
     while cursor < end {
       guard let area = MemoryArea.find(cursor, in: maps.number), area.start <= cursor,
