@@ -14,12 +14,14 @@ struct drive {
   // Whether nobody else moves the engine: the default machine has two in one group.
   int is_alone;
   uint64_t random;
-  // Descriptor, completion word and data, mapped in every space at the same IOVA.
+  // Descriptors, completion word and data, mapped in every space at the same IOVA.
   uint8_t *memory;
   uint64_t iova;
 };
 
-enum { DESCRIPTOR = 0, COMPLETION = 64, DATA = 128, OWN = 192 };
+// One start copies so many times, so that an unmap comes in the middle now and then.
+enum { CHAIN = 32, CHAINS = 8 };
+enum { DESCRIPTORS = 0, COMPLETION = 2048, OWN = 2112, DATA = 2560 };
 
 static void begin_change(int number) { atomic_fetch_add(&shared->phase[number], 1 << 8); }
 
@@ -50,23 +52,25 @@ static void *attach_thread(void *argument) {
       space = wanted;
     }
     end_change(drive->number, space);
-    usleep((useconds_t)below(&drive->random, 3000));
+    usleep((useconds_t)below(&drive->random, 30000));
   }
   engine_detach(drive->engine);
   return NULL;
 }
 
-// Has the engine copy; false where it stopped with an error.
-static int transfer(struct drive *drive, uint64_t from, uint64_t to, uint32_t size) {
+// Has the engine copy again and again, the target moving on; false where it stopped with an error.
+static int transfer(struct drive *drive, uint64_t from, uint64_t to, uint32_t size, uint32_t step) {
   volatile uint64_t *completion = (volatile uint64_t *)(drive->memory + COMPLETION);
-  *(struct descriptor *)(drive->memory + DESCRIPTOR) =
-      (struct descriptor){.size = size,
-                          .control = CONTROL_COMPLETION,
-                          .source = from,
-                          .destination = to,
-                          .next = drive->iova + DESCRIPTOR};
+  const uint64_t chain = drive->iova + DESCRIPTORS;
+  for (uint32_t i = 0; i < CHAIN; i++)
+    ((struct descriptor *)(drive->memory + DESCRIPTORS))[i] =
+        (struct descriptor){.size = size,
+                            .control = i + 1 == CHAIN ? CONTROL_COMPLETION : 0,
+                            .source = from,
+                            .destination = to + i * step,
+                            .next = chain + (i + 1) % CHAIN * sizeof(struct descriptor)};
   *completion = 0;
-  engine_start(drive->engine, drive->iova + DESCRIPTOR, drive->iova + COMPLETION, 1);
+  engine_start(drive->engine, chain, drive->iova + COMPLETION, CHAIN);
   for (uint64_t end = milliseconds() + 30000;;) {
     const uint64_t status = engine_read(drive->engine, CHANSTS, 8) & 7;
     if (status == CHANSTS_HALTED) break;
@@ -81,10 +85,10 @@ static int transfer(struct drive *drive, uint64_t from, uint64_t to, uint32_t si
   return 0;
 }
 
-static void check_stamp(struct drive *drive, int mapper, int place, uint64_t phase,
+static void check_stamp(struct drive *drive, int index, int mapper, int place, uint64_t phase,
                         const uint64_t *ended) {
-  const uint64_t word = *(volatile uint64_t *)(drive->memory + DATA);
-  const uint64_t space = *(volatile uint64_t *)(drive->memory + DATA + 8);
+  const uint64_t word = *(volatile uint64_t *)(drive->memory + DATA + index * 16);
+  const uint64_t space = *(volatile uint64_t *)(drive->memory + DATA + index * 16 + 8);
   const uint64_t generation = word & 0xffffffffff;
   if (word >> 56 != STAMP_TAG || (word >> 40 & 0xffff) != (uint64_t)(mapper * PLACES + place) ||
       space >= SPACES) {
@@ -112,20 +116,23 @@ static void *engine_thread(void *argument) {
     const int place = (int)below(&random, PLACES);
     const uint64_t iova = place_iova(mapper, place) +
                           below(&random, (uint64_t)place_pages(place)) * PAGE;
-    if (below(&random, 3) == 0) {
-      *(volatile uint64_t *)(drive->memory + OWN) = ENGINE_TAG << 56 | ++words;
-      if (transfer(drive, drive->iova + OWN,
-                   iova + (uint64_t)(STAMPS + drive->number) * 8, 8))
+    // Again at once: the engine's IOMMU remembers where the page was.
+    for (int again = 0; again < CHAINS && !stopping(); again++) {
+      if (below(&random, 3) == 0) {
+        *(volatile uint64_t *)(drive->memory + OWN) = ENGINE_TAG << 56 | ++words;
+        const uint64_t to = iova + (uint64_t)(STAMPS + drive->number) * 8;
+        if (!transfer(drive, drive->iova + OWN, to, 8, 0)) break;
         count(ENGINE_WRITE);
-      continue;
+        continue;
+      }
+      uint64_t ended[SPACES];
+      const uint64_t phase = atomic_load(&shared->phase[drive->number]);
+      for (int space = 0; space < SPACES; space++)
+        ended[space] = atomic_load(&shared->slots[space][mapper][place].ended);
+      if (!transfer(drive, iova, drive->iova + DATA, 16, 16)) break;
+      count(ENGINE_READ);
+      for (int i = 0; i < CHAIN; i++) check_stamp(drive, i, mapper, place, phase, ended);
     }
-    uint64_t ended[SPACES];
-    const uint64_t phase = atomic_load(&shared->phase[drive->number]);
-    for (int space = 0; space < SPACES; space++)
-      ended[space] = atomic_load(&shared->slots[space][mapper][place].ended);
-    if (!transfer(drive, iova, drive->iova + DATA, 16)) continue;
-    count(ENGINE_READ);
-    check_stamp(drive, mapper, place, phase, ended);
   }
   return NULL;
 }

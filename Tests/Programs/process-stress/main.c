@@ -112,8 +112,8 @@ static void check_empty(void) {
 static void print_rates(double seconds) {
   static const char *const names[OPERATIONS] = {
       "map",    "unmap",    "map by copy",    "space made and destroyed", "table made and destroyed",
-      "attach", "replace",  "detach",         "attach refused",           "engine read",
-      "engine write", "engine stopped by a fault", "process killed"};
+      "attach", "replace",  "detach",         "attach refused",           "engine chain read",
+      "engine chain written", "engine stopped by a fault", "process killed"};
   for (int i = 0; i < OPERATIONS; i++) {
     const uint64_t done = atomic_load(&shared->counts[i]);
     printf("%-26s %llu (%.0f/s)\n", names[i], (unsigned long long)done, (double)done / seconds);
