@@ -162,6 +162,20 @@ static inline long write_queue(int queue, const void *buffer, size_t size) {
   return result < 0 ? -errno : result;
 }
 
+/// Of page faults: a record's length, what an answer says, and a usual permission.
+enum {
+  RECORD = sizeof(struct iommu_hwpt_pgfault),
+  SUCCESS = IOMMUFD_PAGE_RESP_SUCCESS,
+  READ_WRITE = IOMMU_PGFAULT_PERM_READ | IOMMU_PGFAULT_PERM_WRITE,
+};
+
+/// Reads one fault that must be there.
+static inline struct iommu_hwpt_pgfault take(int queue) {
+  struct iommu_hwpt_pgfault fault;
+  NEED(RECORD, read_queue(queue, &fault, sizeof fault));
+  return fault;
+}
+
 static inline long respond(int queue, uint32_t cookie, uint32_t code) {
   struct iommu_hwpt_page_response response = {.cookie = cookie, .code = code};
   return write_queue(queue, &response, sizeof response);

@@ -10,8 +10,6 @@
 
 #include "calls.h"
 
-enum { RECORD = sizeof(struct iommu_hwpt_pgfault) };
-
 /// A device whose faults go to a queue.
 struct queue_rig {
   int fd, queue;

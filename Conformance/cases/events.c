@@ -8,7 +8,7 @@
 enum {
   TYPE = IOMMU_VEVENTQ_TYPE_SELFTEST,
   HEADER = sizeof(struct iommufd_vevent_header),
-  RECORD = HEADER + sizeof(struct iommu_viommu_event_selftest),
+  EVENT = HEADER + sizeof(struct iommu_viommu_event_selftest),
 };
 
 /// A device that is attached through a virtual IOMMU under a name, with an event queue.
@@ -71,7 +71,7 @@ CASE(events, arguments, LINUX_7_1) {
 CASE(events, queue_descriptor, LINUX_7_1) {
   struct virtual_rig rig = make_virtual_rig();
   int queue;
-  uint8_t bytes[RECORD] = {0};
+  uint8_t bytes[EVENT] = {0};
   uint32_t id = (uint32_t)GET(alloc_veventq(rig.fd, rig.viommu, TYPE, 1, &queue));
   CHECK(fcntl(queue, F_GETFD) & FD_CLOEXEC);
   CHECK((fcntl(queue, F_GETFL) & O_ACCMODE) == O_RDWR);
@@ -79,7 +79,7 @@ CASE(events, queue_descriptor, LINUX_7_1) {
   EXPECT(-EINVAL, write_queue(queue, bytes, sizeof bytes));  // Nothing is answered here.
   EXPECT(0, poll_bits(queue));
   EXPECT(-ESPIPE, lseek(queue, 0, SEEK_SET) < 0 ? -errno : 0);
-  EXPECT(-ESPIPE, pread(queue, bytes, RECORD, 0) < 0 ? -errno : 0);
+  EXPECT(-ESPIPE, pread(queue, bytes, EVENT, 0) < 0 ? -errno : 0);
   EXPECT(-EBUSY, destroy(rig.fd, id));
   EXPECT(-EBUSY, destroy(rig.fd, rig.viommu));
   close(queue);
@@ -103,8 +103,8 @@ CASE(events, whose_they_are, LINUX_7_1) {
   EXPECT(0, trigger_event(rig.fd, device));
   NEED(0, replace(rig.fd, rig.mock.stdev, rig.ioas));
   EXPECT(-ENOENT, trigger_event(rig.fd, device));
-  uint8_t bytes[2 * RECORD];
-  EXPECT(RECORD, read_queue(queue, bytes, sizeof bytes));
+  uint8_t bytes[2 * EVENT];
+  EXPECT(EVENT, read_queue(queue, bytes, sizeof bytes));
   expect_event(bytes, 0, VIRTUAL_ID);
 }
 
@@ -113,7 +113,7 @@ CASE(events, names, LINUX_7_1) {
   // virtual IOMMU and no others.
   struct event_rig rig = make_event_rig(8);
   struct mock other, third;
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   int queue;
   NEED(0, add_mock(rig.fd, rig.base.ioas, 0, &other));
   NEED(0, add_mock(rig.fd, rig.base.ioas, 0, &third));
@@ -127,49 +127,49 @@ CASE(events, names, LINUX_7_1) {
   NEED(0, trigger_event(rig.fd, other.device));
   NEED(0, trigger_event(rig.fd, third.device));
   cause(&rig, 1);
-  NEED(2 * RECORD, read_queue(rig.queue, bytes, sizeof bytes));
+  NEED(2 * EVENT, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 0, 0x34567890);
-  expect_event(bytes + RECORD, 1, VIRTUAL_ID);
-  NEED(RECORD, read_queue(queue, bytes, sizeof bytes));
+  expect_event(bytes + EVENT, 1, VIRTUAL_ID);
+  NEED(EVENT, read_queue(queue, bytes, sizeof bytes));
   expect_event(bytes, 0, 3);
 }
 
 CASE(events, whole_records, LINUX_7_1) {
   struct event_rig rig = make_event_rig(8);
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   cause(&rig, 5);
   EXPECT(POLLIN | POLLRDNORM, poll_bits(rig.queue));
   // As many as fit, never a part of one.
-  EXPECT(RECORD, read_queue(rig.queue, bytes, RECORD));
-  EXPECT(RECORD, read_queue(rig.queue, bytes + RECORD, RECORD + HEADER));
-  EXPECT(2 * RECORD, read_queue(rig.queue, bytes + 2 * RECORD, 3 * RECORD - 1));
-  EXPECT(-EINVAL, read_queue(rig.queue, bytes, RECORD - 1));  // No room for the first.
-  EXPECT(RECORD, read_queue(rig.queue, bytes + 4 * RECORD, sizeof bytes - 4 * RECORD));
+  EXPECT(EVENT, read_queue(rig.queue, bytes, EVENT));
+  EXPECT(EVENT, read_queue(rig.queue, bytes + EVENT, EVENT + HEADER));
+  EXPECT(2 * EVENT, read_queue(rig.queue, bytes + 2 * EVENT, 3 * EVENT - 1));
+  EXPECT(-EINVAL, read_queue(rig.queue, bytes, EVENT - 1));  // No room for the first.
+  EXPECT(EVENT, read_queue(rig.queue, bytes + 4 * EVENT, sizeof bytes - 4 * EVENT));
   EXPECT(0, poll_bits(rig.queue));
-  for (uint32_t i = 0; i < 5; i++) expect_event(bytes + i * RECORD, i, VIRTUAL_ID);
+  for (uint32_t i = 0; i < 5; i++) expect_event(bytes + i * EVENT, i, VIRTUAL_ID);
 }
 
 CASE(events, lost_when_full, LINUX_7_1) {
   struct event_rig rig = make_event_rig(2);
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   cause(&rig, 2);
-  NEED(2 * RECORD, read_queue(rig.queue, bytes, sizeof bytes));  // Full, and nothing lost.
+  NEED(2 * EVENT, read_queue(rig.queue, bytes, sizeof bytes));  // Full, and nothing lost.
   cause(&rig, 5);
-  NEED(2 * RECORD + HEADER, read_queue(rig.queue, bytes, sizeof bytes));
+  NEED(2 * EVENT + HEADER, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 2, VIRTUAL_ID);
-  expect_event(bytes + RECORD, 3, VIRTUAL_ID);
-  expect_lost(bytes + 2 * RECORD, 6);  // One record for all, with the last one's number.
+  expect_event(bytes + EVENT, 3, VIRTUAL_ID);
+  expect_lost(bytes + 2 * EVENT, 6);  // One record for all, with the last one's number.
   EXPECT(0, read_queue(rig.queue, bytes, sizeof bytes));
   cause(&rig, 1);
-  NEED(RECORD, read_queue(rig.queue, bytes, sizeof bytes));
+  NEED(EVENT, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 7, VIRTUAL_ID);
 }
 
 CASE(events, lost_record_is_read_alone, LINUX_7_1) {
   struct event_rig rig = make_event_rig(1);
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   cause(&rig, 2);
-  NEED(RECORD, read_queue(rig.queue, bytes, RECORD));
+  NEED(EVENT, read_queue(rig.queue, bytes, EVENT));
   EXPECT(POLLIN | POLLRDNORM, poll_bits(rig.queue));
   NEED(HEADER, read_queue(rig.queue, bytes, HEADER));
   expect_lost(bytes, 1);
@@ -177,9 +177,9 @@ CASE(events, lost_record_is_read_alone, LINUX_7_1) {
   // Lost again and again: each time there is one record.
   for (uint32_t i = 0; i < 3; i++) {
     cause(&rig, 3);
-    NEED(RECORD + HEADER, read_queue(rig.queue, bytes, sizeof bytes));
+    NEED(EVENT + HEADER, read_queue(rig.queue, bytes, sizeof bytes));
     expect_event(bytes, 2 + 3 * i, VIRTUAL_ID);
-    expect_lost(bytes + RECORD, 4 + 3 * i);
+    expect_lost(bytes + EVENT, 4 + 3 * i);
   }
 }
 
@@ -187,14 +187,14 @@ CASE(events, lost_record_gives_way, LINUX_7_1) {
   // While the record of the loss is the last in the queue a new event takes its place: the gap in
   // the numbers tells of the loss then.
   struct event_rig rig = make_event_rig(2);
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   cause(&rig, 3);
-  NEED(RECORD, read_queue(rig.queue, bytes, RECORD));
+  NEED(EVENT, read_queue(rig.queue, bytes, EVENT));
   expect_event(bytes, 0, VIRTUAL_ID);
   cause(&rig, 1);
-  NEED(2 * RECORD, read_queue(rig.queue, bytes, sizeof bytes));
+  NEED(2 * EVENT, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 1, VIRTUAL_ID);
-  expect_event(bytes + RECORD, 3, VIRTUAL_ID);
+  expect_event(bytes + EVENT, 3, VIRTUAL_ID);
   EXPECT(0, read_queue(rig.queue, bytes, sizeof bytes));
 }
 
@@ -203,21 +203,21 @@ CASE(events, unreadable_buffer, LINUX_7_1) {
   uint8_t *memory = pages(2, 0);
   NEED(0, munmap(memory + PAGE, PAGE));
   cause(&rig, 2);
-  EXPECT(-EFAULT, read_queue(rig.queue, nowhere, RECORD));
-  uint8_t *end = memory + PAGE - RECORD - 4;
-  EXPECT(RECORD, read_queue(rig.queue, end, 2 * RECORD));
+  EXPECT(-EFAULT, read_queue(rig.queue, nowhere, EVENT));
+  uint8_t *end = memory + PAGE - EVENT - 4;
+  EXPECT(EVENT, read_queue(rig.queue, end, 2 * EVENT));
   expect_event(end, 0, VIRTUAL_ID);
-  EXPECT(RECORD, read_queue(rig.queue, memory, RECORD));
+  EXPECT(EVENT, read_queue(rig.queue, memory, EVENT));
   expect_event(memory, 1, VIRTUAL_ID);
 }
 
 CASE(events, depth_counts_what_is_unread, LINUX_7_1) {
   struct event_rig rig = make_event_rig(3);
-  uint8_t bytes[8 * RECORD];
+  uint8_t bytes[8 * EVENT];
   for (uint32_t i = 0; i < 20; i++) {
     cause(&rig, 1);
     if (i < 2) continue;
-    NEED(RECORD, read_queue(rig.queue, bytes, RECORD));
+    NEED(EVENT, read_queue(rig.queue, bytes, EVENT));
     expect_event(bytes, i - 2, VIRTUAL_ID);
   }
 }
@@ -232,17 +232,17 @@ CASE(events, close_and_destroy, LINUX_7_1) {
   // A new queue starts empty and counts from zero.
   rig.id = (uint32_t)GET(alloc_veventq(rig.fd, rig.base.viommu, TYPE, 2, &rig.queue));
   cause(&rig, 1);
-  uint8_t bytes[2 * RECORD];
-  NEED(RECORD, read_queue(rig.queue, bytes, sizeof bytes));
+  uint8_t bytes[2 * EVENT];
+  NEED(EVENT, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 0, VIRTUAL_ID);
 }
 
 CASE(events, queue_outlives_the_context, LINUX_7_1) {
   struct event_rig rig = make_event_rig(2);
-  uint8_t bytes[2 * RECORD];
+  uint8_t bytes[2 * EVENT];
   cause(&rig, 1);
   close(rig.fd);
-  NEED(RECORD, read_queue(rig.queue, bytes, sizeof bytes));
+  NEED(EVENT, read_queue(rig.queue, bytes, sizeof bytes));
   expect_event(bytes, 0, VIRTUAL_ID);
 }
 

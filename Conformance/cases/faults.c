@@ -7,12 +7,6 @@
 
 #include "calls.h"
 
-enum {
-  RECORD = sizeof(struct iommu_hwpt_pgfault),
-  SUCCESS = IOMMUFD_PAGE_RESP_SUCCESS,
-  READ_WRITE = IOMMU_PGFAULT_PERM_READ | IOMMU_PGFAULT_PERM_WRITE,
-};
-
 /// A device on a user-managed page table whose faults go to a queue.
 struct fault_rig {
   int fd, queue;
@@ -30,13 +24,6 @@ static struct fault_rig make_fault_rig(uint32_t device_flags) {
       (uint32_t)GET(nest(rig.fd, made.device, made.parent, IOMMU_HWPT_FAULT_ID_VALID, made.id));
   NEED(0, replace(rig.fd, rig.mock.stdev, made.table));
   return made;
-}
-
-/// Reads one fault that must be there.
-static struct iommu_hwpt_pgfault take(int queue) {
-  struct iommu_hwpt_pgfault fault;
-  NEED(RECORD, read_queue(queue, &fault, sizeof fault));
-  return fault;
 }
 
 CASE(faults, queue_descriptor, LINUX_6_12) {
@@ -291,60 +278,4 @@ CASE(faults, answered_by_another_process, LINUX_6_12) {
   NEED(child, waitpid(child, &status, 0));
   EXPECT(0, status);
   EXPECT(-EINVAL, respond(rig.queue, 1, SUCCESS));
-}
-
-CASE(faults, of_kernel_managed_tables, LINUX_7_1) {
-  // Later kernels deliver faults of a table that they fill, too; not of a nesting parent.
-  struct rig rig = make_rig(0);
-  int queue;
-  uint32_t id = (uint32_t)GET(alloc_fault_queue(rig.fd, &queue));
-  uint32_t flags = IOMMU_HWPT_FAULT_ID_VALID;
-  uint32_t table = (uint32_t)GET(alloc_hwpt_full(rig.fd, rig.mock.device, rig.ioas, flags,
-                                                 IOMMU_HWPT_DATA_NONE, NULL, 0, id));
-  EXPECT(-EOPNOTSUPP,
-         alloc_hwpt_full(rig.fd, rig.mock.device, rig.ioas, flags | IOMMU_HWPT_ALLOC_NEST_PARENT,
-                         IOMMU_HWPT_DATA_NONE, NULL, 0, id));
-  NEED(0, replace(rig.fd, rig.mock.stdev, table));
-  NEED(0, page_request(rig.fd, rig.mock.device, 0, 1, READ_WRITE, 0x1000));
-  struct iommu_hwpt_pgfault fault = take(queue);
-  EXPECT(8, respond(queue, fault.cookie, SUCCESS));
-  // A PASID that is not attached goes through a user's table only: this one is not.
-  NEED(0, page_request(rig.fd, rig.mock.device, 9, 1, READ_WRITE, 0x1000));
-  EXPECT(0, read_queue(queue, &fault, sizeof fault));
-}
-
-CASE(faults, by_pasid, LINUX_7_1) {
-  struct rig rig = make_rig(MOCK_FLAGS_DEVICE_PASID);
-  uint32_t flags = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
-  uint32_t device = rig.mock.device;
-  struct iommu_hwpt_pgfault fault;
-  int own_queue, queue;
-  uint32_t own_id = (uint32_t)GET(alloc_fault_queue(rig.fd, &own_queue));
-  uint32_t id = (uint32_t)GET(alloc_fault_queue(rig.fd, &queue));
-  uint32_t parent =
-      (uint32_t)GET(alloc_hwpt(rig.fd, device, rig.ioas, IOMMU_HWPT_ALLOC_NEST_PARENT));
-  uint32_t own = (uint32_t)GET(nest(rig.fd, device, parent, flags, own_id));
-  uint32_t table = (uint32_t)GET(nest(rig.fd, device, parent, flags, id));
-  NEED(0, replace(rig.fd, rig.mock.stdev, own));
-  NEED(0, pasid(rig.fd, IOMMU_TEST_OP_PASID_ATTACH, rig.mock.stdev, 9, table));
-  // Each PASID's faults go where its table says, others with the device's own.
-  NEED(0, page_request(rig.fd, device, 9, 1, READ_WRITE, 0));
-  NEED(0, page_request(rig.fd, device, 8, 2, READ_WRITE, 0));
-  NEED(0, page_request(rig.fd, device, 0, 3, READ_WRITE, 0));
-  fault = take(queue);
-  EXPECT(1, fault.grpid);
-  EXPECT(9, fault.pasid);
-  EXPECT(2, take(own_queue).grpid);
-  EXPECT(3, take(own_queue).grpid);
-  EXPECT(0, read_queue(queue, &fault, sizeof fault));
-  // A detach ends those of the PASID, and no others.
-  NEED(0, page_request(rig.fd, device, 9, 4, READ_WRITE, 0));
-  NEED(0, page_request(rig.fd, device, 0, 5, READ_WRITE, 0));
-  NEED(0, pasid(rig.fd, IOMMU_TEST_OP_PASID_DETACH, rig.mock.stdev, 9, 0));
-  EXPECT(0, read_queue(queue, &fault, sizeof fault));
-  EXPECT(-EINVAL, respond(queue, 1, SUCCESS));
-  EXPECT(5, take(own_queue).grpid);
-  // Then they go with the device's own.
-  NEED(0, page_request(rig.fd, device, 9, 6, READ_WRITE, 0));
-  EXPECT(6, take(own_queue).grpid);
 }

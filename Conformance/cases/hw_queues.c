@@ -54,6 +54,20 @@ CASE(hw_queues, hold_their_memory, LINUX_7_1) {
   EXPECT(0, unmap(rig.fd, rig.ioas, START, PAGE));
 }
 
+CASE(hw_queues, hold_no_copies, LINUX_7_1) {
+  // The queue holds the area in its own space: a copy elsewhere comes and goes as ever.
+  struct virtual_rig rig = make_virtual_rig();
+  uint32_t second = (uint32_t)GET(alloc_ioas(rig.fd));
+  map_pages(&rig, 2, both);
+  GET(alloc_hw_queue(rig.fd, rig.viommu, TYPE, 0, START + PAGE, PAGE));
+  NEED(0, copy(rig.fd, second, START, rig.ioas, START, 2 * PAGE));
+  EXPECT(0, unmap(rig.fd, second, START, 2 * PAGE));
+  EXPECT(-EBUSY, unmap(rig.fd, rig.ioas, START, 2 * PAGE));
+  EXPECT(-EBUSY, destroy(rig.fd, rig.ioas));
+  NEED(0, copy(rig.fd, rig.ioas, START + 64 * PAGE, rig.ioas, START, PAGE));
+  EXPECT(0, unmap(rig.fd, rig.ioas, START + 64 * PAGE, PAGE));
+}
+
 CASE(hw_queues, part_of_a_page, LINUX_7_1) {
   struct virtual_rig rig = make_virtual_rig();
   map_pages(&rig, 1, both);

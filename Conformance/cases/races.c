@@ -6,7 +6,7 @@
 
 #include "calls.h"
 
-enum { THREADS = 8, ROUNDS = 40, RECORD = sizeof(struct iommu_hwpt_pgfault) };
+enum { THREADS = 8, ROUNDS = 40 };
 
 struct crew {
   pthread_barrier_t start;
