@@ -142,6 +142,19 @@ static long try_mmap(int fd, uint64_t length, int protection, int flags, uint64_
   return 0;
 }
 
+CASE(pages_to_map, not_pinned, LINUX_7_1) {
+  // A device's pages are no memory that a page table could pin.
+  struct virtual_rig rig = make_virtual_rig();
+  struct iommu_viommu_selftest data;
+  make_pages(&rig, 1, &data);
+  void *pages = NULL;
+  NEED(0, try_mmap(rig.fd, data.out_mmap_length, PROT_READ | PROT_WRITE, MAP_SHARED,
+                   data.out_mmap_offset, &pages));
+  uint64_t at = START;
+  EXPECT(-EFAULT, map(rig.fd, rig.ioas, pages, PAGE, IOMMU_IOAS_MAP_FIXED_IOVA | both, &at));
+  EXPECT(0, munmap(pages, data.out_mmap_length));
+}
+
 CASE(pages_to_map, refused, LINUX_7_1) {
   struct virtual_rig rig = make_virtual_rig();
   struct iommu_viommu_selftest data;

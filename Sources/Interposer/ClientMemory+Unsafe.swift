@@ -23,13 +23,17 @@ final class ClientMemory: MemorySource, RemoteMemory {
   private let mem: OwnedDescriptor
   private let maps: OwnedDescriptor
   private let direct: DirectAccess
+  /// Our files: what a program maps of them cannot be pinned, as on Linux.
+  private let handles: HandleTable
   /// Where the last file mapping was found among the program's descriptors.
   private let hint = Mutex<Int32>(-1)
 
   /// The address space of a thread that waits for an answer; nil where the thread is gone or
   /// may not be looked at.
   /// - Parameter isSettled: False while the process may be executing another program.
-  init?(thread: Int32, group: Int32, number: UInt64, isSettled: Bool) {
+  init?(
+    thread: Int32, group: Int32, number: UInt64, isSettled: Bool, handles: HandleTable
+  ) {
     let process = csys_pidfd_open(group, 0)
     guard process >= 0 else { return nil }
     self.process = OwnedDescriptor(process)
@@ -42,6 +46,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
     direct = DirectAccess(isClosed: !isSettled)
     self.number = number
     self.group = group
+    self.handles = handles
   }
 
   /// Who answers for what is pinned of it, with the user that was so when it was last asked.
@@ -82,6 +87,9 @@ final class ClientMemory: MemorySource, RemoteMemory {
       else { throw Self.fault(cursor, "is not mapped") }
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
       guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
+      guard area.inode == 0 || handles.handle(FileKey(area)) == nil else {
+        throw Self.fault(cursor, "is a device's, which iommufd does not pin")
+      }
       let last = min(area.end, end)
       if area.inode != 0 || !area.isWritable { try probe(cursor, last) }
       try place(try run(cursor, length: last - cursor, area, writable: writable))

@@ -23,6 +23,16 @@ struct FileKey: Hashable, Sendable {
     device = identity.device
     inode = identity.inode
   }
+
+  /// The file that is mapped in an area.
+  init(_ area: MemoryArea) {
+    let (major, minor) = (UInt64(area.major), UInt64(area.minor))
+    // As `makedev` puts them together.
+    device =
+      (major & 0xffff_f000) << 32 | (major & 0xfff) << 8 | (minor & 0xffff_ff00) << 12
+      | minor & 0xff
+    inode = area.inode
+  }
 }
 
 /// One of our files, open in some program.

@@ -30,7 +30,7 @@ enum Answer {
   let window: DescriptorWindow
   let reporter: Reporter
   let nodes: NodeTable
-  var tasks = Tasks(files: csys_open_limit(0, 0))
+  var tasks: Tasks
   var owners = MemoryOwners()
   /// What a caller has read ahead; used by one call at a time.
   let ahead = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
@@ -43,6 +43,7 @@ enum Answer {
   ) {
     self.listener = listener
     self.handles = handles
+    tasks = Tasks(files: csys_open_limit(0, 0), handles: handles)
     self.window = window
     self.nodes = nodes
     self.reporter = reporter

@@ -37,8 +37,13 @@ struct Tasks {
   private var mayReachDirectly = true
   private static let threadFlag: UInt32 = 0x80  // PIDFD_THREAD (O_EXCL)
 
-  /// - Parameter files: How many descriptors this process may have.
-  init(files: UInt64) {
+  private let handles: HandleTable
+
+  /// - Parameters:
+  ///   - files: How many descriptors this process may have.
+  ///   - handles: Our files.
+  init(files: UInt64, handles: HandleTable) {
+    self.handles = handles
     mostTasks = Int(min(512, max(2, files / 8)))
     mostMemories = Int(min(256, max(1, files / 16)))
   }
@@ -92,7 +97,7 @@ struct Tasks {
     guard
       let memory = ClientMemory(
         thread: thread, group: group, number: nextNumber,
-        isSettled: mayCache && mayReachDirectly)
+        isSettled: mayCache && mayReachDirectly, handles: handles)
     else { return nil }
     nextNumber += 1
     if mayCache {
