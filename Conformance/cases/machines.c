@@ -95,3 +95,25 @@ CASE(machines, attach_that_does_not_fit, LINUX_7_1) {
   NEED(0, unmap(fd, pair.mock.ioas, iova, MOCK_PAGE_SIZE));
   EXPECT(0, attach(&pair, pair.mock.ioas));
 }
+
+CASE(machines, pasids_of_a_device, LINUX_7_1) {
+  struct pair pair = make_pair();
+  uint32_t plain = (uint32_t)GET(alloc_hwpt(pair.mock.fd, pair.device, pair.mock.ioas, 0));
+  struct vfio_device_attach_iommufd_pt cmd = {.argsz = 12, .flags = VFIO_DEVICE_ATTACH_PASID,
+                                              .pt_id = plain, .pasid = 5};
+  struct vfio_device_detach_iommufd_pt gone = {.argsz = 8, .flags = VFIO_DEVICE_DETACH_PASID};
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd));  // No room for it.
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &gone));
+  cmd.argsz = sizeof cmd;
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd));
+  cmd.pt_id = pair.mock.ioas;
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd));
+  cmd.pt_id = 0x7fffffff;
+  EXPECT(-ENOENT, call(pair.device_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd));
+  cmd.flags = 2;
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd));
+  gone.argsz = sizeof gone;
+  EXPECT(0, call(pair.device_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &gone));
+  gone.flags = 2;
+  EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &gone));
+}
