@@ -89,6 +89,10 @@ package enum LockRank: Int, Sendable {
   case readiness
   /// `EventLog.state`.
   case events
+
+  // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `FailureCountdown.state`,
+  // the bytes of a `UserMemory` in this process, what a queue's file holds until it is closed. A
+  // device model's own locks come after `function`.
 }
 
 /// A mutex that knows its place in the order.
