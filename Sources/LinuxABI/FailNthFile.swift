@@ -68,7 +68,7 @@ final class FailNthFile: PositionedFile {
     at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) -> Int {
     let text = Array("\(countdown.remaining)\n".utf8)
-    let rest = text.dropFirst(Int(min(offset, UInt64(text.count)))).prefix(unsafe buffer.count)
+    let rest = text.dropFirst(Int(min(offset, UInt64(text.count)))).prefix(buffer.count)
     unsafe buffer.copyBytes(from: rest)
     return rest.count
   }
@@ -80,7 +80,7 @@ final class FailNthFile: PositionedFile {
       throw IOMMUError(.invalidArgument, "fail-nth takes a number, not '\(digits)'")
     }
     countdown.remaining = Int(nth)
-    return unsafe buffer.count
+    return buffer.count
   }
 
   func ioctl(
