@@ -67,7 +67,7 @@ struct SelfTest {
     case IOMMU_TEST_OP_DMABUF_REVOKE: try revokeBuffer(cmd)
     default:
       throw IOMMUError(
-        .operationNotSupported, "IOMMU_TEST_CMD has no operation \(cmd.op) as yet")
+        .operationNotSupported, "IOMMU_TEST_CMD has no operation \(cmd.op)")
     }
   }
 
