@@ -126,6 +126,10 @@ int main(int count, char **arguments) {
     failures += result != PASSED && result != SKIPPED;
   }
   if (list) return 0;
+  if (passed + failures + skipped == 0) {
+    fputs("cases: no case matches; --list prints their names\n", stderr);
+    return 2;
+  }
   printf("%d passed, %d failed, %d skipped\n", passed, failures, skipped);
   return failures != 0;
 }
