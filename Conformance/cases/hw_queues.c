@@ -136,6 +136,7 @@ static uint32_t make_pages(struct virtual_rig *rig, uint32_t value,
 static long try_mmap(int fd, uint64_t length, int protection, int flags, uint64_t offset,
                      void **memory) {
   void *result = mmap(NULL, length, protection, flags, fd, (off_t)offset);
+  if (memory) *memory = NULL;
   if (result == MAP_FAILED) return -errno;
   if (memory) *memory = result;
   else munmap(result, length);
