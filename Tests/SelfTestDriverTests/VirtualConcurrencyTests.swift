@@ -63,8 +63,8 @@ import Testing
     // The name goes with the device where it is not destroyed before.
     if let named, name == 2 { try context.destroy(named) }
     try context.destroy(made.object)
+    // The name's id is not looked at any more: by now it may be another worker's object.
     if named == nil || name != 1 { try context.destroy(table) }
-    if let named { #expect(throws: IOMMUError.self) { try context.destroy(named) } }
   }
 
   /// A hardware queue over memory that somebody maps and unmaps.

@@ -99,7 +99,7 @@ static int memory_errors(char **arguments) {
   CHECK(mprotect(memory, 4096, PROT_NONE) == 0);
   CHECK(pin(fd, memory, 4096, 0, &request) == -1 && errno == EFAULT);
   CHECK(pin(fd, 0, 4096, 0, &request) == -1 && errno == EFAULT);
-  CHECK(pin(fd, (void *)-4096, 8192, 0, &request) == -1 && errno == EFAULT);
+  CHECK(pin(fd, (void *)-4096, 8192, 0, &request) == -1 && errno == EOVERFLOW);
   CHECK(pin(fd, (void *)(1ULL << 60), 4096, 0, &request) == -1 && errno == EFAULT);
   // Unmapped after it was pinned: the DMA faults.
   char *gone = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
