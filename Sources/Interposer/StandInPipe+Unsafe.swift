@@ -30,7 +30,7 @@ final class StandInPipe: ReadinessSignal {
   /// filter cannot tell, below the window, shall not wait for ever.
   let isNonBlocking = Atomic(false)
   private let description: Mutex<OwnedDescriptor?>
-  private let bytes = Mutex(0)
+  private let bytes = Guarded(0)
   /// Each record puts in a byte, to wake who waits for edges. Far below a pipe's 16 pages.
   private static let mostBytes = 1024
   private static let byte: [UInt8] = [1]
