@@ -19,6 +19,41 @@
 
 enum { CALLS_OF_AN_EPISODE = 150 };
 
+static void open_context(struct context *c) {
+  memset(c, 0, sizeof *c);
+  c->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+  if (c->fd < 0) {
+    perror("/dev/iommu");
+    exit(125);
+  }
+  for (size_t i = 0; i < sizeof c->accessor / sizeof *c->accessor; i++) c->accessor[i].fd = -1;
+  for (size_t i = 0; i < sizeof c->queue / sizeof *c->queue; i++) c->queue[i].fd = -1;
+}
+
+static void close_context(struct context *c) {
+  for (size_t i = 0; i < sizeof c->accessor / sizeof *c->accessor; i++)
+    if (c->accessor[i].fd >= 0) close(c->accessor[i].fd);
+  for (size_t i = 0; i < sizeof c->queue / sizeof *c->queue; i++)
+    if (c->queue[i].fd >= 0) close(c->queue[i].fd);
+  close(c->fd);
+}
+
+// The context goes at once, or with the accessors and queues that are open and still work.
+void reopen(struct context *c) {
+  bool all = once_in(2);
+  say("%s and open -> OK\n", all ? "close all" : "close context");
+  if (all) {
+    close_context(c);
+    open_context(c);
+    return;
+  }
+  struct context left = *c;
+  close(c->fd);
+  open_context(c);
+  memcpy(c->accessor, left.accessor, sizeof c->accessor);
+  memcpy(c->queue, left.queue, sizeof c->queue);
+}
+
 /// A call, how often it comes, and the group by which it can be left out.
 static const struct {
   step *make;
@@ -31,6 +66,7 @@ static const struct {
     {destroy, 4, "spaces"},            {option, 2, "spaces"},
     {add_reserved, 1, "spaces"},       {memory_limit, 1, "spaces"},
     {unknown_command, 1, "spaces"},    {mock_domain, 5, "devices"},
+    {remap, 2, "memory"},              {reopen, 1, "spaces"},
     {mock_domain_flags, 4, "devices"}, {mock_replace, 6, "devices"},
     {hw_info, 2, "devices"},           {check_map, 8, "devices"},
     {check_references, 5, "devices"},  {hwpt_alloc, 7, "tables"},
@@ -76,25 +112,6 @@ static step *some_step(const struct context *c) {
     if (at < 0) return steps[i].make;
   }
   return ioas_alloc;
-}
-
-static void open_context(struct context *c) {
-  memset(c, 0, sizeof *c);
-  c->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-  if (c->fd < 0) {
-    perror("/dev/iommu");
-    exit(125);
-  }
-  for (size_t i = 0; i < sizeof c->accessor / sizeof *c->accessor; i++) c->accessor[i].fd = -1;
-  for (size_t i = 0; i < sizeof c->queue / sizeof *c->queue; i++) c->queue[i].fd = -1;
-}
-
-static void close_context(struct context *c) {
-  for (size_t i = 0; i < sizeof c->accessor / sizeof *c->accessor; i++)
-    if (c->accessor[i].fd >= 0) close(c->accessor[i].fd);
-  for (size_t i = 0; i < sizeof c->queue / sizeof *c->queue; i++)
-    if (c->queue[i].fd >= 0) close(c->queue[i].fd);
-  close(c->fd);
 }
 
 /// After everything is closed no page may be pinned.

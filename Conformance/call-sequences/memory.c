@@ -5,6 +5,7 @@
 
 #define _GNU_SOURCE
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,33 +34,51 @@ static void *map_at(uint64_t offset, size_t size, int protection, int flags, int
   return at;
 }
 
+static int file = -1;
+
+/// The second view of the file: page by page as the first.
+static void map_alias(void) {
+  map_at(ALIAS, READ_ONLY - ALIAS, PROT_READ | PROT_WRITE, MAP_SHARED, file);
+}
+
 static void fill(uint64_t offset, size_t size) {
   uint64_t *words = (uint64_t *)(uintptr_t)(MEMORY + offset);
   for (size_t i = 0; i < size / 8; i++) words[i] = (offset + i * 8) * 0x9e3779b97f4a7c15ull;
 }
 
 void fill_memory(void) {
+  map_alias();
   fill(PLAIN, SHARED - PLAIN);
   fill(SHARED, ALIAS - SHARED);
 }
 
 void make_memory(void) {
   const int own = MAP_PRIVATE | MAP_ANONYMOUS, both = PROT_READ | PROT_WRITE;
-  int file = memfd_create("shared", MFD_CLOEXEC);
+  file = memfd_create("shared", MFD_CLOEXEC);
   if (file < 0 || ftruncate(file, ALIAS - SHARED) != 0) {
     perror("memfd");
     exit(125);
   }
   map_at(PLAIN, SHARED - PLAIN, both, own, -1);
   map_at(SHARED, ALIAS - SHARED, both, MAP_SHARED, file);
-  map_at(ALIAS, READ_ONLY - ALIAS, both, MAP_SHARED, file);
-  close(file);
   void *read_only = map_at(READ_ONLY, FORBIDDEN - READ_ONLY, both, own, -1);
   fill(READ_ONLY, FORBIDDEN - READ_ONLY);
   mprotect(read_only, FORBIDDEN - READ_ONLY, PROT_READ);
   map_at(FORBIDDEN, ABSENT - FORBIDDEN, PROT_NONE, own, -1);
   map_at(SCRATCH - MEMORY, SCRATCH_SIZE, both, own, -1);
   fill_memory();
+}
+
+// What is mapped and pinned stays what it is; what is only mapped is looked up when it is used.
+void remap(struct context *c) {
+  (void)c;
+  uint64_t at = MEMORY + ALIAS + below(48) * PAGE, size = (1 + below(6)) * PAGE;
+  off_t offset = (off_t)(below(48) * PAGE);
+  say("mmap va=%#llx length=%#llx offset=%#llx", (unsigned long long)at,
+      (unsigned long long)size, (unsigned long long)offset);
+  void *got = mmap((void *)(uintptr_t)at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                   file, offset);
+  say(" -> %s\n", got == MAP_FAILED ? error_name(errno) : "OK");
 }
 
 uint64_t some_address(void) {

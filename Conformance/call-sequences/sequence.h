@@ -119,7 +119,7 @@ int back_door(struct context *context, struct iommu_test_cmd *command, uint32_t 
 // The calls, each of which prints one line (see the groups in main.c).
 typedef void step(struct context *context);
 step ioas_alloc, ioas_ranges, ioas_allow, ioas_map, ioas_copy, ioas_unmap, destroy, option,
-    vfio_ioas, add_reserved, unknown_command, memory_limit;
+    vfio_ioas, add_reserved, unknown_command, memory_limit, remap, reopen;
 step mock_domain, mock_domain_flags, mock_replace, hw_info, check_map, check_references;
 step hwpt_alloc, hwpt_alloc_nested, hwpt_invalidate, check_iotlb;
 step set_dirty, get_dirty, make_dirty;
