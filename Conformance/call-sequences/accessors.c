@@ -113,6 +113,8 @@ void access_rw(struct context *c) {
   uint64_t address;
   a.access_rw.flags = (once_in(2) ? MOCK_ACCESS_RW_WRITE : 0) |
                       (once_in(4) ? MOCK_ACCESS_RW_SLOW_PATH : 0) | (once_in(60) ? 2 : 0);
+  // The fast path copies from where the memory was, not from what is pinned.
+  if (memory_moves) a.access_rw.flags |= MOCK_ACCESS_RW_SLOW_PATH;
   range(c, accessor, &a.access_rw.iova, &a.access_rw.length, &address);
   if (once_in(2)) {
     a.access_rw.iova += below(PAGE);

@@ -87,6 +87,9 @@ enum { PAGE = 4096, HALF = 2048 };
 #define MEMORY_SIZE 0x300000ull
 void make_memory(void);
 void fill_memory(void);
+
+/// Whether this episode puts other memory where some was, see `remap`.
+extern bool memory_moves;
 uint64_t some_address(void);
 uint64_t some_length(void);
 uint64_t some_iova(struct context *context, uint32_t ioas);

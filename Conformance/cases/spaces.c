@@ -17,7 +17,7 @@ CASE(spaces, map_arguments, LINUX_6_12) {
   EXPECT(-ENOENT, map(rig.fd, rig.mock.device, memory, PAGE, both, &iova));
   EXPECT(-EINVAL, map(rig.fd, rig.ioas, memory, 0, both, &iova));
   EXPECT(-EOVERFLOW, map(rig.fd, rig.ioas, memory, UINT64_MAX, both, &iova));
-  EXPECT(-EINVAL, map(rig.fd, rig.ioas, memory, UINT64_MAX - 1, both, &iova));
+  EXPECT(-EINVAL, map(rig.fd, rig.ioas, NULL, UINT64_MAX - 1, both, &iova));
   iova = UINT64_MAX;
   EXPECT(-EOVERFLOW, map(rig.fd, rig.ioas, memory, PAGE, fixed, &iova));
   iova = UINT64_MAX - PAGE + 1;  // The last page.

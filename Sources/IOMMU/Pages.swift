@@ -50,13 +50,15 @@ final class Pages: Sendable {
     source: any MemorySource, start: UInt64, length: UInt64, isWritable: Bool,
     kind: MappedMemory = .process, account: MemoryAccount? = nil
   ) throws(IOMMUError) {
-    guard length > 0, length <= UInt64.max - Self.hostPage else {
-      throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
-    }
-    // The last byte of a file may be the last offset; that of a process may not.
-    guard !start.addingReportingOverflow(kind == .process ? length : length - 1).overflow else {
+    // In the order of Linux since 6.13. The last byte of a file may be the last offset; that of
+    // a process may not.
+    let reach = kind == .process ? length : length - min(length, 1)
+    guard !start.addingReportingOverflow(reach).overflow else {
       throw IOMMUError(
         .overflow, "memory at \(hex(start)) + \(hex(length)) bytes passes the last address")
+    }
+    guard length > 0, length <= UInt64.max - Self.hostPage else {
+      throw IOMMUError(.invalidArgument, "a mapping of \(hex(length)) bytes cannot be made")
     }
     self.source = source
     self.isWritable = isWritable

@@ -257,8 +257,8 @@ import Testing
     map.flags = 7
     map.ioas_id = ioas
     for (address, length, errno) in [
-      (0, 0, EINVAL), (.max, 0, EINVAL), (.max, 1, EOVERFLOW), (.max, .max - 1, EINVAL),
-      (0, .max - 1, EINVAL), (1, .max - 1, EINVAL), (2, .max - 1, EINVAL),
+      (0, 0, EINVAL), (.max, 0, EINVAL), (.max, 1, EOVERFLOW), (.max, .max - 1, EOVERFLOW),
+      (0, .max - 1, EINVAL), (1, .max - 1, EINVAL), (2, .max - 1, EOVERFLOW),
       (0, .max, EOVERFLOW), (0, .max - 4095, EINVAL), (0, .max - 4096, 0),
     ] as [(UInt64, UInt64, Int32)] {
       map.user_va = address
