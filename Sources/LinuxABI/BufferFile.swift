@@ -11,29 +11,12 @@ import SystemPackage
 final class BufferFile: OpenFile {
   let name = "dmabuf"
   let number = DeviceNumber(major: 0, minor: 0)
-  let regionWindowSize: UInt64 = 0
   let buffer: RevocableMemory
 
   init(_ buffer: RevocableMemory) { self.buffer = buffer }
 
   /// Linux: `dma_buf_llseek`, by which a program learns the size of a buffer that it was handed.
   var seekableLength: UInt64? { buffer.byteCount }
-
-  func ioctl(
-    _ command: UInt32, argument: UInt64, by caller: any Caller
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.inappropriateIOCTLForDevice, "a buffer has no commands of its own")
-  }
-
-  func read(
-    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "a buffer cannot be read by its descriptor")
-  }
-
-  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "a buffer cannot be written by its descriptor")
-  }
 
   func checkMap(_ request: MapRequest) throws(IOMMUError) {
     throw IOMMUError(.invalidArgument, "the exporter of this buffer does not let it be mapped")

@@ -83,15 +83,5 @@ final class FailNthFile: PositionedFile {
     return buffer.count
   }
 
-  func ioctl(
-    _ command: UInt32, argument: UInt64, by caller: any Caller
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.inappropriateIOCTLForDevice, "fail-nth has no commands")
-  }
-
-  func checkMap(_ request: MapRequest) throws(IOMMUError) {
-    throw IOMMUError(.noSuchDevice, "fail-nth cannot be mapped")
-  }
-
   func close() {}
 }

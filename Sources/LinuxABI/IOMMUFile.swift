@@ -97,16 +97,6 @@ final class IOMMUFile: ContextFile, MmapFile {
       number, command, Invocation(file: self, caller: caller, address: argument, size: size))
   }
 
-  func read(
-    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "/dev/iommu cannot be read")
-  }
-
-  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "/dev/iommu cannot be written")
-  }
-
   func checkMap(_ request: MapRequest) throws(IOMMUError) {
     try areas.check(
       offset: request.offset, length: request.length, isShared: request.isShared,

@@ -5,6 +5,7 @@
 // interposer, a test) knows files by these protocols only.
 
 import IOMMU
+import SystemPackage
 
 /// A node of `/dev`.
 public protocol DeviceNode: AnyObject, Sendable {
@@ -64,8 +65,32 @@ public protocol OpenFile: AnyObject, Sendable {
   func close()
 }
 
+/// What a file does not offer.
 extension OpenFile {
+  public func ioctl(
+    _ command: UInt32, argument: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> Int {
+    throw IOMMUError(
+      .inappropriateIOCTLForDevice, "\(name) has no command \(hex(command)), and no other")
+  }
+
+  public func read(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    throw IOMMUError(.invalidArgument, "\(name) cannot be read")
+  }
+
+  public func write(
+    at offset: UInt64, from buffer: UnsafeRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    throw IOMMUError(.invalidArgument, "\(name) cannot be written")
+  }
+
   public var seekableLength: UInt64? { nil }
+
+  public func checkMap(_ request: MapRequest) throws(IOMMUError) {
+    throw IOMMUError(.noSuchDevice, "\(name) cannot be mapped")
+  }
 }
 
 /// What an `mmap(2)` asks for.

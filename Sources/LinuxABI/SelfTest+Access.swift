@@ -16,26 +16,6 @@ final class AccessorFile: OpenFile {
 
   init(_ accessor: Accessor) { self.accessor = accessor }
 
-  func ioctl(
-    _ command: UInt32, argument: UInt64, by caller: any Caller
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.inappropriateIOCTLForDevice, "an accessor has no commands of its own")
-  }
-
-  func read(
-    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "an accessor cannot be read")
-  }
-
-  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "an accessor cannot be written")
-  }
-
-  func checkMap(_ request: MapRequest) throws(IOMMUError) {
-    throw IOMMUError(.noSuchDevice, "an accessor cannot be mapped")
-  }
-
   func close() { accessor.close() }
 }
 

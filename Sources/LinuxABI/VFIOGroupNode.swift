@@ -134,16 +134,6 @@ final class VFIOContainerFile: OpenFile {
 // What neither of them has. Linux's file operations lack read, write and mmap: `EINVAL` and
 // `ENODEV`.
 extension OpenFile where Self: VFIOFileWithoutRegions {
-  func read(
-    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
-  ) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "\(name) cannot be read")
-  }
-
-  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
-    throw IOMMUError(.invalidArgument, "\(name) cannot be written")
-  }
-
   func checkMap(_ request: MapRequest) throws(IOMMUError) {
     throw IOMMUError(.noSuchDevice, "\(name) cannot be mapped")
   }
