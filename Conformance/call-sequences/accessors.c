@@ -73,6 +73,7 @@ static void range(struct context *c, const struct accessor *a, uint64_t *iova,
 
 void access_pages(struct context *c) {
   struct accessor *accessor = some_accessor(c);
+  if (accessor == NULL && !once_in(10)) return create_access(c);
   struct iommu_test_cmd a = {0};
   a.access_pages.flags = once_in(60) ? 2 : (uint32_t)below(2);
   range(c, accessor, &a.access_pages.iova, &a.access_pages.length, &a.access_pages.uptr);
@@ -94,6 +95,7 @@ void access_pages(struct context *c) {
 
 void unpin_pages(struct context *c) {
   struct accessor *accessor = some_accessor(c);
+  if (accessor == NULL && !once_in(10)) return create_access(c);
   struct iommu_test_cmd a = {0};
   int which = accessor && accessor->items ? (int)below((uint64_t)accessor->items) : -1;
   a.destroy_access_pages.access_pages_id =
@@ -109,6 +111,7 @@ void unpin_pages(struct context *c) {
 void access_rw(struct context *c) {
   uint8_t *data = scratch(16384);
   struct accessor *accessor = some_accessor(c);
+  if (accessor == NULL && !once_in(10)) return create_access(c);
   struct iommu_test_cmd a = {0};
   uint64_t address;
   a.access_rw.flags = (once_in(2) ? MOCK_ACCESS_RW_WRITE : 0) |
@@ -137,6 +140,7 @@ void access_rw(struct context *c) {
 
 void access_replace(struct context *c) {
   struct accessor *accessor = some_accessor(c);
+  if (accessor == NULL && !once_in(10)) return create_access(c);
   struct iommu_test_cmd a = {0};
   a.access_replace_ioas.ioas_id = some_id(c, &c->ioas);
   say("ACCESS_REPLACE_IOAS");

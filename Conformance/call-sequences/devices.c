@@ -5,8 +5,8 @@
 #include "sequence.h"
 
 static uint32_t some_table(struct context *c) {
-  const struct ids *kinds[] = {&c->ioas, &c->ioas,   &c->ioas,
-                               &c->table, &c->parent, &c->nested};
+  const struct ids *kinds[] = {&c->ioas,   &c->ioas,   &c->table, &c->dirty,
+                               &c->parent, &c->nested, &c->nested};
   return some_id(c, ONE_OF(kinds));
 }
 
@@ -50,15 +50,18 @@ void mock_domain_flags(struct context *c) {
 
 void mock_replace(struct context *c) {
   struct iommu_test_cmd a = {.id = some_id(c, &c->mock)};
-  a.mock_domain_replace.pt_id = some_table(c);
+  bool nested = c->nested.count && once_in(2);
+  a.mock_domain_replace.pt_id = nested ? some_id(c, &c->nested) : some_table(c);
   say("MOCK_DOMAIN_REPLACE mock=%u table=%u", a.id, a.mock_domain_replace.pt_id);
   if (back_door(c, &a, IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE) == 0) {
     uint32_t table = a.mock_domain_replace.pt_id;
     say(" table=%u", table);
     if (table > c->last_id) c->last_id = table;
-    bool nested = false;
+    nested = false;
     for (int i = 0; i < c->nested.count; i++) nested |= c->nested.id[i] == table;
     if (!nested) add_id(&c->table, table);
+    // A mock device's own id is the one before the bound device's.
+    if (nested && a.id < c->last_id) add_id(&c->faulting, a.id + 1);
   }
   say("\n");
 }

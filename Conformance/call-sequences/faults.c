@@ -42,7 +42,7 @@ void queue_alloc(struct context *c) {
 
 void trigger_fault(struct context *c) {
   struct iommu_test_cmd a = {0};
-  a.trigger_iopf.dev_id = some_id(c, &c->device);
+  a.trigger_iopf.dev_id = some_id(c, c->faulting.count ? &c->faulting : &c->device);
   a.trigger_iopf.pasid = once_in(3) ? (uint32_t)below(4) : 0;
   a.trigger_iopf.grpid = (uint32_t)below(8);
   a.trigger_iopf.perm = 1 + (uint32_t)below(7);
@@ -50,11 +50,12 @@ void trigger_fault(struct context *c) {
   say("TRIGGER_IOPF device=%u pasid=%u group=%u permission=%u address=%#llx",
       a.trigger_iopf.dev_id, a.trigger_iopf.pasid, a.trigger_iopf.grpid, a.trigger_iopf.perm,
       (unsigned long long)a.trigger_iopf.addr);
-  back_door(c, &a, IOMMU_TEST_OP_TRIGGER_IOPF);
+  c->triggered |= back_door(c, &a, IOMMU_TEST_OP_TRIGGER_IOPF) == 0;
   say("\n");
 }
 
 void read_faults(struct context *c) {
+  c->triggered = false;
   struct fault_queue *queue = some_queue(c);
   if (queue == NULL) return queue_alloc(c);
   struct iommu_hwpt_pgfault *record = scratch(1024);

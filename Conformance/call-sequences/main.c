@@ -5,7 +5,7 @@
 //
 //   call-sequences [--calls N] [--seed N] [--from EPISODE] [--without GROUP,…]
 //
-// The calls come in episodes of 150, each on new contexts and with its own random numbers, so
+// The calls come in episodes of 250, each on new contexts and with its own random numbers, so
 // that a difference in one does not reach the next.
 
 #include <errno.h>
@@ -17,7 +17,7 @@
 
 #include "sequence.h"
 
-enum { CALLS_OF_AN_EPISODE = 150 };
+enum { CALLS_OF_AN_EPISODE = 250 };
 
 static void open_context(struct context *c) {
   memset(c, 0, sizeof *c);
@@ -95,20 +95,27 @@ static bool left_out(const char *group) {
   return false;
 }
 
+/// The group that this episode makes more calls of.
+static const char *focus = "";
+
+static int weight(int i) {
+  if (left_out(steps[i].group)) return 0;
+  return steps[i].weight * (strcmp(steps[i].group, focus) == 0 ? 6 : 1);
+}
+
 /// The next call: mostly one that makes what is missing, where something is.
 static step *some_step(const struct context *c) {
   if (c->ioas.count == 0 && !once_in(6)) return ioas_alloc;
   if (c->mock.count == 0 && !left_out("devices") && !once_in(4)) return mock_domain;
   if (c->parent.count == 0 && !left_out("tables") && once_in(8)) return hwpt_alloc;
   if (c->accessor[5].fd < 0 && !left_out("accessors") && once_in(30)) return create_access;
+  if (c->triggered && once_in(3)) return read_faults;
   if (c->areas < 2 && !once_in(4)) return ioas_map;
   int total = 0;
-  for (int i = 0; i < STEPS; i++)
-    if (!left_out(steps[i].group)) total += steps[i].weight;
+  for (int i = 0; i < STEPS; i++) total += weight(i);
   int at = (int)below((uint64_t)total);
   for (int i = 0; i < STEPS; i++) {
-    if (left_out(steps[i].group)) continue;
-    at -= steps[i].weight;
+    at -= weight(i);
     if (at < 0) return steps[i].make;
   }
   return ioas_alloc;
@@ -132,6 +139,7 @@ static void run_episode(uint64_t seed, uint64_t episode, uint64_t calls) {
   static struct context contexts[MOST_CONTEXTS];
   seed_random(seed * 1000003 + episode);
   fill_memory();
+  focus = once_in(2) ? "" : steps[below(STEPS)].group;
   int number = 1 + (int)below(MOST_CONTEXTS);
   say("episode %llu: %d contexts\n", (unsigned long long)episode, number);
   for (int i = 0; i < number; i++) open_context(&contexts[i]);

@@ -38,6 +38,7 @@ void hwpt_alloc(struct context *c) {
       .pt_id = some_id(c, &c->ioas),
       .__reserved = once_in(60),
   };
+  if (c->dirty.count == 0 && once_in(2)) a.flags |= IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
   if (once_in(40)) a.data_type = (uint32_t)below(5);
   if (once_in(40)) a.data_len = (uint32_t)below(9);
   if (a.data_type == 0 && a.data_len == 0 && once_in(60)) a.data_uptr = MEMORY;
@@ -62,7 +63,7 @@ void hwpt_alloc_nested(struct context *c) {
     if (c->ioas.id[i] == a.pt_id) a.pt_id = 0;
   // The kernel would take 4 for a queue where the group of faults is left out.
   if (c->queue_id.count == 0) a.flags &= ~IOMMU_HWPT_FAULT_ID_VALID;
-  if (c->queue_id.count && once_in(2)) {
+  if (c->queue_id.count && !once_in(4)) {
     a.flags |= IOMMU_HWPT_FAULT_ID_VALID;
     a.fault_id = some_id(c, &c->queue_id);
   }

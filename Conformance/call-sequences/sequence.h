@@ -58,6 +58,8 @@ struct fault_queue {
 struct context {
   int fd;
   struct ids ioas, table, nested, parent, dirty, mock, device, queue_id;
+  struct ids faulting; // devices on nested tables
+  bool triggered;      // a fault was, and no queue has been read since
   struct area area[MOST_AREAS];
   int areas;
   struct accessor accessor[6];

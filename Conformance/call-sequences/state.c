@@ -39,7 +39,7 @@ static void remove_id(struct ids *ids, uint32_t id) {
 
 void drop_id(struct context *c, uint32_t id) {
   struct ids *kinds[] = {&c->ioas,   &c->table, &c->nested, &c->parent,
-                         &c->dirty, &c->mock,    &c->device, &c->queue_id};
+                         &c->dirty, &c->faulting, &c->mock,    &c->device, &c->queue_id};
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) remove_id(kinds[i], id);
   drop_areas(c, id, 0, UINT64_MAX);
 }
