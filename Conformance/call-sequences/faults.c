@@ -84,7 +84,8 @@ void write_responses(struct context *c) {
   for (int i = 0; i < number; i++) {
     bool known = queue->cookies && !once_in(8);
     int which = known ? (int)below((uint64_t)queue->cookies) : 0;
-    response[i].cookie = known ? queue->cookie[which] : (uint32_t)below(5);
+    // Linux gives out no cookie 0, until somebody answers it while others are out.
+    response[i].cookie = known ? queue->cookie[which] : 1 + (uint32_t)below(5);
     response[i].code = once_in(20) ? 2 : (uint32_t)below(2);
     if (known && !once_in(8)) queue->cookie[which] = queue->cookie[--queue->cookies];
     say(" %u:%u", response[i].cookie, response[i].code);
