@@ -110,6 +110,18 @@ int main(int count, char **arguments) {
     else if (strcmp(*arguments, "--help") == 0) return usage(stdout);
     else return usage(stderr);
   }
+  for (char **pattern = arguments; *pattern; pattern++) {
+    char *only[] = {*pattern, NULL}, name[128];
+    bool matches = false;
+    for (const struct test_case *test = first; test && !matches; test = test->next) {
+      snprintf(name, sizeof name, "%s.%s", test->group, test->name);
+      matches = wanted(test, only, name);
+    }
+    if (!matches) {
+      fprintf(stderr, "cases: no case matches %s; --list prints their names\n", *pattern);
+      return 2;
+    }
+  }
   for (const struct test_case *test = first; test; test = test->next) {
     char name[128];
     int result;

@@ -2,7 +2,7 @@
 //
 // A copy engine (Intel I/OAT, 8086:2021) driven through VFIO by hand: find it, bind it to an
 // iommufd, read and write its registers, give it descriptors. Uses the kernel's interface only
-// (<linux/iommufd.h>, <linux/vfio.h> and sysfs), so it runs on hardware and under `iommu run`.
+// (iommufd, VFIO and sysfs), so it runs on hardware and under `iommu run`.
 
 #ifndef COPY_ENGINE_H
 #define COPY_ENGINE_H

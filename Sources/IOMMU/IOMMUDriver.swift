@@ -108,8 +108,8 @@ extension IOMMUDriver {
     guard requests == nil else {
       throw IOMMUError(
         .noSuchDevice,
-        "\(name), the IOMMU of \(device), takes no page requests: attach the device to a page "
-          + "table without a fault queue")
+        "\(name), the IOMMU of \(device), makes no page requests, whatever its registers say: "
+          + "attach the device to a page table without a fault queue")
     }
     try setContext(of: device, pasid: pasid, to: context)
   }

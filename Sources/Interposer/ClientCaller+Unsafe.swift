@@ -100,7 +100,9 @@ final class ClientCaller: Caller, @unchecked Sendable {
   }
 
   private static func fault(_ address: UInt64) -> IOMMUError {
-    IOMMUError(.badAddress, "the program's address \(hex(address)) cannot be reached")
+    IOMMUError(
+      .badAddress,
+      "the call points at \(hex(address)), where the program has no memory that it may use so")
   }
 
   func memory() throws(IOMMUError) -> any MemorySource { try clientMemory() }

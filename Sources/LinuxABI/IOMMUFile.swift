@@ -88,8 +88,7 @@ final class IOMMUFile: ContextFile, MmapFile {
     guard let number = table.index(of: command) else {
       let call = CompatibilityCall(file: self, caller: caller, argument: argument)
       if let result = try call.run(command) { return result }
-      throw IOMMUError(
-        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
+      throw CommandTable.unknown(command)
     }
     // As on Linux, the size is read before the exact number is checked.
     let size = Int(try caller.load(UInt32.self, from: argument, zero: 0))
@@ -108,6 +107,14 @@ final class IOMMUFile: ContextFile, MmapFile {
 
 /// The rows by number, found by index.
 struct CommandTable: Sendable {
+  static func unknown(_ command: UInt32) -> IOMMUError {
+    IOMMUError(
+      .inappropriateIOCTLForDevice,
+      command == IOMMU_TEST_CMD
+        ? "IOMMU_TEST_CMD is there with `iommu run --self-test-driver` only"
+        : "/dev/iommu has no command \(hex(command))")
+  }
+
   /// Number 0x80 comes first; a row of number 0 where there is no such command.
   private let rows: [Command]
 
@@ -133,8 +140,7 @@ struct CommandTable: Sendable {
   ) throws(IOMMUError) -> Int {
     let rows = rows.span
     guard rows[index].number == command else {
-      throw IOMMUError(
-        .inappropriateIOCTLForDevice, "/dev/iommu has no command \(hex(command))")
+      throw CommandTable.unknown(command)
     }
     guard invocation.size >= rows[index].minimumSize else {
       throw tooShort(rows[index], invocation.size)

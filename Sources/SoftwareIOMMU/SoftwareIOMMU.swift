@@ -82,9 +82,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
     guard attributes.isSubset(of: supported) else {
       throw IOMMUError(
         .notSupportedOnSocket,
-        "\(name) cannot make a page table with attributes \(hex(attributes.rawValue)): "
-          + "it has no nesting" + (configuration.tracksDirty ? "" : ", no dirty tracking")
-          + (configuration.pasidBits > 0 ? "" : ", no PASIDs"))
+        "\(name) has no page tables "
+          + Self.describe(attributes.subtracting(supported)).joined(separator: " or "))
     }
     let kind = DomainKind(
       iommu: name, configuration: configuration, memory: memory,
@@ -93,6 +92,18 @@ public final class SoftwareIOMMU: IOMMUDriver {
     case .intelSecondStage: IntelDomain(kind, events: events)
     case .amdV1: AMDDomain(kind, events: events)
     }
+  }
+
+  private static func describe(_ missing: PagingAttributes) -> [String] {
+    var all: [String] = []
+    if missing.contains(.nestParent) { all.append("to nest on (NEST_PARENT)") }
+    if missing.contains(.dirtyTracking) { all.append("with dirty bits (DIRTY_TRACKING)") }
+    if missing.contains(.pasid) {
+      all.append("for PASIDs (PASID; the machine file's pasid-bits)")
+    }
+    let unknown = missing.subtracting([.nestParent, .dirtyTracking, .pasid])
+    if !unknown.isEmpty { all.append("with attributes \(hex(unknown.rawValue))") }
+    return all
   }
 
   public func setContext(

@@ -48,7 +48,8 @@ import Testing
     let quoted = page.matches(of: #/"([^"]+)"/#).map { String($0.1) }
     for name in quoted where !tests.contains("\"\(name)\"") { missing.append(name) }
     let dotted = page.matches(of: #/`([a-z_]+)\.([a-z_0-9]+)`/#)
-    for match in dotted where !cases.contains("CASE(\(match.1), \(match.2),") {
+    for match in dotted where match.2 != "h" && !cases.contains("CASE(\(match.1), \(match.2),")
+    {
       missing.append("\(match.1).\(match.2)")
     }
     #expect(missing == [])
