@@ -59,7 +59,9 @@ struct NodeTable: Sendable {
   func threadNode(
     _ path: [UInt8], of caller: ClientCaller
   ) -> (node: any ThreadNode, thread: Int32)? {
-    guard !threadNodes.isEmpty, path.starts(with: Array("/proc/".utf8)) else { return nil }
+    guard !threadNodes.isEmpty, path.starts(with: Array("/proc/".utf8)),
+      path.last != UInt8(ascii: "/")
+    else { return nil }
     var parts = String(decoding: path, as: UTF8.self).split(separator: "/").dropFirst()
     let last = parts.popLast()
     guard let node = threadNodes.first(where: { $0.name == last ?? "" }) else { return nil }
@@ -70,7 +72,7 @@ struct NodeTable: Sendable {
     case ("self"?, nil, _): thread = process
     case (let owner?, nil, _) where owner == "\(process)": thread = process
     case (let owner?, "task"?, let number?) where owner == "self" || owner == "\(process)":
-      guard let task = Int32(number),
+      guard let task = ProcessStatus.number(number),
         unsafe access("/proc/\(process)/task/\(task)", F_OK) == 0
       else { return nil }
       thread = task

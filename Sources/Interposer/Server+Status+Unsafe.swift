@@ -34,14 +34,24 @@ struct ProcessStatus {
 
   /// The process whose status a path names; nil where it names another file.
   static func process(_ path: [UInt8], thread: Int32, group: Int32) -> Int32? {
-    guard path.starts(with: Array("/proc/".utf8)), path.count < 64 else { return nil }
+    guard path.starts(with: Array("/proc/".utf8)), path.count < 64,
+      path.last != UInt8(ascii: "/")
+    else { return nil }
     let parts = String(decoding: path, as: UTF8.self).split(separator: "/")
     guard parts.count == 3, parts[2] == "status" else { return nil }
     return switch parts[1] {
     case "self": group
     case "thread-self": thread
-    default: Int32(parts[1])
+    default: number(parts[1])
     }
+  }
+
+  /// A process or thread as `/proc` spells it: digits, of which the first is not 0.
+  static func number(_ name: Substring) -> Int32? {
+    guard name.first != "0", name.utf8.allSatisfy({ (48...57).contains($0) }) else {
+      return nil
+    }
+    return Int32(name)
   }
 }
 
@@ -57,6 +67,7 @@ extension Server {
         path, thread: caller.thread, group: caller.processID),
       let sums = tasks.pinnedMemory(of: process), sums.pinned.byteCount > 0,
       flags & (O_ACCMODE | System.pathOnly | O_DIRECTORY) == O_RDONLY,
+      flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
       let contents = System.contents("/proc/\(process)/status")
     else { return nil }
     var status = ProcessStatus(String(decoding: contents, as: UTF8.self))

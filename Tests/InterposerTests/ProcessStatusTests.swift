@@ -32,7 +32,9 @@ import Testing
     arguments: [
       ("/proc/self/status", 7), ("/proc/thread-self/status", 8), ("/proc/12/status", 12),
       ("/proc//12//status", 12), ("/proc/self/stat", nil), ("/proc/self/task/8/status", nil),
-      ("/proc/x/status", nil), ("/tmp/status", nil), ("/proc/status", nil),
+      ("/proc/x/status", nil), ("/proc/+12/status", nil),
+      ("/proc/012/status", nil), ("/proc/12/status/", nil), ("/tmp/status", nil),
+      ("/proc/status", nil),
     ] as [(String, Int32?)])
   func path(_ path: String, _ process: Int32?) {
     #expect(ProcessStatus.process(Array(path.utf8), thread: 8, group: 7) == process)
