@@ -6,6 +6,12 @@
 import IOMMU
 import SystemPackage
 
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
 extension Caller {
   // The copies of structures are inlined into each command, which knows their types: a
   // generic copy takes longer than the rest of a short call.
@@ -87,14 +93,18 @@ extension Caller {
     return bytes
   }
 
-  /// Whether `count` bytes are all zero. Linux: `check_zeroed_user`.
+  /// Whether `count` bytes are all zero. Linux: `check_zeroed_user`. In large pieces: a caller
+  /// may say that its structure has 4 GiB, and everybody else waits.
   /// - Throws: `EFAULT`.
   func isZero(at address: UInt64, count: UInt64) throws(IOMMUError) -> Bool {
     try FailurePoint.pass(.copyIn)
-    var chunk = [UInt8](repeating: 0, count: Int(min(count, 4096)))
+    var chunk = [UInt8](repeating: 0, count: Int(min(count, 65_536)))
     var done: UInt64 = 0
+    // Where a piece cannot be read, page by page: what is not zero before that is found first.
+    var isPageWise = false
     while done < count {
-      let step = Int(min(UInt64(chunk.count), count - done))
+      let most = isPageWise ? 4096 - Int((address &+ done) & 4095) : chunk.count
+      let step = Int(min(UInt64(most), count - done))
       var failure: IOMMUError?
       // SAFETY: the buffer is the array's storage, cut to `step` bytes of it.
       unsafe chunk.withUnsafeMutableBytes { buffer in
@@ -106,10 +116,23 @@ extension Caller {
           failure = error
         }
       }
-      if let failure { throw failure }
-      guard chunk[..<step].allSatisfy({ $0 == 0 }) else { return false }
+      if let failure {
+        guard !isPageWise else { throw failure }
+        isPageWise = true
+        continue
+      }
+      guard Self.isZero(chunk, step) else { return false }
       done += UInt64(step)
     }
     return true
+  }
+  /// Whether the first `count` bytes, of which there is one, are zero.
+  private static func isZero(_ bytes: [UInt8], _ count: Int) -> Bool {
+    unsafe bytes.withUnsafeBytes { bytes in
+      // SAFETY: both ranges lie within the first `count` bytes, which the array has. Each byte
+      // is its follower, and the first one is zero.
+      guard let base = bytes.baseAddress else { return true }
+      return unsafe bytes[0] == 0 && memcmp(base, base + 1, count - 1) == 0
+    }
   }
 }
