@@ -126,6 +126,7 @@ extension Caller {
     }
     return true
   }
+
   /// Whether the first `count` bytes, of which there is one, are zero.
   private static func isZero(_ bytes: [UInt8], _ count: Int) -> Bool {
     unsafe bytes.withUnsafeBytes { bytes in
