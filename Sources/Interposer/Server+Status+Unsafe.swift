@@ -32,15 +32,18 @@ struct ProcessStatus {
     }.joined(separator: "\n")
   }
 
-  /// The process whose status a path names; nil where it names another file.
-  static func process(_ path: [UInt8], thread: Int32, group: Int32) -> Int32? {
-    guard path.starts(with: Array("/proc/".utf8)), path.count < 64,
+  /// The process whose status a path names; nil where it names another file. Every open of a
+  /// program comes by here: the group, which may have to be looked up, is asked for `self` only.
+  static func process(
+    _ path: [UInt8], thread: Int32, group: @autoclosure () -> Int32
+  ) -> Int32? {
+    guard path.starts(with: "/proc/".utf8), path.count < 64,
       path.last != UInt8(ascii: "/")
     else { return nil }
     let parts = String(decoding: path, as: UTF8.self).split(separator: "/")
     guard parts.count == 3, parts[2] == "status" else { return nil }
     return switch parts[1] {
-    case "self": group
+    case "self": group()
     case "thread-self": thread
     default: number(parts[1])
     }

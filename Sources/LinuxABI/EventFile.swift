@@ -106,8 +106,4 @@ extension EventFile {
   ) throws(IOMMUError) -> Int {
     throw IOMMUError(.illegalSeek, "\(name) has no file position: use write, not pwrite")
   }
-
-  public func checkMap(_ request: MapRequest) throws(IOMMUError) {
-    throw IOMMUError(.noSuchDevice, "\(name) has nothing to map")
-  }
 }
