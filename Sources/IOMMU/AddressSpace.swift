@@ -46,7 +46,8 @@ final class AddressSpace: Sendable {
     let owner: Owner
 
     enum Owner: Hashable, Sendable {
-      case device(RequesterID)
+      /// A `BindableDevice`.
+      case device(ObjectIdentifier)
       case domain(ObjectIdentifier)
       case test
     }

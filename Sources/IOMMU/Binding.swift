@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A bound device as its user holds it: there is exactly one, and unbinding is its end.
+// A bound device as its user holds it: there is exactly one, and unbinding is its end. What can
+// be attached is its group (SecurityContext), or PASIDs alone (PASIDBinding).
 
 /// A device bound to a context (MODEL C1). Unbinds when it goes out of scope: the device is
 /// detached, and the last binding in a group gives the group back to the host.
@@ -8,7 +9,7 @@
 /// Thread-safe.
 public struct Binding: ~Copyable, Sendable {
   public let context: Context
-  private let object: DeviceObject
+  let object: DeviceObject
   private let keepsContext: Bool
 
   init(context: Context, object: DeviceObject, keepsContext: Bool) throws(IOMMUError) {
@@ -29,60 +30,49 @@ public struct Binding: ~Copyable, Sendable {
 
   /// Names the device in its context. Linux: `dev_id`.
   public var id: ObjectID { object.id }
-  public var device: PhysicalDevice { object.device }
-  public var cookie: UInt64 { object.cookie }
+  /// What was bound: a device, or a slice of one.
+  public var device: any BindableDevice { object.endpoint }
+  /// The user's own name for it; nil where it gave none.
+  public var cookie: UInt64? { object.cookie }
 
-  /// Attaches the device, or replaces what it is attached to in one step: a DMA on another
-  /// thread sees the old table or the new one, nothing else (MODEL D1).
-  ///
-  /// - Parameter target: A page table, or an address space, for which a table is found or made.
-  /// - Returns: The page table.
-  /// - Throws: See `Context`; nothing has changed then. A neighbour of the group in another
-  ///   space is `EINVAL`, and the sentence names it (MODEL D3).
-  @discardableResult
-  public func attach(to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, to: target)
+  /// What the DMA of the device's group may reach: the thing that is attached (MODEL C5). The
+  /// other devices of the group go where this one goes.
+  public var group: SecurityContext { SecurityContext(context: context, object: object) }
+
+  /// The same, of a device that shares its group with none.
+  /// - Throws: `EINVAL` where it has neighbours, whom the sentence names.
+  public func alone() throws(IOMMUError) -> SecurityContext {
+    let group = group
+    let neighbours = group.devices.filter { $0 !== device }
+    guard neighbours.isEmpty else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(device.name) shares IOMMU group \(device.group.id) with "
+          + neighbours.map(\.name).joined(separator: ", ")
+          + "; attach its group, which moves all of them")
+    }
+    return group
   }
 
-  /// Blocks the device's DMA. Nothing where it is not attached.
-  public func detach() { context.detach(object) }
-
-  // MARK: DMA with a PASID; PASID 0 stands for DMA without one
-
-  /// Attaches what the device does under a PASID to a page table of its own (MODEL D1).
-  ///
-  /// Linux: `iommufd_device_attach`. The table, and the one that the device uses without a
-  /// PASID, must have been made for it (`PagingAttributes.pasid`).
-  /// - Parameter target: A page table.
-  /// - Returns: The page table.
-  /// - Throws: `EBUSY` where the PASID is attached already, `EINVAL` where the table or the
-  ///   PASID does not fit, and as `attach(to:)`.
-  @discardableResult
-  public func attach(_ pasid: PASID, to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, pasid: pasid.nonzero, to: target, mode: .attach)
+  /// Lets another context attach page tables to PASIDs of the device: who has this binding and
+  /// that context may connect the two (MODEL A2, C7). What the device does without a PASID stays
+  /// this context's.
+  /// - Throws: `EINVAL` where its IOMMU has no PASIDs; as
+  ///   `Context.register`.
+  public func share(
+    with other: Context, cookie: UInt64? = nil
+  ) throws(IOMMUError) -> PASIDBinding {
+    try PASIDBinding(
+      binding: Binding(
+        context: other, object: other.share(checkedForSharing(), cookie: cookie),
+        keepsContext: true))
   }
 
-  /// Moves a PASID to another page table in one step.
-  ///
-  /// Linux: `iommufd_device_replace`.
-  /// - Returns: The page table.
-  /// - Throws: `EINVAL` where the PASID is not attached; as `attach(_:to:)`.
-  @discardableResult
-  public func replace(_ pasid: PASID, with target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, pasid: pasid.nonzero, to: target, mode: .replace)
+  private func checkedForSharing() throws(IOMMUError) -> DeviceObject {
+    guard object.device.capabilities.pasidBits > 0 else {
+      throw IOMMUError(
+        .invalidArgument, "\(device.name) has no PASIDs that another context could have")
+    }
+    return object
   }
-
-  /// Attaches a PASID or moves it to another page table in one step, as `attach(to:)` does
-  /// for DMA without one.
-  /// - Returns: The page table.
-  /// - Throws: As `attach(_:to:)`, but for `EBUSY`.
-  @discardableResult
-  public func attachOrReplace(
-    _ pasid: PASID, to target: ObjectID
-  ) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, pasid: pasid.nonzero, to: target)
-  }
-
-  /// Blocks DMA with a PASID. Nothing where it is not attached.
-  public func detach(_ pasid: PASID) { context.detach(object, pasid: pasid.nonzero) }
 }

@@ -7,30 +7,46 @@ import PageTables
 import SystemPackage
 
 extension Context {
-  /// Binds a device: its group comes under this context's ownership, blocked.
+  /// Binds a device: its group comes under this context's ownership, blocked. A slice of a
+  /// device brings its parent and its default PASID, and only that PASID is blocked.
   ///
   /// Linux: `iommufd_device_bind`; the proposal's `iommu_register_device`. MODEL C1, C2, C3.
   /// The binding unbinds when it goes.
-  /// - Parameter cookie: The user's own name for the device.
+  /// - Parameter cookie: The user's own name for the device, which no other device of the context
+  ///   has; nil gives it none.
   /// - Throws: `EPERM` where the group is owned by another context or is not viable, or its
   ///   interrupts are not isolated; `EINVAL` where its DMA is not coherent; `EBUSY` where this
-  ///   context has bound it already; `EBADF` where the context was closed.
-  public func bind(
-    _ device: PhysicalDevice, cookie: UInt64 = 0
+  ///   context has bound it already; `EEXIST` where the cookie is taken; `EBADF` where the
+  ///   context was closed.
+  public func register(
+    _ device: any BindableDevice, cookie: UInt64? = nil
   ) throws(IOMMUError) -> Binding {
-    try Binding(context: self, object: makeDevice(device, cookie: cookie), keepsContext: true)
+    try Binding(
+      context: self, object: makeDevice(device, cookie: cookie), keepsContext: true)
   }
 
   /// Binds a device on behalf of an object of this context, which goes when the context is
   /// closed: the binding does not keep the context alive.
-  public func bindInternally(_ device: PhysicalDevice) throws(IOMMUError) -> Binding {
-    try Binding(context: self, object: makeDevice(device, cookie: 0), keepsContext: false)
+  public func registerInternally(
+    _ device: any BindableDevice
+  ) throws(IOMMUError) -> Binding {
+    try Binding(context: self, object: makeDevice(device, cookie: nil), keepsContext: false)
+  }
+
+  /// The device that was registered with a cookie.
+  /// - Throws: `ENOENT`.
+  public func device(cookie: UInt64) throws(IOMMUError) -> ObjectID {
+    guard let object = boundDevice(where: { $0.cookie == cookie }) else {
+      throw IOMMUError(
+        .noSuchFileOrDirectory, "no device was registered with cookie \(hex(cookie))")
+    }
+    return object.id
   }
 
   private func makeDevice(
-    _ device: PhysicalDevice, cookie: UInt64
+    _ device: any BindableDevice, cookie: UInt64?
   ) throws(IOMMUError) -> DeviceObject {
-    let capabilities = device.capabilities
+    let capabilities = device.physical.capabilities
     guard capabilities.cacheCoherency else {
       throw IOMMUError(
         .invalidArgument,
@@ -41,43 +57,78 @@ extension Context {
         .notPermitted,
         "\(device.name)'s IOMMU cannot isolate interrupts, so its DMA could raise anybody's")
     }
+    let owner = ObjectIdentifier(self)
     return try configuration.withLock { (_) throws(IOMMUError) in
-      guard !isBound(device) else {
-        throw IOMMUError(.resourceBusy, "\(device.name) is already bound to this context")
-      }
-      try device.group.claim(for: ObjectIdentifier(self), device: device)
-      do throws(IOMMUError) {
-        return try objects.withLock { (objects) throws(IOMMUError) in
-          let object = try objects.table.insert { id in
-            let object = DeviceObject(id: id, device: device, cookie: cookie)
-            return (.device(object), object)
-          }
-          // The binding is a user: the id cannot be destroyed under it.
-          objects.table.addUser(of: object.id)
-          return object
-        }
-      } catch {
-        device.group.release()
-        throw error
+      try checkUnbound(device, cookie: cookie)
+      try device.group.claim(for: owner, device: device)
+      return try insert(device) { id in
+        DeviceObject(id: id, owner: owner, endpoint: device, cookie: cookie)
       }
     }
   }
 
-  private func isBound(_ device: PhysicalDevice) -> Bool {
-    objects.withLock { objects in
-      objects.table.ids.contains { id in
-        if case .device(let object)? = objects.table[id] {
-          object.device === device
-        } else {
-          false
-        }
+  /// Gives the holder of a binding's device its PASIDs in this context too (MODEL C7).
+  func share(
+    _ object: DeviceObject, cookie: UInt64?
+  ) throws(IOMMUError) -> DeviceObject {
+    let owner = ObjectIdentifier(self)
+    let device = object.endpoint
+    return try configuration.withLock { (_) throws(IOMMUError) in
+      try checkUnbound(device, cookie: cookie)
+      try device.group.share(with: owner, by: object.owner, device: device)
+      return try insert(device) { id in
+        DeviceObject(
+          id: id, owner: owner, endpoint: device, cookie: cookie, hasPASIDsOnly: true)
       }
+    }
+  }
+
+  private func checkUnbound(
+    _ device: any BindableDevice, cookie: UInt64?
+  ) throws(IOMMUError) {
+    guard boundDevice(where: { $0.endpoint === device }) == nil else {
+      throw IOMMUError(.resourceBusy, "\(device.name) is already bound to this context")
+    }
+    if let cookie, let other = boundDevice(where: { $0.cookie == cookie }) {
+      throw IOMMUError(
+        .fileExists,
+        "cookie \(hex(cookie)) is \(other.name)'s already; each device of a context has its own"
+      )
+    }
+  }
+
+  /// Adds the record of a device whose group was claimed.
+  private func insert(
+    _ device: any BindableDevice, _ make: (ObjectID) -> DeviceObject
+  ) throws(IOMMUError) -> DeviceObject {
+    do throws(IOMMUError) {
+      return try objects.withLock { (objects) throws(IOMMUError) in
+        let object = try objects.table.insert { id in
+          let object = make(id)
+          return (.device(object), object)
+        }
+        // The binding is a user: the id cannot be destroyed under it.
+        objects.table.addUser(of: object.id)
+        return object
+      }
+    } catch {
+      device.group.release(by: ObjectIdentifier(self))
+      throw error
+    }
+  }
+
+  private func boundDevice(where condition: (DeviceObject) -> Bool) -> DeviceObject? {
+    objects.withLock { objects in
+      for id in objects.table.ids {
+        if case .device(let object)? = objects.table[id], condition(object) { return object }
+      }
+      return nil
     }
   }
 
   /// Undoes a bind, and the attachments before it.
   func unbind(_ object: DeviceObject, keepsContext: Bool) {
-    for pasid in object.device.group.attachedPASIDs(of: object) {
+    for pasid in object.group.attachedPASIDs(of: object) {
       detach(object, pasid: pasid)
     }
     dropUser(of: object.id)
@@ -120,7 +171,7 @@ extension Context {
       case nil:
         throw IOMMUError(
           .noSuchFileOrDirectory,
-          "this context has no object \(target) to attach \(object.device.name) to")
+          "this context has no object \(target) to attach \(object.name) to")
       }
     }
   }
@@ -160,7 +211,7 @@ extension Context {
     _ change: AttachmentChange, to table: HWPT, _ configuration: inout Configuration
   ) throws(IOMMUError) {
     let object = change.object
-    let old = try object.device.group.connect(
+    let old = try object.group.connect(
       object, pasid: change.pasid, to: table, mode: change.mode)
     guard let old else { return }
     objects.withLock { objects in
@@ -177,7 +228,7 @@ extension Context {
   /// nothing where it is not attached. Linux: `iommufd_device_detach`.
   func detach(_ object: DeviceObject, pasid: PASID? = nil) {
     configuration.withLock { configuration in
-      guard let table = object.device.group.disconnect(object, pasid: pasid) else { return }
+      guard let table = object.group.disconnect(object, pasid: pasid) else { return }
       objects.withLock { objects in
         objects.table.dropUser(of: table.id)
         objects.table.dropUser(of: object.id)

@@ -144,7 +144,8 @@ extension Context {
   public func attachedHWPT(
     of device: ObjectID, pasid: PASID? = nil
   ) throws(IOMMUError) -> ObjectID? {
-    try self.device(device).device.group.table(pasid: pasid?.nonzero)?.id
+    let object = try self.device(device)
+    return object.group.table(of: object, pasid: pasid?.nonzero)?.id
   }
 
   /// The machine's device behind a bound one, for drivers that look into their own.

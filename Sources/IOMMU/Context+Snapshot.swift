@@ -37,7 +37,8 @@ extension Context {
     case .hwpt(let table):
       ["  \(table.attributes), nested \(table.isNested)"]
         + (table.isNested ? [] : table.addressSpace.translations(of: table.paging))
-    case .device(let object): ["  \(object.device.name), cookie \(object.cookie)"]
+    case .device(let object):
+      ["  \(object.name), cookie \(object.cookie.map(String.init) ?? "none")"]
     case .faultQueue(let queue):
       ["  \(queue.counts.waiting) groups to read, \(queue.counts.delivered) to answer"]
     case .virtualIOMMU(let object): ["  type \(hex(object.type)) on \(object.parent.id)"]
@@ -114,12 +115,12 @@ extension PhysicalMemory {
 extension DeviceGroup {
   fileprivate var snapshot: String {
     state.withLock { state in
-      let attachments = state.attachments.map { pasid, attachment in
-        "PASID \(pasid.map { "\($0.rawValue)" } ?? "none") on \(attachment.table.id) for "
-          + "\(attachment.devices.map(\.id))"
+      let attachments = state.attachments.map { slot, attachment in
+        "PASID \(slot.pasid.map { "\($0.rawValue)" } ?? "none") of sub-group \(slot.subgroup) on "
+          + "\(attachment.table.id) for \(attachment.devices.map(\.id))"
       }
-      return "group \(id): \(state.devices.map(\.name)), owned \(state.owner != nil) "
-        + "\(state.ownerCount) times, \(attachments.sorted())"
+      return "group \(id): \(state.members.map(\.device.name)), owned "
+        + "\(state.owners.values.sorted()) times, \(attachments.sorted())"
     }
   }
 }

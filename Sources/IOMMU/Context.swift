@@ -154,7 +154,7 @@ public final class Context: Sendable {
       }
     case .device(let object):
       entombVirtualDevice(of: object, &configuration)
-      object.device.group.release()
+      object.group.release(by: object.owner)
     case .virtualIOMMU(let object):
       dismantle(object)
     case .virtualDevice(let object):

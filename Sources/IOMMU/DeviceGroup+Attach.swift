@@ -30,7 +30,8 @@ extension DeviceGroup {
     _ object: DeviceObject, pasid: PASID?, to table: HWPT, mode: AttachMode
   ) throws(IOMMUError) -> Replaced? {
     try state.withLock { (state) throws(IOMMUError) in
-      if let old = state.attachments[pasid], old.devices.contains(where: { $0 === object }) {
+      let slot = try slot(of: object, pasid: pasid, state)
+      if let old = state.attachments[slot], old.devices.contains(where: { $0 === object }) {
         guard mode != .attach else {
           throw IOMMUError(
             .resourceBusy,
@@ -38,7 +39,7 @@ extension DeviceGroup {
               + "replace that or detach it first")
         }
         if old.table === table { return nil }
-        try replace(old, by: table, pasid: pasid, &state)
+        try replace(old, by: table, slot: slot, &state)
         return Replaced(table: old.table, devices: old.devices.count)
       }
       guard mode != .replace else {
@@ -46,51 +47,80 @@ extension DeviceGroup {
           .invalidArgument,
           "\(Self.describe(object, pasid)) is attached to nothing that could be replaced")
       }
-      try attachFirst(object, pasid: pasid, to: table, &state)
+      try attachFirst(object, slot: slot, to: table, &state)
       return Replaced(table: nil, devices: 1)
     }
   }
 
   private static func describe(_ object: DeviceObject, _ pasid: PASID?) -> String {
-    object.device.name + (pasid.map { " with PASID \($0.rawValue)" } ?? "")
+    object.name + (pasid.map { " with PASID \($0.rawValue)" } ?? "")
+  }
+
+  /// Where a bound device's DMA is routed.
+  /// - Throws: `EBADF` where it was unbound; `EPERM` for DMA without a PASID through a binding
+  ///   that has only PASIDs.
+  private func slot(
+    of object: DeviceObject, pasid: PASID?, _ state: borrowing State
+  ) throws(IOMMUError) -> Slot {
+    guard let subgroup = state.subgroup(of: object.endpoint),
+      state.owners[object.owner] != nil
+    else {
+      throw IOMMUError(.badFileDescriptor, "\(object.name) is not bound any more")
+    }
+    guard pasid != nil || !object.hasPASIDsOnly else {
+      throw IOMMUError(
+        .notPermitted,
+        "\(object.name) is bound to this context for PASIDs only; another one holds the rest")
+    }
+    return Slot(subgroup: subgroup, pasid: pasid)
+  }
+
+  /// Who is attached to what, as an error of `object`'s context may say it: ids of other
+  /// contexts are nobody's business (MODEL A1).
+  private static func describe(_ current: Attachment, for object: DeviceObject) -> String {
+    let neighbours = current.devices.map(\.name).joined(separator: ", ")
+    let own = current.devices.contains { $0.owner == object.owner }
+    return own
+      ? "\(neighbours), which uses HWPT \(current.table.id)"
+      : "\(neighbours), which another open of /dev/iommu has attached"
   }
 
   private func attachFirst(
-    _ object: DeviceObject, pasid: PASID?, to table: HWPT, _ state: inout State
+    _ object: DeviceObject, slot: Slot, to table: HWPT, _ state: inout State
   ) throws(IOMMUError) {
-    if let current = state.attachments[pasid], current.table !== table {
-      let neighbours = current.devices.map(\.device.name).joined(separator: ", ")
+    let pasid = slot.pasid
+    if let current = state.attachments[slot], current.table !== table {
       throw IOMMUError(
         .invalidArgument,
-        "\(object.device.name) shares IOMMU group \(id) with \(neighbours), which uses HWPT "
-          + "\(current.table.id); the devices of a group are in one address space")
+        "\(object.name) shares IOMMU group \(id) with \(Self.describe(current, for: object)); "
+          + "the devices of a group are in one address space")
     }
+    let devices = state.devices(of: slot.subgroup)
     // As on Linux only DMA without a PASID is kept off the reserved ranges.
     let reserves = pasid == nil
     let space = table.addressSpace
     if reserves {
-      try space.reserve(
-        reservedRanges(of: object.device), for: .device(object.device.requester))
+      try space.reserve(reservedRanges(of: object), for: .device(object.endpointID))
     }
-    var attachment = state.attachments[pasid] ?? Attachment(table: table, devices: [])
+    var attachment = state.attachments[slot] ?? Attachment(table: table, devices: [])
     attachment.devices.append(object)
     attachment.ports.merge(Self.openPorts(of: [object], to: table)) { $1 }
     do throws(IOMMUError) {
-      if state.attachments[pasid] == nil {
-        try check(table, fits: state.devices)
-        try check(table, pasid: pasid, state)
+      if state.attachments[slot] == nil {
+        try check(table, fits: devices)
+        try check(table, slot: slot, state)
         try Self.switchAll(
-          state.devices, pasid: pasid, to: attachment.route, from: .blocked)
+          devices, pasid: pasid, to: attachment.route, from: { _ in .blocked })
       } else if attachment.ports[object.device.requester] != nil {
         try FailurePoint.pass(.attachment)
-        try attachment.route.set(object.device, pasid: pasid)
+        try attachment.route.set(object.endpoint, pasid: pasid)
       }
     } catch {
       attachment.ports[object.device.requester]?.close()
-      if reserves { space.unreserve(.device(object.device.requester)) }
+      if reserves { space.unreserve(.device(object.endpointID)) }
       throw error
     }
-    state.attachments[pasid] = attachment
+    state.attachments[slot] = attachment
   }
 
   /// Places for the page requests of devices that are about to be attached to a table; none
@@ -109,28 +139,33 @@ extension DeviceGroup {
   }
 
   private func replace(
-    _ old: Attachment, by table: HWPT, pasid: PASID?, _ state: inout State
+    _ old: Attachment, by table: HWPT, slot: Slot, _ state: inout State
   ) throws(IOMMUError) {
+    let pasid = slot.pasid
+    let devices = state.devices(of: slot.subgroup)
     let moves = pasid == nil && old.table.addressSpace !== table.addressSpace
-    try check(table, fits: state.devices)
+    try check(table, fits: devices)
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
     let new = Attachment(
       table: table, devices: old.devices, ports: Self.openPorts(of: old.devices, to: table))
     do throws(IOMMUError) {
-      try check(table, pasid: pasid, state)
-      try Self.switchAll(state.devices, pasid: pasid, to: new.route, from: old.route)
+      try check(table, slot: slot, state)
+      try Self.switchAll(devices, pasid: pasid, to: new.route, from: { _ in old.route })
     } catch {
       for port in new.ports.values { port.close() }
       if moves { unreserve(old.devices, in: table.addressSpace) }
       throw error
     }
-    state.attachments[pasid] = new
+    state.attachments[slot] = new
     // Requests that came through the old table have nothing to wait for in the new one.
     for port in old.ports.values { port.close() }
     if moves { unreserve(old.devices, in: old.table.addressSpace) }
   }
 
-  private func check(_ table: HWPT, fits devices: [PhysicalDevice]) throws(IOMMUError) {
+  private func check(
+    _ table: HWPT, fits members: [any BindableDevice]
+  ) throws(IOMMUError) {
+    let devices = members.map(\.physical)
     if let misfit = devices.first(where: { $0.driver !== table.driver }) {
       throw IOMMUError(
         .invalidArgument,
@@ -151,23 +186,28 @@ extension DeviceGroup {
   ///
   /// Linux: `iommufd_hwpt_pasid_compat`.
   private func check(
-    _ table: HWPT, pasid: PASID?, _ state: borrowing State
+    _ table: HWPT, slot: Slot, _ state: borrowing State
   ) throws(IOMMUError) {
     let allows = table.attributes.contains(.pasid)
-    if let pasid {
+    if let pasid = slot.pasid {
       guard allows else {
         throw IOMMUError(
           .invalidArgument,
           "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made without "
             + "IOMMU_HWPT_ALLOC_PASID")
       }
-      if let own = state.attachments[nil]?.table, !own.attributes.contains(.pasid) {
+      if let own = state.attachments[Slot(subgroup: slot.subgroup, pasid: nil)]?.table,
+        !own.attributes.contains(.pasid)
+      {
         throw IOMMUError(
           .invalidArgument,
           "HWPT \(own.id), which IOMMU group \(id) uses without a PASID, was made without "
             + "IOMMU_HWPT_ALLOC_PASID, so its devices cannot use PASIDs")
       }
-    } else if !allows, state.attachments.keys.contains(where: { $0 != nil }) {
+    } else if !allows,
+      state.attachments.keys.contains(where: { $0.subgroup == slot.subgroup && $0.pasid != nil }
+      )
+    {
       throw IOMMUError(
         .invalidArgument,
         "HWPT \(table.id) was made without IOMMU_HWPT_ALLOC_PASID; IOMMU group \(id) uses PASIDs"
@@ -175,8 +215,8 @@ extension DeviceGroup {
     }
   }
 
-  private func reservedRanges(of device: PhysicalDevice) -> [ClosedRange<UInt64>] {
-    device.driver.reservedRegions(for: device.requester).map(\.range)
+  private func reservedRanges(of object: DeviceObject) -> [ClosedRange<UInt64>] {
+    object.device.driver.reservedRegions(for: object.device.requester).map(\.range)
   }
 
   private func reserve(
@@ -184,8 +224,7 @@ extension DeviceGroup {
   ) throws(IOMMUError) {
     for (index, object) in objects.enumerated() {
       do throws(IOMMUError) {
-        try space.reserve(
-          reservedRanges(of: object.device), for: .device(object.device.requester))
+        try space.reserve(reservedRanges(of: object), for: .device(object.endpointID))
       } catch {
         unreserve(Array(objects[..<index]), in: space)
         throw error
@@ -194,29 +233,33 @@ extension DeviceGroup {
   }
 
   private func unreserve(_ objects: [DeviceObject], in space: AddressSpace) {
-    for object in objects { space.unreserve(.device(object.device.requester)) }
+    for object in objects { space.unreserve(.device(object.endpointID)) }
   }
 
   /// Detaches a bound device. The last one takes the group back to blocked.
   /// - Returns: The table it was on; nil where it was on none.
   func disconnect(_ object: DeviceObject, pasid: PASID?) -> HWPT? {
     state.withLock { state in
-      guard var attachment = state.attachments[pasid],
+      guard let subgroup = state.subgroup(of: object.endpoint),
+        case let slot = Slot(subgroup: subgroup, pasid: pasid),
+        var attachment = state.attachments[slot],
         let index = attachment.devices.firstIndex(where: { $0 === object })
       else { return nil }
       attachment.devices.remove(at: index)
       let port = attachment.ports.removeValue(forKey: object.device.requester)
       if attachment.devices.isEmpty {
-        for device in state.devices { Self.restore(device, pasid: pasid, to: .blocked) }
-        state.attachments[pasid] = nil
+        for device in state.devices(of: subgroup) {
+          Self.restore(device, pasid: pasid, to: .blocked)
+        }
+        state.attachments[slot] = nil
       } else {
         // Its DMA goes where its neighbours' goes, but nobody answers for it any more.
-        if port != nil { Self.restore(object.device, pasid: pasid, to: attachment.route) }
-        state.attachments[pasid] = attachment
+        if port != nil { Self.restore(object.endpoint, pasid: pasid, to: attachment.route) }
+        state.attachments[slot] = attachment
       }
       port?.close()
       if pasid == nil {
-        attachment.table.addressSpace.unreserve(.device(object.device.requester))
+        attachment.table.addressSpace.unreserve(.device(object.endpointID))
       }
       return attachment.table
     }
@@ -225,10 +268,15 @@ extension DeviceGroup {
   /// The PASIDs that a bound device is attached by; nil stands for DMA without one.
   func attachedPASIDs(of object: DeviceObject) -> [PASID?] {
     state.withLock { state in
-      state.attachments.filter { $0.value.devices.contains { $0 === object } }.map(\.key)
+      state.attachments.filter { $0.value.devices.contains { $0 === object } }.map(\.key.pasid)
     }
   }
 
-  /// What the group's DMA goes through. Nil where it is blocked.
-  func table(pasid: PASID?) -> HWPT? { state.withLock { $0.attachments[pasid]?.table } }
+  /// What a bound device's DMA goes through. Nil where it is blocked.
+  func table(of object: DeviceObject, pasid: PASID?) -> HWPT? {
+    state.withLock { state in
+      state.subgroup(of: object.endpoint)
+        .flatMap { state.attachments[Slot(subgroup: $0, pasid: pasid)]?.table }
+    }
+  }
 }

@@ -11,13 +11,37 @@ public final class DeviceGroup: Sendable {
   public let id: UInt32
 
   struct State: Sendable {
-    var devices: [PhysicalDevice] = []
-    /// The context that owns the group, and how many bindings it has in it.
-    var owner: ObjectIdentifier?
-    var ownerCount = 0
-    /// What the group's DMA goes through, by PASID; nil is DMA without one. Where there is
-    /// nothing, it is blocked.
-    var attachments: [PASID?: Attachment] = [:]
+    var members: [Member] = []
+    /// The contexts that own the group, and how many bindings each has in it. MODEL C7: one of
+    /// them holds what the devices do without a PASID, the others only PASIDs.
+    var owners: [ObjectIdentifier: Int] = [:]
+    var mainOwner: ObjectIdentifier?
+    /// What the group's DMA goes through. Where there is nothing, it is blocked.
+    var attachments: [Slot: Attachment] = [:]
+
+    var isOwned: Bool { !owners.isEmpty }
+
+    /// The devices whose DMA goes one way.
+    func devices(of subgroup: Int) -> [any BindableDevice] {
+      members.filter { $0.subgroup == subgroup }.map(\.device)
+    }
+
+    func subgroup(of device: any BindableDevice) -> Int? {
+      members.first { $0.device === device }?.subgroup
+    }
+  }
+
+  struct Member: Sendable {
+    let device: any BindableDevice
+    /// Devices of different numbers are told apart by the IOMMU (MODEL D3).
+    let subgroup: Int
+    var hostDriver: HostDriver
+  }
+
+  /// DMA that is routed together: of one sub-group, under one PASID; nil is DMA without one.
+  struct Slot: Hashable, Sendable {
+    let subgroup: Int
+    let pasid: PASID?
   }
 
   /// A page table in use, and the bound devices that asked for it, one by one; never none.
@@ -38,12 +62,17 @@ public final class DeviceGroup: Sendable {
     var ports: [RequesterID: PageRequestPort] = [:]
 
     static var blocked: Route { Route(context: .blocked) }
-    static var host: Route { Route(context: .host) }
+    /// Where a device's DMA goes while nobody owns it.
+    static func idle(_ device: any BindableDevice) -> Route {
+      Route(context: device.idleContext)
+    }
 
     /// - Throws: What the driver throws; then the device is where it was.
-    func set(_ device: PhysicalDevice, pasid: PASID?) throws(IOMMUError) {
-      try device.driver.setContext(
-        of: device.requester, pasid: pasid, to: context, requests: ports[device.requester])
+    func set(_ device: any BindableDevice, pasid: PASID?) throws(IOMMUError) {
+      let physical = device.physical
+      try physical.driver.setContext(
+        of: physical.requester, pasid: device.physicalPASID(for: pasid), to: context,
+        requests: ports[physical.requester])
     }
   }
 
@@ -54,91 +83,64 @@ public final class DeviceGroup: Sendable {
     state = RankedMutex(.group, State())
   }
 
-  public var devices: [PhysicalDevice] { state.withLock { $0.devices } }
+  public var devices: [any BindableDevice] { state.withLock { $0.members.map(\.device) } }
 
   /// Whether a context owns the group.
-  public var isOwned: Bool { state.withLock { $0.owner != nil } }
+  public var isOwned: Bool { state.withLock { $0.isOwned } }
 
-  func add(_ device: PhysicalDevice) throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      // A device that joins an owned group shares its fate at once.
-      if state.owner != nil {
-        let context = state.attachments[nil]?.table.context ?? .blocked
-        try device.driver.setContext(of: device.requester, pasid: nil, to: context)
-        for (pasid, attachment) in state.attachments {
-          guard let pasid else { continue }
-          try device.driver.setContext(
-            of: device.requester, pasid: pasid, to: attachment.table.context)
-        }
-      }
-      state.devices.append(device)
+  /// The devices that go where a device of the group goes, itself included (MODEL D3).
+  func companions(of device: any BindableDevice) -> [any BindableDevice] {
+    state.withLock { state in
+      guard let subgroup = state.subgroup(of: device) else { return [device] }
+      return state.devices(of: subgroup)
     }
   }
 
-  func remove(_ device: PhysicalDevice) throws(IOMMUError) {
+  func add(
+    _ device: any BindableDevice, subgroup: Int, hostDriver: HostDriver
+  ) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
-      guard state.owner == nil else {
+      // A device that joins an owned group shares its fate at once.
+      if state.isOwned {
+        if case .dma(let driver) = hostDriver { throw heldAgainst(driver, of: device.name) }
+        let route = state.attachments[Slot(subgroup: subgroup, pasid: nil)]?.route
+        try (route ?? .blocked).set(device, pasid: nil)
+        for (slot, attachment) in state.attachments
+        where slot.subgroup == subgroup && slot.pasid != nil {
+          try attachment.route.set(device, pasid: slot.pasid)
+        }
+      } else if device.defaultPASID != nil {
+        try Route.blocked.set(device, pasid: nil)
+      }
+      state.members.append(
+        Member(device: device, subgroup: subgroup, hostDriver: hostDriver))
+    }
+  }
+
+  func remove(_ device: any BindableDevice) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard !state.isOwned else {
         throw IOMMUError(
           .resourceBusy, "\(device.name) is in IOMMU group \(id), which a client owns")
       }
-      state.devices.removeAll { $0 === device }
+      state.members.removeAll { $0.device === device }
     }
   }
 
   /// The machine is gone: lets go of the devices, which hold the group.
-  func dissolve() { state.withLock { $0.devices = [] } }
-
-  /// Makes `owner` the group's owner, or counts one more binding of it. The first one moves
-  /// the whole group to the blocked context.
-  ///
-  /// Linux: `iommu_device_claim_dma_owner`. MODEL C2, C3.
-  /// - Throws: `EPERM` where another context owns it or a host driver uses DMA; the sentence
-  ///   says who is in the way.
-  func claim(for owner: ObjectIdentifier, device: PhysicalDevice) throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      if let current = state.owner {
-        guard current == owner else {
-          throw IOMMUError(
-            .notPermitted,
-            "\(device.name) is in IOMMU group \(id), which another open of /dev/iommu owns")
-        }
-        state.ownerCount += 1
-        return
-      }
-      for neighbour in state.devices {
-        if case .dma(let driver) = neighbour.hostDriver {
-          throw IOMMUError(
-            .notPermitted,
-            "IOMMU group \(id) is not viable: \(neighbour.name) is bound to the host driver "
-              + "\(driver); unbind that first")
-        }
-      }
-      try Self.switchAll(state.devices, pasid: nil, to: .blocked, from: .host)
-      state.owner = owner
-      state.ownerCount = 1
-    }
-  }
-
-  /// Undoes one `claim`. The last one gives the group back to the host.
-  func release() {
-    state.withLock { state in
-      state.ownerCount -= 1
-      guard state.ownerCount == 0 else { return }
-      state.owner = nil
-      for device in state.devices { Self.restore(device, pasid: nil, to: .host) }
-    }
-  }
+  func dissolve() { state.withLock { $0.members = [] } }
 
   /// Sends every device of a group along `route`, or none of them.
   static func switchAll(
-    _ devices: [PhysicalDevice], pasid: PASID?, to route: Route, from old: Route
+    _ devices: [any BindableDevice], pasid: PASID?, to route: Route,
+    from old: (any BindableDevice) -> Route
   ) throws(IOMMUError) {
     for (index, device) in devices.enumerated() {
       do throws(IOMMUError) {
         try FailurePoint.pass(.attachment)
         try route.set(device, pasid: pasid)
       } catch {
-        for device in devices[..<index] { restore(device, pasid: pasid, to: old) }
+        for device in devices[..<index] { restore(device, pasid: pasid, to: old(device)) }
         throw error
       }
     }
@@ -146,12 +148,12 @@ public final class DeviceGroup: Sendable {
 
   /// Goes back to a route that the driver has accepted before, which cannot be refused;
   /// were it refused all the same, the device is blocked rather than left where it was.
-  static func restore(_ device: PhysicalDevice, pasid: PASID?, to route: Route) {
+  static func restore(_ device: any BindableDevice, pasid: PASID?, to route: Route) {
     do throws(IOMMUError) {
       try route.set(device, pasid: pasid)
     } catch {
       assertionFailure("\(device.name): \(error)")
-      try? device.driver.setContext(of: device.requester, pasid: pasid, to: .blocked)
+      try? Route.blocked.set(device, pasid: pasid)
     }
   }
 }

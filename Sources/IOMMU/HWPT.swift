@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A page table as an object of a context (Linux: `iommufd_hw_pagetable`), and a bound device
-// (`iommufd_device`).
+// A page table as an object of a context (Linux: `iommufd_hw_pagetable`).
 
 /// A page table of a context: one that the engine fills from an address space, or one of the
 /// user's that is nested on such a table.
@@ -61,19 +60,5 @@ final class HWPT: Sendable {
 
   var isNested: Bool {
     if case .nested = kind { true } else { false }
-  }
-}
-
-/// A device that is bound to a context. MODEL C1: the record has the context (whose table it
-/// is in), the physical device and the cookie.
-final class DeviceObject: Sendable {
-  let id: ObjectID
-  let device: PhysicalDevice
-  let cookie: UInt64
-
-  init(id: ObjectID, device: PhysicalDevice, cookie: UInt64) {
-    self.id = id
-    self.device = device
-    self.cookie = cookie
   }
 }

@@ -88,14 +88,14 @@ extension Context {
   }
 }
 
-extension Binding {
-  /// Attaches the device to a space, or moves it there in one step. As `attach(to:)` by id.
+extension SecurityContext {
+  /// Attaches the group to a space, or moves it there in one step. As `attach(to:)` by id.
   @discardableResult
   public func attach(to space: borrowing IOAS) throws(IOMMUError) -> ObjectID {
     guard space.context === context else {
       throw IOMMUError(
         .noSuchFileOrDirectory,
-        "\(device.name) is bound to another context than the address space belongs to")
+        "\(object.name) is bound to another context than the address space belongs to")
     }
     return try attach(to: space.id)
   }

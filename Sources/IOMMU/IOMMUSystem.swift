@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One machine as the engine sees it: physical space, groups and the devices in them.
+// One machine as the engine sees it: physical space, and the groups of its devices.
 
 import Synchronization
 import SystemPackage
@@ -70,15 +70,55 @@ public final class IOMMUSystem: Sendable {
   }
 
   /// Adds a device behind an IOMMU. Its DMA goes nowhere until somebody owns its group.
+  /// - Parameter subgroup: Devices of a group with different numbers are told apart by their
+  ///   IOMMU, which routes them one by one, though they are not isolated from each other
+  ///   (MODEL D3). The group is owned as a whole all the same.
   /// - Throws: What the driver throws for a requester that it does not know.
   public func addDevice(
     name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    hostDriver: HostDriver = .none
+    subgroup: Int = 0, hostDriver: HostDriver = .none
   ) throws(IOMMUError) -> PhysicalDevice {
     let device = PhysicalDevice(
-      name: name, requester: requester, driver: driver, group: group, hostDriver: hostDriver)
-    try group.add(device)
+      name: name, requester: requester, driver: driver, group: group)
+    try group.add(device, subgroup: subgroup, hostDriver: hostDriver)
     return device
+  }
+
+  /// Adds a slice of a device, in a group of its own, blocked (MODEL C1, D2 kind 2).
+  /// - Parameters:
+  ///   - name: As sentences and sysfs name it: its UUID.
+  ///   - defaultPASID: What its DMA carries beside the parent's requester id; not 0.
+  ///   - group: Number of its group; nil takes the lowest free one.
+  /// - Throws: `EINVAL` for a PASID that the parent's IOMMU cannot tell apart; `EBUSY` where
+  ///   another slice of the parent has it; `EEXIST` where the group's number is taken.
+  public func addMediatedDevice(
+    name: String, parent: PhysicalDevice, defaultPASID: PASID, group number: UInt32? = nil
+  ) throws(IOMMUError) -> MediatedDevice {
+    try parent.claim(defaultPASID, for: name)
+    do throws(IOMMUError) {
+      let group: DeviceGroup
+      if let number { group = try addGroup(number) } else { group = addGroup() }
+      let device = MediatedDevice(
+        name: name, parent: parent, defaultPASID: defaultPASID, group: group)
+      do throws(IOMMUError) {
+        try group.add(device, subgroup: 0, hostDriver: .none)
+      } catch {
+        try removeGroup(group)
+        throw error
+      }
+      return device
+    } catch {
+      parent.free(defaultPASID)
+      throw error
+    }
+  }
+
+  /// Takes a slice away. Its PASID stays blocked until another slice has it.
+  /// - Throws: `EBUSY` while a context owns it.
+  public func removeMediatedDevice(_ device: MediatedDevice) throws(IOMMUError) {
+    try device.group.remove(device)
+    try removeGroup(device.group)
+    if let pasid = device.defaultPASID { device.parent.free(pasid) }
   }
 
   /// Lowest number first.
@@ -91,42 +131,4 @@ public final class IOMMUSystem: Sendable {
 
   func contextOpened() { state.withLock { $0.contexts += 1 } }
   func contextClosed() { state.withLock { $0.contexts -= 1 } }
-}
-
-/// The host's driver of a device, as far as isolation cares (MODEL C3).
-public enum HostDriver: Hashable, Sendable {
-  case none
-  /// Known not to start DMA by itself: vfio-pci, pcieport.
-  case safe(String)
-  /// Uses DMA: its group cannot be given away while it is bound.
-  case dma(String)
-}
-
-/// A device behind an IOMMU, named by its requester id. Thread-safe.
-public final class PhysicalDevice: Sendable {
-  /// As sentences and sysfs name it: `0000:e0:04.0`.
-  public let name: String
-  public let requester: RequesterID
-  public let driver: any IOMMUDriver
-  /// The group lives as long as its machine.
-  public let group: DeviceGroup
-  public let hostDriver: HostDriver
-
-  init(
-    name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    hostDriver: HostDriver
-  ) {
-    self.name = name
-    self.requester = requester
-    self.driver = driver
-    self.group = group
-    self.hostDriver = hostDriver
-  }
-
-  /// What its IOMMU can do for it (MODEL B8).
-  public var capabilities: IOMMUCapabilities { driver.capabilities(for: requester) }
-
-  /// Takes the device out of its group: it was removed from the machine.
-  /// - Throws: `EBUSY` while its group is owned by a context.
-  public func remove() throws(IOMMUError) { try group.remove(self) }
 }

@@ -78,7 +78,7 @@ public final class PageRequestPort: Sendable {
     self.queue = queue
     self.table = table
     device = object.id
-    cookie = object.cookie
+    cookie = object.cookie ?? 0
     driver = object.device.driver
     requester = object.device.requester
   }

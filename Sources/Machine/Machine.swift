@@ -107,7 +107,7 @@ private struct Parts {
       throw IOMMUError(
         .invalidArgument, "\(device.address) is behind '\(device.iommu)', which is not there")
     }
-    guard !functions.contains(where: { $0.device.requester == device.address }) else {
+    guard !functions.contains(where: { $0.device.physical.requester == device.address }) else {
       throw IOMMUError(.fileExists, "the machine has \(device.address) twice")
     }
     let physical = try system.addDevice(
@@ -136,7 +136,7 @@ private struct Parts {
     for function in functions {
       var sizes = [UInt64](repeating: 0, count: 6)
       for bar in function.bars { sizes[bar.index] = bar.size }
-      result[function.device.requester] = MachineView.Function(
+      result[function.device.physical.requester] = MachineView.Function(
         configuration: function.config.contents, barSizes: sizes)
     }
     return result

@@ -44,8 +44,8 @@ public final class MockDevice: ForeignObject {
     do throws(IOMMUError) {
       let device = try driver.makeDevice(flags)
       do throws(IOMMUError) {
-        let binding = try context.bindInternally(device)
-        let table = try binding.attach(to: target)
+        let binding = try context.registerInternally(device)
+        let table = try binding.group.attach(to: target)
         let bound = binding.id
         let mock = MockDevice(driver: driver, device: device, binding: binding)
         context.publish(mock, as: object)
@@ -63,23 +63,25 @@ public final class MockDevice: ForeignObject {
   /// Moves the device to another table in one step. Linux: `iommufd_device_replace`.
   /// - Returns: The page table.
   public func replace(with target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try withBinding { (binding) throws(IOMMUError) in try binding.attach(to: target) }
+    try withBinding { (binding) throws(IOMMUError) in try binding.group.attach(to: target) }
   }
 
-  /// Attaches a PASID. As `Binding.attach(_:to:)`.
+  /// Attaches a PASID. As `SecurityContext.attach(_:to:)`.
   public func attach(_ pasid: PASID, to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try withBinding { (binding) throws(IOMMUError) in try binding.attach(pasid, to: target) }
+    try withBinding { (binding) throws(IOMMUError) in
+      try binding.group.attach(pasid, to: target)
+    }
   }
 
-  /// Moves a PASID to another table. As `Binding.replace(_:with:)`.
+  /// Moves a PASID to another table. As `SecurityContext.replace(_:with:)`.
   public func replace(_ pasid: PASID, with target: ObjectID) throws(IOMMUError) -> ObjectID {
     try withBinding { (binding) throws(IOMMUError) in
-      try binding.replace(pasid, with: target)
+      try binding.group.replace(pasid, with: target)
     }
   }
 
   /// Detaches a PASID. Nothing where it is not attached.
-  public func detach(_ pasid: PASID) { binding.withLock { $0?.detach(pasid) } }
+  public func detach(_ pasid: PASID) { binding.withLock { $0?.group.detach(pasid) } }
 
   /// The table that a PASID goes through; nil where it is blocked.
   /// - Throws: `ENOENT` where the device was destroyed meanwhile.

@@ -9,8 +9,9 @@ import SystemPackage
 
 /// One function. Thread-safe.
 public final class PCIFunction: Sendable {
-  /// What the IOMMU layer knows of it; its requester id is the function's address.
-  public let device: PhysicalDevice
+  /// What the IOMMU layer knows of it: a device whose requester id is the function's address, or
+  /// a slice of one.
+  public let device: any BindableDevice
   public let model: any PCIDeviceModel
   public let config: PCIConfigSpace
   public let interrupts: InterruptVectors
@@ -26,7 +27,7 @@ public final class PCIFunction: Sendable {
   ///   - barAddresses: Multiples of the BARs' sizes, in the order of the model's `bars`; laid
   ///     out from `0xC000_0000` up where nil.
   public init(
-    device: PhysicalDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
+    device: any BindableDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
     barAddresses: [UInt64]? = nil
   ) {
     self.device = device

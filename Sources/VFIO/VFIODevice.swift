@@ -62,12 +62,7 @@ public final class VFIOGroup: Sendable {
 
   /// Whether a user could take the group now: nobody owns it, and no host driver in it does
   /// DMA. Linux: `VFIO_GROUP_FLAGS_VIABLE` without a container.
-  public var isViable: Bool {
-    !group.isOwned
-      && !group.devices.contains {
-        if case .dma = $0.hostDriver { true } else { false }
-      }
-  }
+  public var isViable: Bool { group.isViable }
 }
 
 /// A PCI function bound to vfio-pci. Linux: `struct vfio_device`. Thread-safe.
@@ -140,7 +135,7 @@ public final class DeviceSession: Sendable {
         guard !hasAccess else { throw alreadyBound("this file has") }
         let context = try findContext()
         guard state.user == nil else { throw alreadyBound("another open of its node has") }
-        let binding = try context.bind(device.function.device)
+        let binding = try context.register(device.function.device)
         device.function.enable()
         do throws(IOMMUError) {
           try publish(binding.id)
@@ -176,9 +171,9 @@ public final class DeviceSession: Sendable {
     try device.state.withLock { (state) throws(IOMMUError) in
       let table =
         if let pasid {
-          try state.binding?.attachOrReplace(pasid, to: target)
+          try state.binding?.group.attachOrReplace(pasid, to: target)
         } else {
-          try state.binding?.attach(to: target)
+          try state.binding?.group.attach(to: target)
         }
       guard let table else { return }
       do throws(IOMMUError) {
@@ -198,7 +193,7 @@ public final class DeviceSession: Sendable {
   }
 
   private static func detach(_ pasid: PASID?, from binding: inout Binding?) {
-    if let pasid { binding?.detach(pasid) } else { binding?.detach() }
+    if let pasid { binding?.group.detach(pasid) } else { binding?.group.detach() }
   }
 
   /// The last reference to the file is gone: interrupts end, the device is reset and unbound.

@@ -34,7 +34,7 @@ final class TestLimit: MemoryLimit {
   }
 
   private func attach(_ slot: UInt8, to ioas: ObjectID) throws -> DeviceHolder {
-    let holder = DeviceHolder(try context.bind(machine.device(slot)))
+    let holder = DeviceHolder(try context.register(machine.device(slot)))
     try holder.attach(to: ioas)
     return holder
   }
@@ -57,7 +57,7 @@ final class TestLimit: MemoryLimit {
     limit.bytes = page
     #expect(map(0, 4, at: 0x10000, in: ioas) == nil)
     #expect(user.byteCount == 0)
-    let device = DeviceHolder(try context.bind(machine.device(1)))
+    let device = DeviceHolder(try context.register(machine.device(1)))
     #expect(errno { try device.attach(to: ioas) } == .noMemory)
     #expect(user.byteCount == 0 && machine.system.memory.usedSlots == 0)
     limit.bytes = 4 * page
@@ -163,8 +163,8 @@ final class TestLimit: MemoryLimit {
     let account = MemoryAccount(limit: 2 * page)
     let context = Context(system: machine.system, account: account)
     let space = try context.makeAddressSpace()
-    let binding = try context.bind(machine.device(1))
-    try binding.attach(to: space)
+    let binding = try context.register(machine.device(1))
+    try binding.group.attach(to: space)
     try space.map(memory, 0..<2 * page)
     #expect(account.chargedBytes == 2 * page)
     #expect(errno { try space.map(memory, 0..<page) } == .noMemory)

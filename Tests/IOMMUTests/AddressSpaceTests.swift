@@ -19,7 +19,7 @@ private let page: UInt64 = 4096
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
     guard attached else { return (context, ioas, nil) }
-    let holder = DeviceHolder(try context.bind(machine.device(1)))
+    let holder = DeviceHolder(try context.register(machine.device(1)))
     try holder.attach(to: ioas)
     return (context, ioas, holder)
   }
@@ -124,7 +124,7 @@ private let page: UInt64 = 4096
     let memory = try LocalMemory(byteCount: page)
     // No table: Linux does not look at the memory yet.
     try context.map(memory, start: 0, length: 2 * page, into: ioas, at: .fixed(IOVA(0x4000)))
-    let holder = DeviceHolder(try context.bind(machine.device(1)))
+    let holder = DeviceHolder(try context.register(machine.device(1)))
     #expect(errno { try holder.attach(to: ioas) } == .badAddress)
     #expect(machine.system.memory.usedSlots == 0)
     try context.unmap(0...UInt64.max, from: ioas)
@@ -180,7 +180,7 @@ private let page: UInt64 = 4096
   func failNth() throws {
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
-    let devices = try (1...2).map { DeviceHolder(try context.bind(machine.device($0))) }
+    let devices = try (1...2).map { DeviceHolder(try context.register(machine.device($0))) }
     for device in devices {
       let table = try context.allocateHWPT(for: device.id, from: ioas)
       try device.attach(to: table)
@@ -270,13 +270,13 @@ final class DeviceHolder: Sendable {
   init(_ binding: consuming Binding) { self.binding = binding }
   var id: ObjectID { binding.id }
   @discardableResult func attach(to target: ObjectID) throws -> ObjectID {
-    try binding.attach(to: target)
+    try binding.group.attach(to: target)
   }
-  func detach() { binding.detach() }
+  func detach() { binding.group.detach() }
   @discardableResult func attach(
     _ pasid: UInt32, to target: ObjectID
   ) throws -> ObjectID {
-    try binding.attach(PASID(rawValue: pasid), to: target)
+    try binding.group.attach(PASID(rawValue: pasid), to: target)
   }
-  func detach(_ pasid: UInt32) { binding.detach(PASID(rawValue: pasid)) }
+  func detach(_ pasid: UInt32) { binding.group.detach(PASID(rawValue: pasid)) }
 }

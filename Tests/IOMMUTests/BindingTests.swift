@@ -30,9 +30,9 @@ import Testing
     let group = machine.system.addGroup()
     let devices = try (1...2).map { try machine.device($0, group: group) }
     let context = Context(system: machine.system)
-    var first: DeviceHolder? = DeviceHolder(try context.bind(devices[0]))
+    var first: DeviceHolder? = DeviceHolder(try context.register(devices[0]))
     #expect(devices.map(machine.driver.history(of:)) == [[.blocked], [.blocked]])
-    var second: DeviceHolder? = DeviceHolder(try context.bind(devices[1]))
+    var second: DeviceHolder? = DeviceHolder(try context.register(devices[1]))
     #expect(devices.map(machine.driver.history(of:)) == [[.blocked], [.blocked]])
     withExtendedLifetime(first) {}
     first = nil
@@ -52,7 +52,7 @@ import Testing
     _ = try machine.device(2, group: group, hostDriver: .dma("ioatdma"))
     let context = Context(system: machine.system)
     #expect {
-      _ = try DeviceHolder(context.bind(device))
+      _ = try DeviceHolder(context.register(device))
     } throws: { error in
       let error = error as? IOMMUError
       return error?.errno == .notPermitted && error?.reason.contains("0000:00:02.0") == true
@@ -68,10 +68,10 @@ import Testing
     let devices = try (1...2).map { try machine.device($0, group: group) }
     let owner = Context(system: machine.system)
     let other = Context(system: machine.system)
-    let holder = DeviceHolder(try owner.bind(devices[0]))
+    let holder = DeviceHolder(try owner.register(devices[0]))
     defer { withExtendedLifetime(holder) {} }
-    #expect(errno { _ = try DeviceHolder(other.bind(devices[1])) } == .notPermitted)
-    #expect(errno { _ = try DeviceHolder(owner.bind(devices[0])) } == .resourceBusy)
+    #expect(errno { _ = try DeviceHolder(other.register(devices[1])) } == .notPermitted)
+    #expect(errno { _ = try DeviceHolder(owner.register(devices[0])) } == .resourceBusy)
   }
 
   @Test("D3: a neighbour in another space is refused and named; in the same space it joins")
@@ -80,8 +80,8 @@ import Testing
     let devices = try (1...2).map { try machine.device($0, group: group) }
     let context = Context(system: machine.system)
     let spaces = try (1...2).map { _ in try context.allocateIOAS() }
-    let first = DeviceHolder(try context.bind(devices[0]))
-    let second = DeviceHolder(try context.bind(devices[1]))
+    let first = DeviceHolder(try context.register(devices[0]))
+    let second = DeviceHolder(try context.register(devices[1]))
     let table = try first.attach(to: spaces[0])
     #expect {
       try second.attach(to: spaces[1])
@@ -103,9 +103,9 @@ import Testing
   func automaticTables() throws {
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
-    let first = DeviceHolder(try context.bind(machine.device(1)))
-    let second = DeviceHolder(try context.bind(machine.device(2)))
-    let third = DeviceHolder(try context.bind(machine.device(3)))
+    let first = DeviceHolder(try context.register(machine.device(1)))
+    let second = DeviceHolder(try context.register(machine.device(2)))
+    let third = DeviceHolder(try context.register(machine.device(3)))
     let own = try context.allocateHWPT(for: third.id, from: ioas)
     #expect(try third.attach(to: own) == own)
     let table = try first.attach(to: ioas)
@@ -123,7 +123,7 @@ import Testing
     let device = try machine.device(1)
     let context = Context(system: machine.system)
     let spaces = try (1...2).map { _ in try context.allocateIOAS() }
-    let holder = DeviceHolder(try context.bind(device))
+    let holder = DeviceHolder(try context.register(device))
     let old = try holder.attach(to: spaces[0])
     let new = try holder.attach(to: spaces[1])
     #expect(old != new || old.rawValue > 0)
@@ -144,7 +144,7 @@ import Testing
     let devices = try (1...2).map { try machine.device($0, group: group) }
     let context = Context(system: machine.system)
     let spaces = try (1...2).map { _ in try context.allocateIOAS() }
-    let holder = DeviceHolder(try context.bind(devices[0]))
+    let holder = DeviceHolder(try context.register(devices[0]))
     try holder.attach(to: spaces[0])
     let before = devices.map { machine.driver.history(of: $0).last }
     machine.driver.refuses.withLock { $0 = [devices[1].requester] }
@@ -160,13 +160,13 @@ import Testing
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
     let memory = try LocalMemory(byteCount: 4096)
-    var holder: DeviceHolder? = DeviceHolder(try context.bind(device))
+    var holder: DeviceHolder? = DeviceHolder(try context.register(device))
     try holder?.attach(to: ioas)
     try context.map(memory, start: 0, length: 4096, into: ioas)
     context.close()
     #expect(context.objectCount == 3)
     #expect(machine.system.memory.usedSlots == 1)
-    #expect(errno { _ = try DeviceHolder(context.bind(device)) } == .resourceBusy)
+    #expect(errno { _ = try DeviceHolder(context.register(device)) } == .resourceBusy)
     holder = nil
     #expect(context.objectCount == 0)
     #expect(machine.system.memory.usedSlots == 0)
@@ -178,7 +178,7 @@ import Testing
   func attributes() throws {
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
-    let holder = DeviceHolder(try context.bind(machine.device(1)))
+    let holder = DeviceHolder(try context.register(machine.device(1)))
     #expect(
       errno {
         _ = try context.allocateHWPT(for: holder.id, from: ioas, attributes: .dirtyTracking)
@@ -199,7 +199,7 @@ import Testing
     let context = Context(system: machine.system)
     let ioas = try context.allocateIOAS()
     let memory = try LocalMemory(byteCount: 4096)
-    let holder = DeviceHolder(try context.bind(machine.device(1)))
+    let holder = DeviceHolder(try context.register(machine.device(1)))
     try context.map(memory, start: 0, length: 4096, into: ioas, at: .fixed(IOVA(0xfee0_0000)))
     #expect(errno { try holder.attach(to: ioas) } == .addressInUse)
     #expect(context.objectCount == 2)

@@ -47,7 +47,7 @@ import Testing
         tasks.addTask {
           var generator = SplitMix(seed: UInt64(index) + 100)
           for _ in 0..<150 {
-            guard let holder = try? DeviceHolder(context.bind(device)) else { continue }
+            guard let holder = try? DeviceHolder(context.register(device)) else { continue }
             for _ in 0..<4 {
               _ = try? holder.attach(to: spaces[Int(generator.next(below: 3))])
               if generator.next(below: 3) == 0 { holder.detach() }

@@ -67,6 +67,8 @@ final class DictionaryDriver: IOMMUDriver {
   }
   /// Every context that each requester was put into, in order.
   let history = Mutex<[RequesterID: [Seen]]>([:])
+  /// The same of each PASID, whatever device has it.
+  let pasidHistory = Mutex<[PASID: [Seen]]>([:])
   let domains = Mutex<[DictionaryDomain]>([])
   let refuses = Mutex<Set<RequesterID>>([])
 
@@ -108,7 +110,15 @@ final class DictionaryDriver: IOMMUDriver {
       case .paging(let domain): .domain(ObjectIdentifier(domain))
       case .nested(let domain): .domain(ObjectIdentifier(domain))
       }
-    history.withLock { $0[device, default: []].append(seen) }
+    if let pasid {
+      pasidHistory.withLock { $0[pasid, default: []].append(seen) }
+    } else {
+      history.withLock { $0[device, default: []].append(seen) }
+    }
+  }
+
+  func history(of pasid: UInt32) -> [Seen] {
+    pasidHistory.withLock { $0[PASID(rawValue: pasid)] ?? [] }
   }
 
   func history(of device: PhysicalDevice) -> [Seen] {
@@ -124,12 +134,12 @@ struct TestMachine {
   init(driver: DictionaryDriver = DictionaryDriver()) { self.driver = driver }
 
   func device(
-    _ slot: UInt8, group: DeviceGroup? = nil, hostDriver: HostDriver = .none
+    _ slot: UInt8, group: DeviceGroup? = nil, subgroup: Int = 0, hostDriver: HostDriver = .none
   ) throws -> PhysicalDevice {
     let requester = RequesterID(bus: 0, device: slot, function: 0)
     return try system.addDevice(
       name: "\(requester)", requester: requester, driver: driver,
-      group: group ?? system.addGroup(), hostDriver: hostDriver)
+      group: group ?? system.addGroup(), subgroup: subgroup, hostDriver: hostDriver)
   }
 }
 

@@ -25,7 +25,7 @@ import Testing
     let rig = try FaultRig()
     let other = try rig.context.makeFaultQueue()
     let devices = try (1...2).map { try rig.device($0) }
-    let holders = try devices.map { DeviceHolder(try rig.context.bind($0)) }
+    let holders = try devices.map { DeviceHolder(try rig.context.register($0)) }
     let queues = [rig.queue, rig.queue, other, nil]
     let tables = try holders.map { holder in
       try queues.map { try rig.table(for: holder, queue: $0) }
@@ -88,7 +88,7 @@ import Testing
     for _ in 0..<50 {
       let rig = try FaultRig()
       let device = try rig.device(1)
-      let holder = DeviceHolder(try rig.context.bind(device))
+      let holder = DeviceHolder(try rig.context.register(device))
       try holder.attach(to: try rig.table(for: holder, queue: rig.queue))
       await withTaskGroup(of: Void.self) { tasks in
         tasks.addTask { for group in 1...200 { rig.request(UInt32(group), by: device) } }

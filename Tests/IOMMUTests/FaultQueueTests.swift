@@ -17,9 +17,10 @@ import Testing
     device = try rig.device(1)
   }
 
-  private func bind(_ device: PhysicalDevice? = nil, cookie: UInt64 = 0) throws -> DeviceHolder
+  private func bind(_ device: PhysicalDevice? = nil, cookie: UInt64? = nil) throws
+    -> DeviceHolder
   {
-    DeviceHolder(try rig.context.bind(device ?? self.device, cookie: cookie))
+    DeviceHolder(try rig.context.register(device ?? self.device, cookie: cookie))
   }
 
   @Test("H1: requests wait for the last of their group, which is delivered whole and in order")
@@ -230,7 +231,7 @@ import Testing
     let space = try context.allocateIOAS()
     let queue = try context.makeFaultQueue()
     let device = try machine.device(1)
-    let holder = DeviceHolder(try context.bind(device))
+    let holder = DeviceHolder(try context.register(device))
     let table = try context.allocateHWPT(for: holder.id, from: space, faultQueue: queue.id)
     let before = context.snapshot
     #expect(errno { try holder.attach(to: table) } == .noSuchDevice)

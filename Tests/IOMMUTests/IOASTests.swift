@@ -23,8 +23,8 @@ import Testing
       #expect(context.objectCount == 0)
       #expect(system.contextCount == 1)
       let space = try context.makeAddressSpace()
-      let binding = try context.bind(machine.device(1))
-      try binding.attach(to: space)
+      let binding = try context.register(machine.device(1))
+      try binding.group.attach(to: space)
       try space.map(LocalMemory(byteCount: 8192))
       #expect(system.memory.usedSlots == 1)
     }
@@ -37,9 +37,9 @@ import Testing
     let one = Context(system: machine.system)
     let other = Context(system: machine.system)
     let foreign = try other.makeAddressSpace()
-    let binding = try one.bind(machine.device(2))
+    let binding = try one.register(machine.device(2))
     do {
-      try binding.attach(to: foreign)
+      try binding.group.attach(to: foreign)
       Issue.record("attached across contexts")
     } catch {
       #expect(error.errno == .noSuchFileOrDirectory)

@@ -75,7 +75,7 @@ import Testing
   func undivided() throws {
     let machine = TestMachine()
     let context = Context(system: machine.system)
-    let binding = try context.bind(machine.device(1))
+    let binding = try context.register(machine.device(1))
     let none = ObjectID(999)
     func make(_ type: UInt32, for device: ObjectID) -> Errno? {
       errno { _ = try context.allocateVirtualIOMMU(type: type, for: device, on: none) }
@@ -89,7 +89,7 @@ import Testing
   @Test("L: a virtual IOMMU without tables, invalidations and queues refuses them")
   func bare() throws {
     let context = Context(system: system)
-    let binding = try context.bind(device(1))
+    let binding = try context.register(device(1))
     let ioas = try context.allocateIOAS()
     let parent = try context.allocateHWPT(
       for: binding.id, from: ioas, attributes: .nestParent)
@@ -115,7 +115,7 @@ import Testing
   @Test("L: a driver that refuses a device leaves no name; one that goes is told of its end")
   func refusedDevice() throws {
     let context = Context(system: system)
-    var binding: DeviceHolder? = DeviceHolder(try context.bind(device(1)))
+    var binding: DeviceHolder? = DeviceHolder(try context.register(device(1)))
     let id = try #require(binding?.id)
     let ioas = try context.allocateIOAS()
     let parent = try context.allocateHWPT(for: id, from: ioas, attributes: .nestParent)
@@ -142,14 +142,14 @@ import Testing
   @Test("L: ids that only were in use are not given out again, however many there are")
   func tombstones() throws {
     let context = Context(system: system)
-    let keeper = try context.bind(device(1))
+    let keeper = try context.register(device(1))
     let ioas = try context.allocateIOAS()
     let parent = try context.allocateHWPT(for: keeper.id, from: ioas, attributes: .nestParent)
     let viommu = try context.allocateVirtualIOMMU(type: 7, for: keeper.id, on: parent)
     let other = try device(2)
     var buried: Set<ObjectID> = []
     for round in 0..<20 as Range<UInt64> {
-      let binding = try context.bind(other)
+      let binding = try context.register(other)
       #expect(!buried.contains(binding.id))
       let named = try context.allocateVirtualDevice(
         binding.id, in: viommu, virtualID: round)

@@ -15,9 +15,9 @@ func example() throws {
 
   // Binding takes the device's group from the host: from here its DMA is blocked.
   let context = Context(system: system)
-  let binding = try context.bind(device)
+  let binding = try context.register(device)
   let space = try context.makeAddressSpace()
-  try binding.attach(to: space)
+  try binding.group.attach(to: space)
 
   // Memory of this process, mapped without a copy. The device may read it, not write it.
   let memory = try LocalMemory(byteCount: 4096)

@@ -133,9 +133,9 @@ final class Churner: StressWorker, @unchecked Sendable {
 
   /// A device comes, goes through a space, and goes.
   private func bind() throws(IOMMUError) {
-    let binding = try world.context.bind(device)
-    try binding.attach(to: world.spaces[random.below(world.spaces.count)])
-    try binding.attach(to: world.tables[random.below(world.tables.count)])
+    let binding = try world.context.register(device)
+    try binding.group.attach(to: world.spaces[random.below(world.spaces.count)])
+    try binding.group.attach(to: world.tables[random.below(world.tables.count)])
     tally.add(.bind)
   }
 

@@ -19,12 +19,12 @@ final class StressBinding: Sendable {
   }
 
   func attach(_ pasid: PASID?, to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    if let pasid { return try binding.attachOrReplace(pasid, to: target) }
-    return try binding.attach(to: target)
+    if let pasid { return try binding.group.attachOrReplace(pasid, to: target) }
+    return try binding.group.attach(to: target)
   }
 
   func detach(_ pasid: PASID?) {
-    if let pasid { binding.detach(pasid) } else { binding.detach() }
+    if let pasid { binding.group.detach(pasid) } else { binding.group.detach() }
   }
 }
 

@@ -96,7 +96,7 @@ final class StressWorld: Sendable {
         let requester = RequesterID(bus: 1, device: UInt8(index), function: UInt8(member))
         let device = try system.addDevice(
           name: requester.description, requester: requester, driver: iommu, group: group)
-        let binding = StressBinding(try context.bind(device))
+        let binding = StressBinding(try context.register(device))
         bindings.append(binding)
         ports.append(StressPort(lane: lane, port: iommu.port(for: requester)))
         lane += 1

@@ -50,8 +50,8 @@ private final class Commands: Sendable {
     alloc.size = UInt32(MemoryLayout<iommu_ioas_alloc>.size)
     try file.ioctl(IOMMU_IOAS_ALLOC, &alloc, by: caller)
     ioas = alloc.out_ioas_id
-    binding = try file.context.bind(device)
-    if attached { try binding.attach(to: ObjectID(ioas)) }
+    binding = try file.context.register(device)
+    if attached { try binding.group.attach(to: ObjectID(ioas)) }
     self.file = file
   }
 

@@ -22,8 +22,8 @@ final class Fixture {
       driver: iommu, group: system.addGroup(0))
     context = Context(system: system)
     space = try context.allocateIOAS()
-    binding = try context.bind(device)
-    try binding.attach(to: space)
+    binding = try context.register(device)
+    try binding.group.attach(to: space)
   }
 
   var port: DMAPort { iommu.port(for: device.requester) }
