@@ -20,6 +20,7 @@ final class AddressSpace: Sendable {
   let id: ObjectID
   let memory: PhysicalMemory
   let events: EventLog
+  let snoopPolicy: SnoopPolicy
 
   struct State: Sendable {
     var areas = AreaMap()
@@ -55,10 +56,14 @@ final class AddressSpace: Sendable {
 
   let state: RankedMutex<State>
 
-  init(id: ObjectID, memory: PhysicalMemory, events: EventLog) {
+  init(
+    id: ObjectID, memory: PhysicalMemory, events: EventLog,
+    snoopPolicy: SnoopPolicy = .automatic
+  ) {
     self.id = id
     self.memory = memory
     self.events = events
+    self.snoopPolicy = snoopPolicy
     state = RankedMutex(.addressSpace, State())
   }
 

@@ -7,11 +7,16 @@ import SystemPackage
 
 extension Context {
   /// Makes an empty address space. Linux: `IOMMU_IOAS_ALLOC`.
-  public func allocateIOAS() throws(IOMMUError) -> ObjectID {
+  /// - Parameter snoop: Whether its page tables force DMA to snoop (MODEL F1).
+  public func allocateIOAS(
+    snoop: SnoopPolicy = .automatic
+  ) throws(IOMMUError) -> ObjectID {
     let system = system
     return try objects.withLock { (objects) throws(IOMMUError) in
       try objects.table.insert { id in
-        (.ioas(AddressSpace(id: id, memory: system.memory, events: system.events)), id)
+        let space = AddressSpace(
+          id: id, memory: system.memory, events: system.events, snoopPolicy: snoop)
+        return (.ioas(space), id)
       }
     }
   }

@@ -118,11 +118,14 @@ extension Context {
   }
 
   private func boundDevice(where condition: (DeviceObject) -> Bool) -> DeviceObject? {
+    boundDevices.first(where: condition)
+  }
+
+  var boundDevices: [DeviceObject] {
     objects.withLock { objects in
-      for id in objects.table.ids {
-        if case .device(let object)? = objects.table[id], condition(object) { return object }
+      objects.table.ids.compactMap { id in
+        if case .device(let object)? = objects.table[id] { object } else { nil }
       }
-      return nil
     }
   }
 
@@ -147,6 +150,7 @@ extension Context {
   ///   - pasid: Nil for DMA without one.
   ///   - target: A page table, or an address space: then a page table that serves the
   ///     device is found or made.
+  ///   - hint: What the user promises of the group's DMA (MODEL F2).
   /// - Returns: The page table.
   /// - Throws: `ENOENT`; `EINVAL` where a neighbour in the group uses another table or the
   ///   table does not fit the device or the PASID; `EBUSY` and `EINVAL` where `mode` expects
@@ -154,10 +158,11 @@ extension Context {
   ///   what filling a new table throws. Nothing has changed then.
   func attach(
     _ object: DeviceObject, pasid: PASID? = nil, to target: ObjectID,
-    mode: AttachMode = .attachOrReplace
+    mode: AttachMode = .attachOrReplace, snoop hint: SnoopHint = .none
   ) throws(IOMMUError) -> ObjectID {
     try configuration.withLock { (configuration) throws(IOMMUError) in
-      let change = AttachmentChange(object: object, pasid: pasid, mode: mode)
+      defer { updateNoSnoop() }
+      let change = AttachmentChange(object: object, pasid: pasid, mode: mode, hint: hint)
       switch objects.withLock({ $0.table[target] }) {
       case .hwpt(let table)?:
         try connect(change, to: table, &configuration)
@@ -180,6 +185,7 @@ extension Context {
     let object: DeviceObject
     let pasid: PASID?
     let mode: AttachMode
+    let hint: SnoopHint
   }
 
   /// The first automatic table of the space that takes the device, or a new one.
@@ -212,7 +218,7 @@ extension Context {
   ) throws(IOMMUError) {
     let object = change.object
     let old = try object.group.connect(
-      object, pasid: change.pasid, to: table, mode: change.mode)
+      object, pasid: change.pasid, to: table, mode: change.mode, snoop: change.hint)
     guard let old else { return }
     objects.withLock { objects in
       if let table = old.table {
@@ -229,6 +235,7 @@ extension Context {
   func detach(_ object: DeviceObject, pasid: PASID? = nil) {
     configuration.withLock { configuration in
       guard let table = object.group.disconnect(object, pasid: pasid) else { return }
+      defer { updateNoSnoop() }
       objects.withLock { objects in
         objects.table.dropUser(of: table.id)
         objects.table.dropUser(of: object.id)

@@ -66,8 +66,12 @@ extension Context {
           + "on top of it can")
     }
     try FailurePoint.pass(.driverObject)
+    // An IOMMU that cannot enforce need not be told not to.
+    let allowsNoSnoop =
+      space.snoopPolicy == .notEnforced && object.device.capabilities.snoopControl
     let domain = try driver.makePagingDomain(
-      for: object.device.requester, attributes: attributes, data: data)
+      for: object.device.requester,
+      attributes: allowsNoSnoop ? attributes.union(.allowsNoSnoop) : attributes, data: data)
     try space.add(domain)
     do throws(IOMMUError) {
       return try insertTable(dependingOn: space.id, faultQueue: faultQueue) { id, queue in

@@ -39,6 +39,8 @@ public final class Context: Sendable {
     var hardwareQueues: [ObjectIdentifier: ObjectID] = [:]
   }
 
+  /// Whether DMA may bypass the CPU's caches, and notice of changes (MODEL F2).
+  public let noSnoop = NoSnoopWatch()
   /// What drivers share with the program, which maps it through the context's file.
   public let areas = MmapAreas()
   /// What pins of memory that was mapped without an account are charged to.

@@ -27,7 +27,8 @@ extension DeviceGroup {
   /// - Parameter pasid: Nil for DMA without one.
   /// - Returns: Nil where the device was on that table already.
   func connect(
-    _ object: DeviceObject, pasid: PASID?, to table: HWPT, mode: AttachMode
+    _ object: DeviceObject, pasid: PASID?, to table: HWPT, mode: AttachMode,
+    snoop hint: SnoopHint = .none
   ) throws(IOMMUError) -> Replaced? {
     try state.withLock { (state) throws(IOMMUError) in
       let slot = try slot(of: object, pasid: pasid, state)
@@ -38,8 +39,14 @@ extension DeviceGroup {
             "\(Self.describe(object, pasid)) is attached to HWPT \(old.table.id) already; "
               + "replace that or detach it first")
         }
-        if old.table === table { return nil }
-        try replace(old, by: table, slot: slot, &state)
+        var new = Attachment(table: table, devices: old.devices, promises: old.promises)
+        new.note(hint, by: object)
+        if old.table === table {
+          try new.checkSnooping(of: state.devices(of: slot.subgroup))
+          state.attachments[slot]?.promises = new.promises
+          return nil
+        }
+        try replace(old, by: new, slot: slot, &state)
         return Replaced(table: old.table, devices: old.devices.count)
       }
       guard mode != .replace else {
@@ -47,7 +54,7 @@ extension DeviceGroup {
           .invalidArgument,
           "\(Self.describe(object, pasid)) is attached to nothing that could be replaced")
       }
-      try attachFirst(object, slot: slot, to: table, &state)
+      try attachFirst(object, slot: slot, to: table, snoop: hint, &state)
       return Replaced(table: nil, devices: 1)
     }
   }
@@ -86,7 +93,8 @@ extension DeviceGroup {
   }
 
   private func attachFirst(
-    _ object: DeviceObject, slot: Slot, to table: HWPT, _ state: inout State
+    _ object: DeviceObject, slot: Slot, to table: HWPT, snoop hint: SnoopHint,
+    _ state: inout State
   ) throws(IOMMUError) {
     let pasid = slot.pasid
     if let current = state.attachments[slot], current.table !== table {
@@ -104,10 +112,12 @@ extension DeviceGroup {
     }
     var attachment = state.attachments[slot] ?? Attachment(table: table, devices: [])
     attachment.devices.append(object)
+    attachment.note(hint, by: object)
     attachment.ports.merge(Self.openPorts(of: [object], to: table)) { $1 }
     do throws(IOMMUError) {
+      if state.attachments[slot] == nil { try check(table, fits: devices) }
+      try attachment.checkSnooping(of: devices)
       if state.attachments[slot] == nil {
-        try check(table, fits: devices)
         try check(table, slot: slot, state)
         try Self.switchAll(
           devices, pasid: pasid, to: attachment.route, from: { _ in .blocked })
@@ -139,15 +149,16 @@ extension DeviceGroup {
   }
 
   private func replace(
-    _ old: Attachment, by table: HWPT, slot: Slot, _ state: inout State
+    _ old: Attachment, by new: Attachment, slot: Slot, _ state: inout State
   ) throws(IOMMUError) {
-    let pasid = slot.pasid
+    var new = new
+    let (pasid, table) = (slot.pasid, new.table)
     let devices = state.devices(of: slot.subgroup)
     let moves = pasid == nil && old.table.addressSpace !== table.addressSpace
     try check(table, fits: devices)
+    try new.checkSnooping(of: devices)
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
-    let new = Attachment(
-      table: table, devices: old.devices, ports: Self.openPorts(of: old.devices, to: table))
+    new.ports = Self.openPorts(of: old.devices, to: table)
     do throws(IOMMUError) {
       try check(table, slot: slot, state)
       try Self.switchAll(devices, pasid: pasid, to: new.route, from: { _ in old.route })
@@ -171,13 +182,6 @@ extension DeviceGroup {
         .invalidArgument,
         "HWPT \(table.id) was made for \(table.driver.name); \(misfit.name) is behind "
           + "\(misfit.driver.name)")
-    }
-    if table.paging.geometry.enforcesSnoop,
-      let misfit = devices.first(where: { !$0.capabilities.snoopControl })
-    {
-      throw IOMMUError(
-        .invalidArgument,
-        "HWPT \(table.id) enforces snooping, to which \(misfit.name) cannot be forced")
     }
   }
 
@@ -246,6 +250,7 @@ extension DeviceGroup {
         let index = attachment.devices.firstIndex(where: { $0 === object })
       else { return nil }
       attachment.devices.remove(at: index)
+      attachment.note(.none, by: object)
       let port = attachment.ports.removeValue(forKey: object.device.requester)
       if attachment.devices.isEmpty {
         for device in state.devices(of: subgroup) {

@@ -52,6 +52,8 @@ public final class DeviceGroup: Sendable {
     var devices: [DeviceObject]
     /// Where the page requests of those devices go; none where the table has no fault queue.
     var ports: [RequesterID: PageRequestPort] = [:]
+    /// Which of `devices` promise that their DMA snoops (MODEL F2).
+    var promises: Set<ObjectIdentifier> = []
 
     var route: Route { Route(context: table.context, ports: ports) }
   }

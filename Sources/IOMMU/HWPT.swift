@@ -58,6 +58,9 @@ final class HWPT: Sendable {
     }
   }
 
+  /// Whether DMA through it snoops the CPU's caches whatever the device says (MODEL F1).
+  var enforcesSnoop: Bool { paging.geometry.enforcesSnoop }
+
   var isNested: Bool {
     if case .nested = kind { true } else { false }
   }

@@ -82,21 +82,25 @@ public struct IOAS: ~Copyable, Sendable {
 }
 
 extension Context {
-  /// Makes an address space that its owner destroys. Linux: `IOMMU_IOAS_ALLOC`.
-  public func makeAddressSpace() throws(IOMMUError) -> IOAS {
-    IOAS(context: self, space: try addressSpace(allocateIOAS()))
+  /// Makes an address space that its owner destroys. As `allocateIOAS(snoop:)`.
+  public func makeAddressSpace(
+    snoop: SnoopPolicy = .automatic
+  ) throws(IOMMUError) -> IOAS {
+    IOAS(context: self, space: try addressSpace(allocateIOAS(snoop: snoop)))
   }
 }
 
 extension SecurityContext {
   /// Attaches the group to a space, or moves it there in one step. As `attach(to:)` by id.
   @discardableResult
-  public func attach(to space: borrowing IOAS) throws(IOMMUError) -> ObjectID {
+  public func attach(
+    to space: borrowing IOAS, snoop hint: SnoopHint = .none
+  ) throws(IOMMUError) -> ObjectID {
     guard space.context === context else {
       throw IOMMUError(
         .noSuchFileOrDirectory,
         "\(object.name) is bound to another context than the address space belongs to")
     }
-    return try attach(to: space.id)
+    return try attach(to: space.id, snoop: hint)
   }
 }

@@ -208,6 +208,9 @@ public struct PagingAttributes: OptionSet, Hashable, Sendable {
   public static let dirtyTracking = PagingAttributes(rawValue: 2)
   /// Can be attached to a PASID. `IOMMU_HWPT_ALLOC_PASID`.
   public static let pasid = PagingAttributes(rawValue: 8)
+  /// Does not force DMA to snoop, though the IOMMU could (MODEL F1). Not a flag of Linux: the
+  /// engine asks for it on behalf of a space with `SnoopPolicy.notEnforced`.
+  public static let allowsNoSnoop = PagingAttributes(rawValue: 1 << 16)
 }
 
 /// What an IOMMU can do for one device (MODEL B8).

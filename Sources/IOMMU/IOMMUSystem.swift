@@ -73,13 +73,15 @@ public final class IOMMUSystem: Sendable {
   /// - Parameter subgroup: Devices of a group with different numbers are told apart by their
   ///   IOMMU, which routes them one by one, though they are not isolated from each other
   ///   (MODEL D3). The group is owned as a whole all the same.
+  /// - Parameter canSkipSnoop: Whether its DMA can bypass the CPU's caches (MODEL F1).
   /// - Throws: What the driver throws for a requester that it does not know.
   public func addDevice(
     name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    subgroup: Int = 0, hostDriver: HostDriver = .none
+    subgroup: Int = 0, hostDriver: HostDriver = .none, canSkipSnoop: Bool = false
   ) throws(IOMMUError) -> PhysicalDevice {
     let device = PhysicalDevice(
-      name: name, requester: requester, driver: driver, group: group)
+      name: name, requester: requester, driver: driver, group: group,
+      canSkipSnoop: canSkipSnoop)
     try group.add(device, subgroup: subgroup, hostDriver: hostDriver)
     return device
   }

@@ -85,6 +85,8 @@ package enum LockRank: Int, Sendable {
   case mmapAreas
   /// `LocalMmapBacking.state`: what a carrier keeps areas in.
   case sharedPages
+  /// `NoSnoopWatch.state`.
+  case noSnoop
   /// `Readiness.state`: a carrier's signal is set under it.
   case readiness
   /// `EventLog.state`.

@@ -39,16 +39,20 @@ public final class PhysicalDevice: BindableDevice {
   public let requester: RequesterID
   public let driver: any IOMMUDriver
   public let group: DeviceGroup
+  /// Whether its DMA can carry the no-snoop attribute (PCI Express: Enable No Snoop). MODEL F1.
+  public let canSkipSnoop: Bool
   /// PASIDs of its slices, and whose they are.
   private let slices = Guarded<[PASID: String]>([:])
 
   init(
-    name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup
+    name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
+    canSkipSnoop: Bool
   ) {
     self.name = name
     self.requester = requester
     self.driver = driver
     self.group = group
+    self.canSkipSnoop = canSkipSnoop
   }
 
   public var physical: PhysicalDevice { self }

@@ -22,13 +22,17 @@ public struct SecurityContext: ~Copyable, Sendable {
   /// Attaches the group, or replaces what it is attached to in one step: a DMA on another
   /// thread sees the old table or the new one, nothing else (MODEL D1).
   ///
-  /// - Parameter target: A page table, or an address space, for which a table is found or made.
+  /// - Parameters:
+  ///   - target: A page table, or an address space, for which a table is found or made.
+  ///   - hint: What is promised of the group's DMA (MODEL F2).
   /// - Returns: The page table.
   /// - Throws: See `Context`; nothing has changed then. A neighbour of the group in another
   ///   space is `EINVAL`, and the sentence names it (MODEL D3).
   @discardableResult
-  public func attach(to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, to: target)
+  public func attach(
+    to target: ObjectID, snoop hint: SnoopHint = .none
+  ) throws(IOMMUError) -> ObjectID {
+    try context.attach(object, to: target, snoop: hint)
   }
 
   /// Blocks the device's DMA. Nothing where it is not attached.
@@ -45,8 +49,11 @@ public struct SecurityContext: ~Copyable, Sendable {
   /// - Throws: `EBUSY` where the PASID is attached already, `EINVAL` where the table or the
   ///   PASID does not fit, and as `attach(to:)`.
   @discardableResult
-  public func attach(_ pasid: PASID, to target: ObjectID) throws(IOMMUError) -> ObjectID {
-    try context.attach(object, pasid: pasid.nonzero, to: target, mode: .attach)
+  public func attach(
+    _ pasid: PASID, to target: ObjectID, snoop hint: SnoopHint = .none
+  ) throws(IOMMUError) -> ObjectID {
+    try context.attach(
+      object, pasid: pasid.nonzero, to: target, mode: .attach, snoop: hint)
   }
 
   /// Moves a PASID to another page table in one step.

@@ -112,7 +112,7 @@ private struct Parts {
     }
     let physical = try system.addDevice(
       name: "\(device.address)", requester: device.address, driver: iommu, group: group,
-      hostDriver: device.hostDriver.claim)
+      hostDriver: device.hostDriver.claim, canSkipSnoop: device.noSnoop)
     let model = device.model.make()
     let function = PCIFunction(
       device: physical, model: model,

@@ -33,6 +33,7 @@ extension MachineDescription {
       ("group", .number(Int(device.group))),
       ("iommu", .string(device.iommu)),
       ("host-driver", .string(device.hostDriver.rawValue)),
+      ("no-snoop", .boolean(device.noSnoop)),
       ("node", devicePath(of: device).map(JSON.string) ?? .null),
     ]
     switch device.model {

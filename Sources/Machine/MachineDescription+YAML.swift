@@ -60,6 +60,7 @@ extension MachineDescription {
       "    group: \(device.group)",
       "    iommu: \(device.iommu)",
       "    host-driver: \(device.hostDriver.rawValue)",
+      "    no-snoop: \(device.noSnoop)",
     ]
     switch device.model {
     case .copyEngine(let engine):

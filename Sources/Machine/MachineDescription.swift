@@ -109,6 +109,8 @@ public struct DeviceDescription: Hashable, Sendable {
   public var iommu: String
   /// What the host has bound to it.
   public var hostDriver: HostDriver
+  /// Whether its DMA can bypass the CPU's caches (MODEL F1).
+  public var noSnoop: Bool
 
   public enum Model: Hashable, Sendable {
     case copyEngine(CopyEngineDescription)
@@ -132,13 +134,14 @@ public struct DeviceDescription: Hashable, Sendable {
 
   public init(
     model: Model, address: RequesterID, group: UInt32, iommu: String,
-    hostDriver: HostDriver = .vfio
+    hostDriver: HostDriver = .vfio, noSnoop: Bool = false
   ) {
     self.model = model
     self.address = address
     self.group = group
     self.iommu = iommu
     self.hostDriver = hostDriver
+    self.noSnoop = noSnoop
   }
 }
 

@@ -184,7 +184,7 @@ private struct MachineParser {
   }
 
   private func device(_ node: Node, iommus: [IOMMUDescription]) -> DeviceDescription? {
-    let common = ["model", "address", "group", "iommu", "host-driver"]
+    let common = ["model", "address", "group", "iommu", "host-driver", "no-snoop"]
     let models = ["copy-engine": ["version", "fill"]]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -210,7 +210,8 @@ private struct MachineParser {
     else { return nil }
     return DeviceDescription(
       model: .copyEngine(engine), address: address, group: UInt32(truncatingIfNeeded: group),
-      iommu: behind, hostDriver: driver)
+      iommu: behind, hostDriver: driver,
+      noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false)
   }
 
   private func knownModel(_ node: Node, of models: [String]) -> Bool {

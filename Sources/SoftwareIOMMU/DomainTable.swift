@@ -15,6 +15,8 @@ struct DomainKind: Sendable {
   let memory: PhysicalMemory
   /// Whether its table can keep dirty bits.
   let tracksDirty: Bool
+  /// Whether its leaves force DMA to snoop.
+  let forcesSnoop: Bool
 }
 
 /// What the lock of a domain guards.
@@ -61,9 +63,9 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
     self.events = events
     geometry = DomainGeometry(
       aperture: 0...table.root.last, pageSizes: table.pageSizes,
-      enforcesSnoop: configuration.snoopControl)
+      enforcesSnoop: kind.forcesSnoop)
     root = table.root
-    attributes = configuration.snoopControl ? .forceSnoop : []
+    attributes = kind.forcesSnoop ? .forceSnoop : []
     state = RankedMutex(.domain, DomainState(table: table))
   }
 

@@ -79,6 +79,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
     var supported: PagingAttributes = []
     if configuration.pasidBits > 0 { supported.insert(.pasid) }
     if configuration.tracksDirty { supported.insert(.dirtyTracking) }
+    if configuration.snoopControl { supported.insert(.allowsNoSnoop) }
     guard attributes.isSubset(of: supported) else {
       throw IOMMUError(
         .notSupportedOnSocket,
@@ -87,7 +88,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
     }
     let kind = DomainKind(
       iommu: name, configuration: configuration, memory: memory,
-      tracksDirty: attributes.contains(.dirtyTracking))
+      tracksDirty: attributes.contains(.dirtyTracking),
+      forcesSnoop: configuration.snoopControl && !attributes.contains(.allowsNoSnoop))
     return switch configuration.format {
     case .intelSecondStage: IntelDomain(kind, events: events)
     case .amdV1: AMDDomain(kind, events: events)

@@ -269,8 +269,10 @@ final class DeviceHolder: Sendable {
   private let binding: Binding
   init(_ binding: consuming Binding) { self.binding = binding }
   var id: ObjectID { binding.id }
-  @discardableResult func attach(to target: ObjectID) throws -> ObjectID {
-    try binding.group.attach(to: target)
+  @discardableResult func attach(
+    to target: ObjectID, snoop hint: SnoopHint = .none
+  ) throws -> ObjectID {
+    try binding.group.attach(to: target, snoop: hint)
   }
   func detach() { binding.group.detach() }
   @discardableResult func attach(

@@ -92,6 +92,8 @@ final class DictionaryDriver: IOMMUDriver {
   func makePagingDomain(
     for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain {
+    var geometry = geometry
+    if attributes.contains(.allowsNoSnoop) { geometry.enforcesSnoop = false }
     let domain = DictionaryDomain(geometry: geometry)
     domains.withLock { $0.append(domain) }
     return domain
@@ -134,12 +136,14 @@ struct TestMachine {
   init(driver: DictionaryDriver = DictionaryDriver()) { self.driver = driver }
 
   func device(
-    _ slot: UInt8, group: DeviceGroup? = nil, subgroup: Int = 0, hostDriver: HostDriver = .none
+    _ slot: UInt8, group: DeviceGroup? = nil, subgroup: Int = 0,
+    hostDriver: HostDriver = .none, canSkipSnoop: Bool = false
   ) throws -> PhysicalDevice {
     let requester = RequesterID(bus: 0, device: slot, function: 0)
     return try system.addDevice(
       name: "\(requester)", requester: requester, driver: driver,
-      group: group ?? system.addGroup(), subgroup: subgroup, hostDriver: hostDriver)
+      group: group ?? system.addGroup(), subgroup: subgroup, hostDriver: hostDriver,
+      canSkipSnoop: canSkipSnoop)
   }
 }
 
