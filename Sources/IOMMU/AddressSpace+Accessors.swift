@@ -108,6 +108,15 @@ extension AddressSpace {
     _ iova: IOVA, length: UInt64, for access: Permissions, as key: AccessPin.Key,
     isLocked: Bool = false
   ) throws(IOMMUError) -> [Accessor.Pin.Run] {
+    guard isLocked else { return try pinNow(iova, length, access, key, isLocked: false) }
+    return try whileSlotsStay { () throws(IOMMUError) in
+      try pinNow(iova, length, access, key, isLocked: true)
+    }
+  }
+
+  private func pinNow(
+    _ iova: IOVA, _ length: UInt64, _ access: Permissions, _ key: AccessPin.Key, isLocked: Bool
+  ) throws(IOMMUError) -> [Accessor.Pin.Run] {
     let range = try accessRange(iova, length)
     return try state.withLock { (state) throws(IOMMUError) in
       try check(state)

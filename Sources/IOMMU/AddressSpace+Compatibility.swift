@@ -19,7 +19,7 @@ extension AddressSpace {
     _ iova: UInt64, length: UInt64
   ) throws(IOMMUError) -> (unmapped: UInt64, failure: IOMMUError?) {
     try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       if !state.largePages { try cut(before: iova, and: iova &+ length, in: &state) }
       guard length > 0 else {
         return (0, IOMMUError(.invalidArgument, "an unmap of no bytes from IOAS \(id)"))
@@ -41,7 +41,7 @@ extension AddressSpace {
     unmapped: UInt64, failure: IOMMUError?
   ) {
     try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       return unmapAsFarAsPossible(0...UInt64.max, in: &state)
     }
   }

@@ -12,6 +12,10 @@ extension AddressSpace {
   /// - Throws: `EADDRINUSE` where a mapping lies outside the table's aperture or is not
   ///   aligned to its pages, `EFAULT` where mapped memory is not there to pin.
   func add(_ domain: any PagingDomain) throws(IOMMUError) {
+    try whileSlotsStay { () throws(IOMMUError) in try fillAndKeep(domain) }
+  }
+
+  private func fillAndKeep(_ domain: any PagingDomain) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
       let geometry = domain.geometry

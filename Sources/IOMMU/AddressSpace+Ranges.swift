@@ -56,9 +56,11 @@ extension AddressSpace {
   func reserve(
     _ ranges: [ClosedRange<UInt64>], for owner: Reserved.Owner
   ) throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
-      try reserve(ranges, for: owner, in: &state)
+    try whileSlotsStay { () throws(IOMMUError) in
+      try state.withLock { (state) throws(IOMMUError) in
+        try check(state)
+        try reserve(ranges, for: owner, in: &state)
+      }
     }
   }
 

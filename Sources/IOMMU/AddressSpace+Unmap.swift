@@ -15,7 +15,7 @@ extension AddressSpace {
   /// - Throws: `ENOENT` where an area would be split, `EBUSY` where hardware reads one.
   func unmap(_ range: ClosedRange<UInt64>) throws(IOMMUError) -> UInt64 {
     try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       return try unmap(range, in: &state)
     }
   }
@@ -54,7 +54,7 @@ extension AddressSpace {
   /// Empties the space for good. No page table mirrors it any more.
   func destroy() {
     state.withLock { state in
-      state.isDestroyed = true
+      state.use = .destroyed
       while let position = state.areas.firstEnding(atOrAfter: 0) {
         remove(at: position, from: &state)
       }
@@ -62,7 +62,8 @@ extension AddressSpace {
   }
 
   /// The memory behind a range, for mapping elsewhere. Linux: `iopt_get_pages`.
-  /// - Throws: `ENOENT` where a byte of the range is not mapped, `EINVAL`, `EOVERFLOW`.
+  /// - Throws: `ENOENT` where a byte of the range is not mapped, `EINVAL`, `EOVERFLOW`; `EPERM`
+  ///   where it is a VM's slots, which a copy would not follow.
   func pieces(_ iova: IOVA, length: UInt64) throws(IOMMUError) -> [Piece] {
     guard length > 0 else {
       throw IOMMUError(.invalidArgument, "a copy of no bytes from IOAS \(id)")
@@ -74,7 +75,7 @@ extension AddressSpace {
     }
     try FailurePoint.pass(.scratch)
     return try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       var pieces: [Piece] = []
       var cursor = iova.rawValue
       var position = state.areas.firstEnding(atOrAfter: cursor)
@@ -104,7 +105,7 @@ extension AddressSpace {
     _ pieces: [Piece], length: UInt64, permissions: Permissions, placement: Placement
   ) throws(IOMMUError) -> IOVA {
     try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       try checkLength(length, in: state)
       let hint = pieces[0].pages.address &+ pieces[0].start
       let first = try place(placement, length: length, hint: hint, in: state)

@@ -37,8 +37,21 @@ final class AddressSpace: Sendable {
     var pinningAccessors = 0
     /// How many of the pins keep what is under them mapped.
     var lockedPins = 0
-    /// Set when the space is destroyed: a call that was under way finds nothing.
-    var isDestroyed = false
+    var use = Use.open
+    /// Of a space that follows: which VM.
+    var followed: FollowedMachine?
+    /// A slot is being moved to where it partly is, and stays pinned meanwhile.
+    var holdsMovedSlot = false
+  }
+
+  /// Who says what is mapped.
+  enum Use: Hashable, Sendable {
+    /// Map and unmap calls.
+    case open
+    /// A VM's memory slots.
+    case following
+    /// Nobody: a call that was under way when the space was destroyed finds nothing.
+    case destroyed
   }
 
   /// Linux: `iopt_reserved`. `owner` names who asked, so that its ranges go with it.
@@ -106,7 +119,7 @@ final class AddressSpace: Sendable {
     // Taken by the closure, which else would count one more reference.
     var taken: Pages? = consume pages
     return try state.withLock { (state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       try checkLength(length, in: state)
       let iova = try place(
         placement, length: length, hint: start, in: state)
@@ -122,7 +135,7 @@ final class AddressSpace: Sendable {
   }
 
   func check(_ state: borrowing State) throws(IOMMUError) {
-    guard !state.isDestroyed else {
+    guard state.use != .destroyed else {
       throw IOMMUError(.noSuchFileOrDirectory, "IOAS \(id) was destroyed meanwhile")
     }
   }

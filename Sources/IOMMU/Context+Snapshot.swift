@@ -59,7 +59,8 @@ extension AddressSpace {
     state.withLock { state in
       var lines = [
         "  alignment \(state.alignment), large pages \(state.largePages), "
-          + "\(state.domains.count) tables, \(state.pinningAccessors) accessors that pin"
+          + "\(state.domains.count) tables, \(state.pinningAccessors) accessors that pin, "
+          + "\(state.use)"
       ]
       try? state.areas.visit { area in
         lines.append(

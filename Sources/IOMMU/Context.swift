@@ -143,6 +143,8 @@ public final class Context: Sendable {
   private func dismantle(_ object: ContextObject, _ configuration: inout Configuration) {
     switch object {
     case .ioas(let space):
+      // No hardware queue is left in it that could refuse.
+      try? stopFollowing(space)
       space.destroy()
     case .hwpt(let table):
       if let queue = table.faultQueue { dropUser(of: queue.id) }

@@ -43,6 +43,8 @@ package enum LockRank: Int, Sendable {
   case group
   /// `Accessor.state`: which address space a software device is on.
   case accessor
+  /// `VirtualMachine.state`: memory slots. Held while the spaces that follow take a change over.
+  case virtualMachine
   /// `AddressSpace.state`: areas, reserved ranges and the page tables that mirror them. Held
   /// while memory is pinned and tables are filled, because a map is all or nothing.
   case addressSpace
@@ -87,8 +89,6 @@ package enum LockRank: Int, Sendable {
   case sharedPages
   /// `NoSnoopWatch.state`.
   case noSnoop
-  /// `LocalDeviceMemory.state`, and a carrier's: one access to a device's memory, or its taking.
-  case deviceMemory
   /// `Readiness.state`: a carrier's signal is set under it.
   case readiness
   /// `EventLog.state`.

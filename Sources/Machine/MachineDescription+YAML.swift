@@ -65,9 +65,6 @@ extension MachineDescription {
     switch device.model {
     case .copyEngine(let engine):
       lines += ["    version: \(hexText(engine.version))", "    fill: \(engine.fill)"]
-      if engine.localMemory > 0 {
-        lines.append("    local-memory: \(sizeText(engine.localMemory))")
-      }
     }
     return lines
   }
