@@ -125,11 +125,12 @@ let package = Package(
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),
+    example("device-memory", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
-        "process-stress", "locked-memory",
+        "process-stress", "locked-memory", "device-memory",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -79,6 +79,9 @@ public final class LocalMemory: MemorySource {
         identity: MemoryIdentity(space: 0, object: UInt64(base), offset: address)))
   }
 
+  /// What its first byte is.
+  var identity: MemoryIdentity { MemoryIdentity(space: 0, object: UInt64(base), offset: 0) }
+
   /// The bytes, for as long as the closure runs.
   public func withUnsafeMutableBytes<Result>(
     _ body: (UnsafeMutableRawBufferPointer) throws -> Result

@@ -89,6 +89,8 @@ package enum LockRank: Int, Sendable {
   case sharedPages
   /// `NoSnoopWatch.state`.
   case noSnoop
+  /// `LocalDeviceMemory.state`, and a carrier's: one access to a device's memory, or its taking.
+  case deviceMemory
   /// `Readiness.state`: a carrier's signal is set under it.
   case readiness
   /// `EventLog.state`.

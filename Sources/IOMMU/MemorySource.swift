@@ -25,6 +25,18 @@ public protocol MemorySource: AnyObject, Sendable {
     address: UInt64, length: UInt64, writable: Bool,
     place: (consuming PinnedRun) throws(IOMMUError) -> Void
   ) throws(IOMMUError)
+
+  /// The same memory as a type1 container maps it: with what its owner has mapped of devices
+  /// (peer to peer). By itself a source gives none of that: iommufd does not pin it.
+  var includingDevices: any MemorySource { get }
+
+  /// Whether all of a range is a device's memory, which no account is charged for.
+  func isDeviceMemory(address: UInt64, length: UInt64) -> Bool
+}
+
+extension MemorySource {
+  public var includingDevices: any MemorySource { self }
+  public func isDeviceMemory(address: UInt64, length: UInt64) -> Bool { false }
 }
 
 /// A stretch of pinned memory that is reached in one way.

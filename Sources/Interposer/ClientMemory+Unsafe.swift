@@ -21,10 +21,10 @@ final class ClientMemory: MemorySource, RemoteMemory {
   private let group: Int32
   private let process: OwnedDescriptor
   private let mem: OwnedDescriptor
-  private let maps: OwnedDescriptor
+  let maps: OwnedDescriptor
   private let direct: DirectAccess
   /// Our files: what a program maps of them cannot be pinned, as on Linux.
-  private let handles: HandleTable
+  let handles: HandleTable
   /// Where the last file mapping was found among the program's descriptors.
   private let hint = Mutex<Int32>(-1)
 
@@ -73,6 +73,15 @@ final class ClientMemory: MemorySource, RemoteMemory {
     address: UInt64, length: UInt64, writable: Bool,
     place: (consuming PinnedRun) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
+    try pin(
+      address: address, length: length, writable: writable, allowsDevices: false, place: place)
+  }
+
+  /// - Parameter allowsDevices: Whether device memory that the program has mapped is given too.
+  func pin(
+    address: UInt64, length: UInt64, writable: Bool, allowsDevices: Bool,
+    place: (consuming PinnedRun) throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
     let (end, overflow) = address.addingReportingOverflow(length)
     guard !overflow else {
       // The kernel's word for it; an address that only is not there is EFAULT.
@@ -87,10 +96,22 @@ final class ClientMemory: MemorySource, RemoteMemory {
       else { throw Self.fault(cursor, "is not mapped") }
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
       guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
-      guard area.inode == 0 || handles.handle(FileKey(area)) == nil else {
-        throw Self.fault(cursor, "is a device's, which iommufd does not pin")
-      }
       let last = min(area.end, end)
+      if area.inode != 0, let handle = handles.handle(FileKey(area)) {
+        guard let device = area.device(at: cursor, of: handle) else {
+          throw Self.fault(cursor, "is a device's, which iommufd does not pin")
+        }
+        guard allowsDevices else {
+          throw Self.fault(
+            cursor,
+            "is memory of \(handle.file.name), which iommufd does not pin: map it through a type1 "
+              + "container (/dev/vfio/vfio)")
+        }
+        try device.memory.pin(
+          address: device.offset, length: last - cursor, writable: writable, place: place)
+        cursor = last
+        continue
+      }
       if area.inode != 0 || !area.isWritable { try probe(cursor, last) }
       try place(try run(cursor, length: last - cursor, area, writable: writable))
       cursor = last

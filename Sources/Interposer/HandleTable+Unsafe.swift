@@ -72,10 +72,14 @@ final class HandleTable: Sendable {
     // F_ADD_SEALS: no shrinking, no growing, no writing, no further seals. The file stays
     // empty: nothing backs a register, and a descriptor that the filter cannot tell (below the
     // window) reads as at its end and takes no data.
-    // A context's may grow and be written: pages to share are made in it.
+    // A context's may grow and be written: pages to share are made in it. That of a device with
+    // memory shrinks too, when the memory is taken.
     let pages = file as? any MmapFile
-    _ = csys_fcntl(memory, 1033, pages == nil ? 0x2 | 0x4 | 0x8 | 0x1 : 0x2 | 0x1)
-    let probe = System.open("/proc/self/fd/\(memory)", pages == nil ? O_RDONLY : O_RDWR)
+    let device = (file as? any DeviceMemoryFile).flatMap { $0.hasMemory ? $0 : nil }
+    let isPlain = pages == nil && device == nil
+    _ = csys_fcntl(
+      memory, 1033, isPlain ? 0x2 | 0x4 | 0x8 | 0x1 : device == nil ? 0x2 | 0x1 : 0x1)
+    let probe = System.open("/proc/self/fd/\(memory)", isPlain ? O_RDONLY : O_RDWR)
     guard probe >= 0 else { throw failed("open a file", probe) }
     let owned = OwnedDescriptor(probe)
     guard let identity = System.identity(probe) else { throw failed("open a file", -EIO) }
@@ -86,6 +90,7 @@ final class HandleTable: Sendable {
       file: file, key: FileKey(identity),
       stand: .memory(StandInMemory(probe: owned, watch: watch)))
     pages?.areas.keep(in: SharedPages(owned, identity))
+    device?.keepMemory(in: DevicePages(owned, identity))
     state.withLock {
       $0.byKey[handle.key] = handle
       $0.byWatch[watch] = handle

@@ -121,6 +121,17 @@ public protocol MmapFile: OpenFile {
   var areas: MmapAreas { get }
 }
 
+/// A device's file, with memory of the device that programs map. The carrier says where that is
+/// kept before a program has the file.
+public protocol DeviceMemoryFile: OpenFile {
+  /// Whether there is any.
+  var hasMemory: Bool { get }
+  /// Says who keeps it, at the offsets that `mmap(2)` takes.
+  func keepMemory(in backing: any DeviceMemoryBacking)
+  /// The memory at an offset of the file, and the offset in it; nil where there is none now.
+  func memory(at offset: UInt64) -> (memory: any DeviceMemory, offset: UInt64)?
+}
+
 /// Who makes a call, as far as the binary face needs to know: its memory, its files, its
 /// limits. Lives for one call, but what it hands out may be kept.
 public protocol Caller: AnyObject, Sendable {

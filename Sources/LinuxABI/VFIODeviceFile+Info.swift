@@ -31,6 +31,7 @@ extension VFIODeviceFile {
     info.size = function.size(of: region)
     info.flags =
       info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE
+    if isMappable(region) { info.flags |= VFIO_REGION_INFO_FLAG_MMAP }
     try caller.store(info, to: argument)
   }
 

@@ -119,7 +119,7 @@ final class VFIODeviceFile: OpenFile {
     return try unsafe function.write(region, at: offset, from: buffer)
   }
 
-  private func locate(
+  func locate(
     _ offset: UInt64
   ) throws(IOMMUError) -> (region: PCIRegion, offset: UInt64) {
     guard let place = RegionWindow.locate(offset), let region = PCIRegion(index: place.index)
@@ -130,14 +130,6 @@ final class VFIODeviceFile: OpenFile {
       )
     }
     return (region, place.offset)
-  }
-
-  func checkMap(_ request: MapRequest) throws(IOMMUError) {
-    try session.checkAccess()
-    throw IOMMUError(
-      .invalidArgument,
-      "the regions of \(function.name) cannot be mapped, as GET_REGION_INFO says; use pread "
-        + "and pwrite")
   }
 
   func close() { session.close() }

@@ -77,6 +77,8 @@ private struct Parts {
   private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
   /// Where the next base address register goes: below the interrupt window.
   private var nextAddress: UInt64 = 0xC000_0000
+  /// Where the next one goes that is wide and prefetchable: above all memory below 4 GiB.
+  private var nextHighAddress: UInt64 = 0x40_0000_0000
 
   init(description: MachineDescription, system: IOMMUSystem) {
     self.description = description
@@ -126,9 +128,12 @@ private struct Parts {
   }
 
   private mutating func place(_ bar: BAR) -> UInt64 {
-    let address = (nextAddress + bar.size - 1) & ~(bar.size - 1)
-    nextAddress = address + bar.size
-    return address
+    func next(_ cursor: inout UInt64) -> UInt64 {
+      let address = (cursor + bar.size - 1) & ~(bar.size - 1)
+      cursor = address + bar.size
+      return address
+    }
+    return bar.is64Bit && bar.isPrefetchable ? next(&nextHighAddress) : next(&nextAddress)
   }
 
   var viewFunctions: [RequesterID: MachineView.Function] {
@@ -172,7 +177,8 @@ extension DeviceDescription.Model {
     switch self {
     case .copyEngine(let engine):
       CopyEngine(
-        configuration: CopyEngine.Configuration(version: engine.version, canFill: engine.fill))
+        configuration: CopyEngine.Configuration(
+          version: engine.version, canFill: engine.fill, localMemory: engine.localMemory))
     }
   }
 }

@@ -40,6 +40,7 @@ extension MachineDescription {
     case .copyEngine(let engine):
       fields += [
         ("version", .string(hexText(engine.version))), ("fill", .boolean(engine.fill)),
+        ("local-memory", .number(Int(clamping: engine.localMemory))),
       ]
     }
     return .object(fields)

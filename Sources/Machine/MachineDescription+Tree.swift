@@ -88,6 +88,7 @@ extension DeviceDescription.Model {
     switch self {
     case .copyEngine(let engine):
       "copy engine \(engine.version >> 4).\(engine.version & 15)\(engine.fill ? ", fill" : "")"
+        + (engine.localMemory > 0 ? ", \(sizeText(engine.localMemory)) of memory" : "")
     }
   }
 }

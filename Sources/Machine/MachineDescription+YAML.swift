@@ -65,6 +65,9 @@ extension MachineDescription {
     switch device.model {
     case .copyEngine(let engine):
       lines += ["    version: \(hexText(engine.version))", "    fill: \(engine.fill)"]
+      if engine.localMemory > 0 {
+        lines.append("    local-memory: \(sizeText(engine.localMemory))")
+      }
     }
     return lines
   }

@@ -151,10 +151,13 @@ public struct CopyEngineDescription: Hashable, Sendable {
   public var version: UInt8
   /// Whether it also fills memory with a pattern.
   public var fill: Bool
+  /// Memory behind its BAR 2 that programs map, in bytes, a power of two; 0 for none.
+  public var localMemory: UInt64
 
-  public init(version: UInt8 = 0x33, fill: Bool = false) {
+  public init(version: UInt8 = 0x33, fill: Bool = false, localMemory: UInt64 = 0) {
     self.version = version
     self.fill = fill
+    self.localMemory = localMemory
   }
 
   /// The versions that exist.

@@ -185,7 +185,7 @@ private struct MachineParser {
 
   private func device(_ node: Node, iommus: [IOMMUDescription]) -> DeviceDescription? {
     let common = ["model", "address", "group", "iommu", "host-driver", "no-snoop"]
-    let models = ["copy-engine": ["version", "fill"]]
+    let models = ["copy-engine": ["version", "fill", "local-memory"]]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
       model.flatMap { models[$0] } ?? models.values.flatMap { $0 }.sorted()
@@ -272,6 +272,14 @@ private struct MachineParser {
       engine.version = UInt8(truncatingIfNeeded: version)
     }
     if let node = fields["fill"], let fill = reader.flag(node) { engine.fill = fill }
+    if let node = fields["local-memory"] {
+      let size = reader.size(node, "a size", in: 4096...1 << 30)
+      if let size, size.nonzeroBitCount != 1 {
+        reader.report(
+          node, "found \(sizeText(size)), expected a power of two, as a BAR's size is")
+      }
+      engine.localMemory = size ?? 0
+    }
     return engine
   }
 

@@ -171,6 +171,31 @@ final class MachineReader {
     return value
   }
 
+  /// A size in bytes: a number, also with KiB, MiB or GiB behind it.
+  func size(_ node: Node, _ what: String, in range: ClosedRange<UInt64>) -> UInt64? {
+    let expected =
+      "\(what) from \(sizeText(range.lowerBound)) to \(sizeText(range.upperBound))"
+    guard let scalar = node.scalar, scalar.style == .plain, !isNull(node),
+      let value = Self.size(scalar.string), range.contains(value)
+    else {
+      report(node, "found \(describe(node)), expected \(expected)")
+      return nil
+    }
+    return value
+  }
+
+  private static func size(_ text: String) -> UInt64? {
+    for (unit, shift) in sizeUnits where text.hasSuffix(unit) {
+      let digits = text.dropLast(unit.count)
+      guard let count = number(String(digits.last == " " ? digits.dropLast() : digits)) else {
+        return nil
+      }
+      let (value, overflow) = count.multipliedReportingOverflow(by: 1 << shift)
+      return overflow ? nil : value
+    }
+    return number(text)
+  }
+
   /// nil where the text is not a number, or one of more than 64 bits.
   static func number(_ text: String) -> UInt64? {
     // UInt64's own initializer takes a sign, which no number here has.
@@ -232,6 +257,16 @@ final class MachineReader {
       return MachineFileError(file: text.file, message: "found text that is not YAML: \(error)")
     }
   }
+}
+
+private let sizeUnits: [(String, UInt64)] = [("GiB", 30), ("MiB", 20), ("KiB", 10)]
+
+/// `1MiB`; plain bytes where no unit fits.
+func sizeText(_ value: UInt64) -> String {
+  for (unit, shift) in sizeUnits where value > 0 && value & (1 << shift - 1) == 0 {
+    return "\(value >> shift)\(unit)"
+  }
+  return "\(value)"
 }
 
 /// `0x1000`.

@@ -16,11 +16,18 @@ public final class CopyEngine: PCIDeviceModel {
     public var transferCapacity: UInt8
     /// Whether the engine fills blocks too (DMACAPABILITY 0x40).
     public var canFill: Bool
+    /// Memory of its own behind BAR 2, in bytes, a power of two of at least 4 KiB; 0 for none.
+    /// Programs map it, and other devices' DMA may reach it; the engine itself does not touch it.
+    public var localMemory: UInt64
 
-    public init(version: UInt8 = 0x33, transferCapacity: UInt8 = 20, canFill: Bool = false) {
+    public init(
+      version: UInt8 = 0x33, transferCapacity: UInt8 = 20, canFill: Bool = false,
+      localMemory: UInt64 = 0
+    ) {
       self.version = version
       self.transferCapacity = transferCapacity
       self.canFill = canFill
+      self.localMemory = localMemory
     }
   }
 
@@ -36,6 +43,12 @@ public final class CopyEngine: PCIDeviceModel {
 
   public init(configuration: Configuration = Configuration()) {
     core = CopyEngineCore(configuration: configuration)
+    var bars = [BAR(index: 0, size: 16 << 10, is64Bit: true)]
+    if configuration.localMemory > 0 {
+      bars.append(
+        BAR(index: 2, size: configuration.localMemory, isPrefetchable: true, isMemory: true))
+    }
+    self.bars = bars
   }
 
   deinit { core.stop() }
@@ -43,7 +56,8 @@ public final class CopyEngine: PCIDeviceModel {
   public let identity = PCIIdentity(
     vendor: 0x8086, device: 0x2021, classCode: 0x08_8000, revision: 0x04)
 
-  public let bars = [BAR(index: 0, size: 16 << 10, is64Bit: true)]
+  /// Registers, and the memory where it has some.
+  public let bars: [BAR]
 
   public let msix: MSIXLayout? = MSIXLayout(
     vectors: 1, tableBAR: 0, tableOffset: 0x2000, pendingBAR: 0, pendingOffset: 0x3000)

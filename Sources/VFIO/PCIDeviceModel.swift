@@ -36,10 +36,17 @@ public struct BAR: Hashable, Sendable {
   public var size: UInt64
   public var is64Bit: Bool
   public var isPrefetchable: Bool
+  /// Whether it is plain memory and no registers: programs may map it, and the model is asked
+  /// for none of its bytes. Its size is a multiple of 4 KiB then.
+  public var isMemory: Bool
 
   /// - Precondition: `index` and `size` are as their descriptions say.
-  public init(index: Int, size: UInt64, is64Bit: Bool = true, isPrefetchable: Bool = false) {
+  public init(
+    index: Int, size: UInt64, is64Bit: Bool = true, isPrefetchable: Bool = false,
+    isMemory: Bool = false
+  ) {
     precondition((0...(is64Bit ? 4 : 5)).contains(index), "a function has BARs 0 to 5")
+    precondition(!isMemory || size >= 4096, "memory that is mapped has whole pages")
     precondition(
       size >= 16 && size & (size - 1) == 0 && (is64Bit || size <= 1 << 31),
       "the size of a BAR is a power of two that it can decode")
@@ -47,6 +54,7 @@ public struct BAR: Hashable, Sendable {
     self.size = size
     self.is64Bit = is64Bit
     self.isPrefetchable = isPrefetchable
+    self.isMemory = isMemory
   }
 }
 
@@ -106,6 +114,7 @@ public struct ConfigRegister: Hashable, Sendable {
 /// The inside of a PCI function. Thread-safe: registers are accessed from any thread.
 public protocol PCIDeviceModel: AnyObject, Sendable {
   var identity: PCIIdentity { get }
+  /// The MSI-X table and pending bits lie in none that is memory.
   var bars: [BAR] { get }
   /// The function's interrupt line: 1 to 4 for INTA to INTD; 0, unless a model says otherwise,
   /// for none.

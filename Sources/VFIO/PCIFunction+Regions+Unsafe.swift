@@ -43,6 +43,13 @@ extension PCIFunction {
     case .bar(let index):
       let bar = try self.bar(index, holding: offset)
       let count = min(buffer.count, Int(clamping: bar.size - offset))
+      if bar.isMemory {
+        // SAFETY: count <= buffer.count.
+        let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
+        guard let memory = memory(ofBAR: index), unsafe memory.read(at: offset, into: part)
+        else { throw memoryOff }
+        return count
+      }
       var done = 0
       while done < count {
         let piece = nextPiece(bar, offset + UInt64(done), count - done)
@@ -83,6 +90,13 @@ extension PCIFunction {
     case .bar(let index):
       let bar = try self.bar(index, holding: offset)
       let count = min(buffer.count, Int(clamping: bar.size - offset))
+      if bar.isMemory {
+        // SAFETY: count <= buffer.count.
+        let part = unsafe UnsafeRawBufferPointer(rebasing: buffer[..<count])
+        guard let memory = memory(ofBAR: index), unsafe memory.write(at: offset, from: part)
+        else { throw memoryOff }
+        return count
+      }
       var done = 0
       while done < count {
         let piece = nextPiece(bar, offset + UInt64(done), count - done)
@@ -175,10 +189,12 @@ extension PCIFunction {
   }
 
   private func checkMemory() throws(IOMMUError) {
-    guard isMemoryEnabled else {
-      throw IOMMUError(
-        .ioError,
-        "\(name) does not decode memory: set bit 1 of its command register, and power state D0")
-    }
+    guard isMemoryEnabled else { throw memoryOff }
+  }
+
+  private var memoryOff: IOMMUError {
+    IOMMUError(
+      .ioError,
+      "\(name) does not decode memory: set bit 1 of its command register, and power state D0")
   }
 }

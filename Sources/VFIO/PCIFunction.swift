@@ -19,6 +19,8 @@ public final class PCIFunction: Sendable {
   /// Where the BARs are on the bus, in the order of `bars`, as `/sys` shows them in `resource`.
   public let barAddresses: [UInt64]
   private let gate = MasterGate()
+  /// What is behind the memory BARs, by number, while the function has a user.
+  private let memories = Guarded<[Int: any DeviceMemory]>([:])
   /// Serializes resets and changes of what the command register governs.
   private let control = RankedMutex(.function, ())
 
@@ -61,16 +63,25 @@ public final class PCIFunction: Sendable {
   /// The BAR of a number; nil where there is none, as for the upper half of a 64-bit one.
   public func bar(_ index: Int) -> BAR? { bars.first { $0.index == index } }
 
+  /// What is behind a memory BAR while the function has a user; nil where there is none. It
+  /// answers while the function decodes memory, and is zero after each reset.
+  public func memory(ofBAR index: Int) -> (any DeviceMemory)? {
+    memories.withLock { $0[index] }
+  }
+
   // MARK: Opening, reset and closing
 
   /// Makes the function ready for a new user: reset, memory decoding on, bus mastering off.
   /// Linux: `vfio_pci_core_enable`.
-  func enable() {
+  /// - Parameter memories: What its memory BARs show, by number: nobody else's from now on.
+  func enable(memories: [Int: any DeviceMemory] = [:]) {
     control.withLock { _ in
       gate.allowsMaster = false
       model.reset()
       interrupts.disableAll()
       config.resetAll(memoryEnabled: true)
+      self.memories.withLock { $0 = memories }
+      followMemory()
     }
   }
 
@@ -82,18 +93,23 @@ public final class PCIFunction: Sendable {
       interrupts.disableAll()
       model.reset()
       config.resetAll(memoryEnabled: false)
+      followMemory()
+      for memory in memories.withLock({ Array($0.values) }) { memory.clear() }
+      memories.withLock { $0 = [:] }
     }
   }
 
   /// A function-level reset on behalf of the user. What is in the header and the capabilities
   /// is as before, and the set-up of interrupts too: Linux saves and restores them. When it
-  /// returns, no DMA that was begun before goes on.
+  /// returns, no DMA that was begun before goes on, and the memory BARs are zero: a reset leaves
+  /// nothing of what a function was used for (PCI Express, 6.6.2).
   public func reset() {
     control.withLock { _ in
       gate.allowsMaster = false
       model.reset()
       interrupts.deviceReset()
       config.resetDeviceRegisters()
+      for memory in memories.withLock({ Array($0.values) }) { memory.clear() }
       followControl()
     }
   }
@@ -116,6 +132,15 @@ public final class PCIFunction: Sendable {
     let command = config.command
     gate.allowsMaster = command & Command.master != 0 && !config.isPoweredDown
     interrupts.setLineDisabled(command & Command.interruptDisable != 0)
+    followMemory()
+  }
+
+  /// Memory BARs answer while the function decodes memory; else who has them mapped faults.
+  private func followMemory() {
+    let isEnabled = isMemoryEnabled
+    for memory in memories.withLock({ Array($0.values) }) where memory.isGiven != isEnabled {
+      if isEnabled { memory.give() } else { memory.take() }
+    }
   }
 
   /// Whether the BARs answer: memory decoding is on and the function has power.

@@ -100,8 +100,35 @@ public final class VFIODevice: Sendable {
 public final class DeviceSession: Sendable {
   public let device: VFIODevice
   private let granted = Atomic(false)
+  private let keeper = Guarded(MemoryKeeper())
+
+  /// Who keeps the memory BARs, and where in its file.
+  private struct MemoryKeeper: Sendable {
+    var backing: any DeviceMemoryBacking = LocalDeviceMemoryBacking()
+    var offset: @Sendable (_ bar: Int) -> UInt64 = { _ in 0 }
+  }
 
   init(device: VFIODevice) { self.device = device }
+
+  /// Says who keeps the device's memory once it is bound through this file; this process alone
+  /// where nobody says anything.
+  /// - Parameter offset: Where in the file a BAR lies, in bytes.
+  public func keepMemory(
+    in backing: any DeviceMemoryBacking, offset: @escaping @Sendable (_ bar: Int) -> UInt64
+  ) {
+    keeper.withLock { $0 = MemoryKeeper(backing: backing, offset: offset) }
+  }
+
+  /// What the device's memory BARs show to this user.
+  private func makeMemories() throws(IOMMUError) -> [Int: any DeviceMemory] {
+    let keeper = self.keeper.withLock { $0 }
+    var memories: [Int: any DeviceMemory] = [:]
+    for bar in device.function.bars where bar.isMemory {
+      memories[bar.index] = try keeper.backing.makeMemory(
+        at: keeper.offset(bar.index), length: bar.size)
+    }
+    return memories
+  }
 
   /// Whether the device may be used through this file (MODEL C4).
   public var hasAccess: Bool { granted.load(ordering: .acquiring) }
@@ -135,8 +162,9 @@ public final class DeviceSession: Sendable {
         guard !hasAccess else { throw alreadyBound("this file has") }
         let context = try findContext()
         guard state.user == nil else { throw alreadyBound("another open of its node has") }
+        let memories = try makeMemories()
         let binding = try context.register(device.function.device)
-        device.function.enable()
+        device.function.enable(memories: memories)
         do throws(IOMMUError) {
           try publish(binding.id)
         } catch {

@@ -65,6 +65,13 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
       BadEdit("group: 0", "group: \"0\"", at: 7, 12, "the text \"0\"", "a group number"),
       BadEdit("group: 0", "group: 0\n    iommu: dmar1", at: 8, 12, "dmar1", "mean 'dmar0'"),
       BadEdit("group: 0", "group: 0\n    version: 0x35", at: 8, 14, "0x35", "0x32 to 0x34"),
+      BadEdit(
+        "group: 0", "group: 0\n    local-memory: 2KiB", at: 8, 19, "'2KiB'", "4KiB to 1GiB"),
+      BadEdit(
+        "group: 0", "group: 0\n    local-memory: 12KiB", at: 8, 19, "12KiB", "power of two"),
+      BadEdit(
+        "group: 0", "group: 0\n    local-memory: 99999999999GiB", at: 8, 19, "GiB'",
+        "4KiB to 1GiB"),
       BadEdit("group: 0", "group: 0\n    fill: maybe", at: 8, 11, "'maybe'", "true or false"),
       BadEdit("group: 0", "group: 0\n    host_driver: none", at: 8, 5, "mean 'host-driver'"),
       BadEdit("group: 0", "group: 0\n    host-driver: vfio", at: 8, 18, "vfio-pci, none"),

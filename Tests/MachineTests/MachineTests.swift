@@ -45,7 +45,8 @@ let small = """
       ],
       devices: [
         DeviceDescription(
-          model: .copyEngine(CopyEngineDescription(version: 0x34, fill: true)),
+          model: .copyEngine(
+            CopyEngineDescription(version: 0x34, fill: true, localMemory: 1 << 20)),
           address: RequesterID(segment: 1, bus: 0xff, device: 31, function: 7), group: 9,
           iommu: "ivhd0", hostDriver: .ioatdma),
         DeviceDescription(
@@ -90,6 +91,21 @@ let small = """
     let iommu = try #require(try machine(text).iommus.first)
     #expect(iommu.levels == levels)
     #expect(iommu.addressWidth == width)
+  }
+
+  @Test(
+    "sizes are bytes, or with a unit",
+    arguments: [
+      ("4KiB", 4096), ("1MiB", 1 << 20), ("1 GiB", 1 << 30), ("65536", 65_536),
+      ("0x100000", 1 << 20),
+    ] as [(String, UInt64)])
+  func memorySizes(text: String, size: UInt64) throws {
+    let machine = try machine(
+      small.replacing("group: 0", with: "group: 0\n    local-memory: \(text)"))
+    #expect(machine.devices.map(\.model) == [.copyEngine(.init(localMemory: size))])
+    let made = try Machine(machine)
+    #expect(made.functions[0].bar(2)?.size == size)
+    #expect(made.functions[0].barAddresses[1] >= 1 << 32)
   }
 
   @Test("flow style, comments, a byte order mark and aliases are read") func otherStyles()

@@ -70,6 +70,18 @@ import Testing
     #expect(run.status == 0, "\(run.errors)")
   }
 
+  @Test("C4: a memory BAR is mapped after the bind, faults while it is off, outlives its fd")
+  func deviceMemory() throws {
+    let machine = """
+      iommus: [{name: dmar0, kind: intel}]
+      devices: [{model: copy-engine, address: e0:04.0, group: 0, local-memory: 1MiB}]
+      """
+    let run = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("device-memory").path, input: machine)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("map it through a type1 container"))
+  }
+
   @Test("B6: a program's RLIMIT_MEMLOCK bounds what it has pinned; files change hands")
   func lockedMemory() throws {
     let run = try iommu("run", "--explain", "--", built("locked-memory").path)
