@@ -57,8 +57,7 @@ public struct Binding: ~Copyable, Sendable {
   /// Lets another context attach page tables to PASIDs of the device: who has this binding and
   /// that context may connect the two (MODEL A2, C7). What the device does without a PASID stays
   /// this context's.
-  /// - Throws: `EINVAL` where its IOMMU has no PASIDs; as
-  ///   `Context.register`.
+  /// - Throws: `EINVAL` where it has no PASIDs (MODEL E2: kinds 1 to 3); as `Context.register`.
   public func share(
     with other: Context, cookie: UInt64? = nil
   ) throws(IOMMUError) -> PASIDBinding {
@@ -69,7 +68,7 @@ public struct Binding: ~Copyable, Sendable {
   }
 
   private func checkedForSharing() throws(IOMMUError) -> DeviceObject {
-    guard object.device.capabilities.pasidBits > 0 else {
+    guard object.endpoint.kind.hasVirtualPASIDs else {
       throw IOMMUError(
         .invalidArgument, "\(device.name) has no PASIDs that another context could have")
     }

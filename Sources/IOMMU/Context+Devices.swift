@@ -249,7 +249,10 @@ extension Context {
   public func hardwareInformation(
     of device: ObjectID
   ) throws(IOMMUError) -> (information: HardwareInformation, capabilities: IOMMUCapabilities) {
-    let device = try self.device(device).device
-    return (device.driver.hardwareInformation(for: device.requester), device.capabilities)
+    let object = try self.device(device)
+    let device = object.device
+    var capabilities = device.capabilities
+    if !object.endpoint.kind.hasVirtualPASIDs { capabilities.pasidBits = 0 }
+    return (device.driver.hardwareInformation(for: device.requester), capabilities)
   }
 }

@@ -113,17 +113,24 @@ extension DeviceGroup {
     var attachment = state.attachments[slot] ?? Attachment(table: table, devices: [])
     attachment.devices.append(object)
     attachment.note(hint, by: object)
-    attachment.ports.merge(Self.openPorts(of: [object], to: table)) { $1 }
     do throws(IOMMUError) {
       if state.attachments[slot] == nil { try check(table, fits: devices) }
       try attachment.checkSnooping(of: devices)
       if state.attachments[slot] == nil {
         try check(table, slot: slot, state)
-        try Self.switchAll(
-          devices, pasid: pasid, to: attachment.route, from: { _ in .blocked })
-      } else if attachment.ports[object.device.requester] != nil {
-        try FailurePoint.pass(.attachment)
-        try attachment.route.set(object.endpoint, pasid: pasid)
+        try Self.withPASID(pasid, assignedTo: devices, owner: object.owner) {
+          () throws(IOMMUError) in
+          attachment.ports = Self.openPorts(of: [object], to: table, pasid: pasid)
+          try Self.switchAll(
+            devices, pasid: pasid, to: attachment.route, from: { _ in .blocked })
+        }
+      } else {
+        let ports = Self.openPorts(of: [object], to: table, pasid: pasid)
+        attachment.ports.merge(ports) { $1 }
+        if !ports.isEmpty {
+          try FailurePoint.pass(.attachment)
+          try attachment.route.set(object.endpoint, pasid: pasid)
+        }
       }
     } catch {
       attachment.ports[object.device.requester]?.close()
@@ -133,15 +140,34 @@ extension DeviceGroup {
     state.attachments[slot] = attachment
   }
 
+  /// Gives devices a PASID before they are routed by it; where `body` throws, takes it back.
+  private static func withPASID(
+    _ pasid: PASID?, assignedTo devices: [any BindableDevice], owner: ObjectIdentifier,
+    _ body: () throws(IOMMUError) -> Void
+  ) throws(IOMMUError) {
+    guard let pasid else { return try body() }
+    var assigned = 0
+    do throws(IOMMUError) {
+      for device in devices {
+        try device.pasids.assign(pasid, on: device.physical, owner: owner)
+        assigned += 1
+      }
+      try body()
+    } catch {
+      for device in devices[..<assigned] { device.pasids.free(pasid, on: device.physical) }
+      throw error
+    }
+  }
+
   /// Places for the page requests of devices that are about to be attached to a table; none
   /// where it has no fault queue.
   private static func openPorts(
-    of objects: [DeviceObject], to table: HWPT
+    of objects: [DeviceObject], to table: HWPT, pasid: PASID?
   ) -> [RequesterID: PageRequestPort] {
     guard let queue = table.faultQueue else { return [:] }
     return Dictionary(
       objects.map { object in
-        let port = PageRequestPort(queue: queue, table: table.id, object: object)
+        let port = PageRequestPort(queue: queue, table: table.id, object: object, pasid: pasid)
         queue.open(port)
         return (object.device.requester, port)
       }
@@ -158,7 +184,7 @@ extension DeviceGroup {
     try check(table, fits: devices)
     try new.checkSnooping(of: devices)
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
-    new.ports = Self.openPorts(of: old.devices, to: table)
+    new.ports = Self.openPorts(of: old.devices, to: table, pasid: pasid)
     do throws(IOMMUError) {
       try check(table, slot: slot, state)
       try Self.switchAll(devices, pasid: pasid, to: new.route, from: { _ in old.route })
@@ -255,6 +281,7 @@ extension DeviceGroup {
       if attachment.devices.isEmpty {
         for device in state.devices(of: subgroup) {
           Self.restore(device, pasid: pasid, to: .blocked)
+          if let pasid { device.pasids.free(pasid, on: device.physical) }
         }
         state.attachments[slot] = nil
       } else {

@@ -69,12 +69,35 @@ public final class DeviceGroup: Sendable {
       Route(context: device.idleContext)
     }
 
+    /// - Parameter pasid: As the user names it, assigned to the device; nil for DMA without one.
     /// - Throws: What the driver throws; then the device is where it was.
     func set(_ device: any BindableDevice, pasid: PASID?) throws(IOMMUError) {
-      let physical = device.physical
-      try physical.driver.setContext(
-        of: physical.requester, pasid: device.physicalPASID(for: pasid), to: context,
-        requests: ports[physical.requester])
+      guard let pasid else { return try apply(to: device.physical, pasid: device.defaultPASID) }
+      guard let physical = device.pasids.physical(of: pasid) else {
+        throw IOMMUError(
+          .invalidArgument, "\(device.name) is not attached with PASID \(pasid.rawValue)")
+      }
+      guard device.kind.allocation == .global else {
+        return try apply(to: device.physical, pasid: physical)
+      }
+      try device.physical.sharedRoutes.set(self, of: device, virtual: pasid, physical: physical)
+    }
+
+    /// - Parameter pasid: Physical.
+    func apply(to device: PhysicalDevice, pasid: PASID?) throws(IOMMUError) {
+      try device.driver.setContext(
+        of: device.requester, pasid: pasid, to: context, requests: ports[device.requester])
+    }
+
+    var isBlocked: Bool { if case .blocked = context { true } else { false } }
+
+    /// Tells page tables apart; nil where there is none.
+    var tableID: ObjectIdentifier? {
+      switch context {
+      case .host, .blocked: nil
+      case .paging(let domain): ObjectIdentifier(domain)
+      case .nested(let domain): ObjectIdentifier(domain)
+      }
     }
   }
 
@@ -107,15 +130,29 @@ public final class DeviceGroup: Sendable {
         if case .dma(let driver) = hostDriver { throw heldAgainst(driver, of: device.name) }
         let route = state.attachments[Slot(subgroup: subgroup, pasid: nil)]?.route
         try (route ?? .blocked).set(device, pasid: nil)
-        for (slot, attachment) in state.attachments
-        where slot.subgroup == subgroup && slot.pasid != nil {
-          try attachment.route.set(device, pasid: slot.pasid)
+        do throws(IOMMUError) {
+          try routePASIDs(of: device, like: subgroup, state)
+        } catch {
+          for pasid in device.pasids.all { device.pasids.free(pasid, on: device.physical) }
+          throw error
         }
       } else if device.defaultPASID != nil {
         try Route.blocked.set(device, pasid: nil)
       }
       state.members.append(
         Member(device: device, subgroup: subgroup, hostDriver: hostDriver))
+    }
+  }
+
+  private func routePASIDs(
+    of device: any BindableDevice, like subgroup: Int, _ state: borrowing State
+  ) throws(IOMMUError) {
+    for (slot, attachment) in state.attachments where slot.subgroup == subgroup {
+      guard let pasid = slot.pasid, let owner = attachment.devices.first?.owner else {
+        continue
+      }
+      try device.pasids.assign(pasid, on: device.physical, owner: owner)
+      try attachment.route.set(device, pasid: pasid)
     }
   }
 

@@ -13,6 +13,8 @@ public final class IOMMUSystem: Sendable {
   public let memory: PhysicalMemory
   /// What happens inside, for traces.
   public let events: EventLog
+  /// All physical PASIDs (MODEL E1).
+  let pasids = PASIDSpaces()
 
   private struct State: Sendable {
     var groups: [UInt32: DeviceGroup] = [:]
@@ -74,14 +76,28 @@ public final class IOMMUSystem: Sendable {
   ///   IOMMU, which routes them one by one, though they are not isolated from each other
   ///   (MODEL D3). The group is owned as a whole all the same.
   /// - Parameter canSkipSnoop: Whether its DMA can bypass the CPU's caches (MODEL F1).
-  /// - Throws: What the driver throws for a requester that it does not know.
+  /// - Parameter kind: What it is as far as PASIDs go (MODEL E2); nil is kind 5 where its IOMMU
+  ///   has PASIDs, and else kind 1.
+  /// - Throws: `EINVAL` for a kind that is a slice's or needs PASIDs that the IOMMU does not
+  ///   have; what the driver throws for a requester that it does not know.
   public func addDevice(
     name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    subgroup: Int = 0, hostDriver: HostDriver = .none, canSkipSnoop: Bool = false
+    subgroup: Int = 0, hostDriver: HostDriver = .none, canSkipSnoop: Bool = false,
+    kind: DeviceKind? = nil
   ) throws(IOMMUError) -> PhysicalDevice {
+    let bits = driver.capabilities(for: requester).pasidBits
+    let kind = kind ?? DeviceKind(pasidBits: bits)
+    guard !kind.isMediated else {
+      throw IOMMUError(.invalidArgument, "\(name) is a whole device, not \(kind)")
+    }
+    guard bits > 0 || !kind.hasVirtualPASIDs else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(name) cannot be \(kind): \(driver.name), its IOMMU, has no PASIDs")
+    }
     let device = PhysicalDevice(
       name: name, requester: requester, driver: driver, group: group,
-      canSkipSnoop: canSkipSnoop)
+      canSkipSnoop: canSkipSnoop, kind: kind, spaces: pasids)
     try group.add(device, subgroup: subgroup, hostDriver: hostDriver)
     return device
   }
@@ -89,19 +105,33 @@ public final class IOMMUSystem: Sendable {
   /// Adds a slice of a device, in a group of its own, blocked (MODEL C1, D2 kind 2).
   /// - Parameters:
   ///   - name: As sentences and sysfs name it: its UUID.
-  ///   - defaultPASID: What its DMA carries beside the parent's requester id; not 0.
+  ///   - defaultPASID: What its DMA carries beside the parent's requester id; not 0. Nil takes
+  ///     a free one of the parent's.
+  ///   - kind: Kind 3, 6 or 8 of MODEL E2: whether its user has PASIDs too, and work queues.
   ///   - group: Number of its group; nil takes the lowest free one.
-  /// - Throws: `EINVAL` for a PASID that the parent's IOMMU cannot tell apart; `EBUSY` where
-  ///   another slice of the parent has it; `EEXIST` where the group's number is taken.
+  /// - Throws: `EINVAL` for a PASID that the parent's IOMMU cannot tell apart, and for a kind
+  ///   that is no slice's; `EBUSY` where another slice of the parent has the PASID; `ENOSPC`
+  ///   where none is free; `EEXIST` where the group's number is taken.
   public func addMediatedDevice(
-    name: String, parent: PhysicalDevice, defaultPASID: PASID, group number: UInt32? = nil
+    name: String, parent: PhysicalDevice, defaultPASID: PASID? = nil,
+    kind: DeviceKind = .mediated, group number: UInt32? = nil
   ) throws(IOMMUError) -> MediatedDevice {
-    try parent.claim(defaultPASID, for: name)
+    guard kind.isMediated, kind != .softwareMediated else {
+      throw IOMMUError(
+        .invalidArgument, "\(name) is a slice of \(parent.name), which cannot be \(kind)")
+    }
+    let pasid: PASID
+    if let defaultPASID {
+      try pasids.claim(defaultPASID, on: parent, for: name)
+      pasid = defaultPASID
+    } else {
+      pasid = try pasids.allocate(on: parent, for: name)
+    }
     do throws(IOMMUError) {
       let group: DeviceGroup
       if let number { group = try addGroup(number) } else { group = addGroup() }
       let device = MediatedDevice(
-        name: name, parent: parent, defaultPASID: defaultPASID, group: group)
+        name: name, parent: parent, defaultPASID: pasid, kind: kind, group: group)
       do throws(IOMMUError) {
         try group.add(device, subgroup: 0, hostDriver: .none)
       } catch {
@@ -110,7 +140,7 @@ public final class IOMMUSystem: Sendable {
       }
       return device
     } catch {
-      parent.free(defaultPASID)
+      pasids.free(pasid, on: parent)
       throw error
     }
   }
@@ -120,7 +150,7 @@ public final class IOMMUSystem: Sendable {
   public func removeMediatedDevice(_ device: MediatedDevice) throws(IOMMUError) {
     try device.group.remove(device)
     try removeGroup(device.group)
-    if let pasid = device.defaultPASID { device.parent.free(pasid) }
+    if let pasid = device.defaultPASID { pasids.free(pasid, on: device.parent) }
   }
 
   /// Lowest number first.

@@ -41,6 +41,8 @@ package enum LockRank: Int, Sendable {
   case configuration
   /// `DeviceGroup.state`: who owns a group, and what is attached to it.
   case group
+  /// `SharedRoutes.users`: PASIDs that slices share. Held while the driver switches one.
+  case sharedRoutes
   /// `Accessor.state`: which address space a software device is on.
   case accessor
   /// `VirtualMachine.state`: memory slots. Held while the spaces that follow take a change over.
@@ -96,7 +98,8 @@ package enum LockRank: Int, Sendable {
   /// `EventLog.state`.
   case events
 
-  // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `FailureCountdown.state`,
+  // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `PASIDSpaces.state`,
+  // `VirtualPASIDs.assigned`, `FailureCountdown.state`,
   // the bytes of a `UserMemory` in this process, what a queue's file holds until it is closed. A
   // device model's own locks come after `function`.
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A slice of a device with isolation that the IOMMU enforces: its DMA carries the parent's
-// requester id and a PASID of its own (MODEL C1, D2 kind 2).
+// requester id and PASIDs of its own (MODEL C1, D2 kind 2; E2 kinds 3, 6 and 8).
 
 import SystemPackage
 
@@ -14,11 +14,14 @@ public final class MediatedDevice: BindableDevice {
   public let name: String
   public let parent: PhysicalDevice
   public let group: DeviceGroup
+  public let pasids: VirtualPASIDs
   private let ownPASID: PASID
 
   init(
-    name: String, parent: PhysicalDevice, defaultPASID: PASID, group: DeviceGroup
+    name: String, parent: PhysicalDevice, defaultPASID: PASID, kind: DeviceKind,
+    group: DeviceGroup
   ) {
+    pasids = VirtualPASIDs(name: name, kind: kind, spaces: parent.spaces)
     self.name = name
     self.parent = parent
     self.group = group
@@ -27,7 +30,6 @@ public final class MediatedDevice: BindableDevice {
 
   public var physical: PhysicalDevice { parent }
   public var defaultPASID: PASID? { ownPASID }
-  public func physicalPASID(for pasid: PASID?) -> PASID? { pasid ?? ownPASID }
   /// Nobody but a context's user gives a slice memory to reach.
   public var idleContext: DMAContext { .blocked }
 }

@@ -73,8 +73,14 @@ public final class PageRequestPort: Sendable {
   let cookie: UInt64
   private let driver: any IOMMUDriver
   private let requester: RequesterID
+  /// What the device's requests carry, and what its user calls that (MODEL E4).
+  private let physical: PASID?
+  private let virtual: PASID?
 
-  init(queue: FaultQueue, table: ObjectID, object: DeviceObject) {
+  /// - Parameter pasid: What the user attached; nil for DMA without one.
+  init(queue: FaultQueue, table: ObjectID, object: DeviceObject, pasid: PASID?) {
+    virtual = pasid
+    physical = object.endpoint.physicalPASID(for: pasid)
     self.queue = queue
     self.table = table
     device = object.id
@@ -91,7 +97,10 @@ public final class PageRequestPort: Sendable {
   /// - Returns: The answer to the group, where the device has been detached or nobody can answer
   ///   any more; nil where the answer comes later, and for a request that is not the last.
   public func report(_ request: PageRequest) -> PageResponse.Code? {
-    queue.take(request, through: self)
+    var request = request
+    // Below a table that stands for several PASIDs, the others are the user's own.
+    if request.pasid == physical { request.pasid = virtual }
+    return queue.take(request, through: self)
   }
 
   /// Ends the attachment. MODEL H3.
@@ -99,8 +108,8 @@ public final class PageRequestPort: Sendable {
 
   /// Answers a group by its last request.
   func answer(_ request: PageRequest, with code: PageResponse.Code) {
+    let pasid = request.pasid == virtual ? physical : request.pasid
     driver.respond(
-      to: requester,
-      with: PageResponse(pasid: request.pasid, group: request.group, code: code))
+      to: requester, with: PageResponse(pasid: pasid, group: request.group, code: code))
   }
 }

@@ -17,11 +17,25 @@ public protocol BindableDevice: AnyObject, Sendable {
   var defaultPASID: PASID? { get }
   /// The group lives as long as its machine.
   var group: DeviceGroup { get }
-  /// What DMA carries on the bus, where its user calls it `pasid`; nil stands for DMA without
-  /// one.
-  func physicalPASID(for pasid: PASID?) -> PASID?
+  /// What it is as far as PASIDs go (MODEL E2). Constant.
+  var kind: DeviceKind { get }
+  /// The PASIDs that its user has attached: all that it may use beside the default (MODEL A3).
+  var pasids: VirtualPASIDs { get }
   /// Where its DMA goes while no context owns it.
   var idleContext: DMAContext { get }
+}
+
+extension BindableDevice {
+  public var kind: DeviceKind { pasids.kind }
+
+  /// What DMA carries on the bus, where its user calls it `pasid`. For device models only: the
+  /// number is never told to a user (MODEL E4).
+  /// - Parameter pasid: Nil for DMA without one.
+  /// - Returns: Nil where the device is not attached by that PASID; for nil, nil of a whole
+  ///   device and the default PASID of a slice.
+  public func physicalPASID(for pasid: PASID?) -> PASID? {
+    pasid.map { pasids.physical(of: $0) } ?? defaultPASID
+  }
 }
 
 /// The host's driver of a device, as far as isolation cares (MODEL C3).
@@ -41,14 +55,18 @@ public final class PhysicalDevice: BindableDevice {
   public let group: DeviceGroup
   /// Whether its DMA can carry the no-snoop attribute (PCI Express: Enable No Snoop). MODEL F1.
   public let canSkipSnoop: Bool
-  /// PASIDs of its slices, and whose they are.
-  private let slices = Guarded<[PASID: String]>([:])
+  public let pasids: VirtualPASIDs
+  /// The physical PASIDs of its machine, this requester's among them.
+  let spaces: PASIDSpaces
+  let sharedRoutes = SharedRoutes()
 
   init(
     name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    canSkipSnoop: Bool
+    canSkipSnoop: Bool, kind: DeviceKind, spaces: PASIDSpaces
   ) {
     self.name = name
+    self.spaces = spaces
+    pasids = VirtualPASIDs(name: name, kind: kind, spaces: spaces)
     self.requester = requester
     self.driver = driver
     self.group = group
@@ -57,7 +75,6 @@ public final class PhysicalDevice: BindableDevice {
 
   public var physical: PhysicalDevice { self }
   public var defaultPASID: PASID? { nil }
-  public func physicalPASID(for pasid: PASID?) -> PASID? { pasid }
   public var idleContext: DMAContext { .host }
 
   /// What its IOMMU can do for it (MODEL B8).
@@ -83,27 +100,4 @@ public final class PhysicalDevice: BindableDevice {
 
   /// Takes the host's driver away. Nothing where there is none.
   public func unbindHostDriver() { group.unbindHostDriver(of: self) }
-
-  // MARK: PASIDs of slices
-
-  func claim(_ pasid: PASID, for name: String) throws(IOMMUError) {
-    let bits = capabilities.pasidBits
-    guard pasid.rawValue != 0, bits > 0, pasid.rawValue >> UInt32(bits) == 0 else {
-      throw IOMMUError(
-        .invalidArgument,
-        "\(driver.name), the IOMMU of \(self.name), takes PASIDs of \(bits) bits from 1 up, not "
-          + "\(pasid.rawValue)")
-    }
-    let holder = slices.withLock { slices -> String? in
-      if let holder = slices[pasid] { return holder }
-      slices[pasid] = name
-      return nil
-    }
-    if let holder {
-      throw IOMMUError(
-        .resourceBusy, "PASID \(pasid.rawValue) of \(self.name) belongs to \(holder)")
-    }
-  }
-
-  func free(_ pasid: PASID) { slices.withLock { $0[pasid] = nil } }
 }

@@ -280,5 +280,10 @@ final class DeviceHolder: Sendable {
   ) throws -> ObjectID {
     try binding.group.attach(PASID(rawValue: pasid), to: target)
   }
+  @discardableResult func replace(
+    _ pasid: UInt32, with target: ObjectID
+  ) throws -> ObjectID {
+    try binding.group.replace(PASID(rawValue: pasid), with: target)
+  }
   func detach(_ pasid: UInt32) { binding.group.detach(PASID(rawValue: pasid)) }
 }
