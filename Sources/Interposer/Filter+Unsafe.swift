@@ -30,12 +30,19 @@ struct Filter {
     case regionOffset(argument: Int)
     /// The argument is one of our descriptors' numbers.
     case descriptor(argument: Int)
+    /// At most `longestCommand` bytes for descriptor 1, where shells put the file that a command's output
+    /// goes to.
+    case shortOutput
   }
+
+  /// What a command for an attribute in /sys has at most; longer output of programs is no
+  /// business of ours.
+  static let longestCommand: UInt32 = 128
 
   /// What the supervisor is told of: call number and any of these conditions (none: always).
   private static let table: [(number: Int32, when: [Condition])] = [
     (CSYS_NR_read, [.descriptor(argument: 0)]),
-    (CSYS_NR_write, [.descriptor(argument: 0)]),
+    (CSYS_NR_write, [.shortOutput, .descriptor(argument: 0)]),
     (CSYS_NR_ioctl, [.ioctlType(argument: 1, 0x3B)]),
     (CSYS_NR_pread64, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
     (CSYS_NR_pwrite64, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
@@ -106,6 +113,13 @@ struct Filter {
         block.load(offset: 16 + 8 * argument)
         block.jump(.notBelow, window.first, ifTrue: 0, ifFalse: 2)
         block.jump(.notBelow, window.end, ifTrue: 1, ifFalse: 0)
+      case .shortOutput:
+        block.load(offset: 16)
+        block.jump(.equal, 1, ifTrue: 0, ifFalse: 5)
+        block.load(offset: 16 + 8 * 2 + 4)
+        block.jump(.equal, 0, ifTrue: 0, ifFalse: 3)
+        block.load(offset: 16 + 8 * 2)
+        block.jump(.notBelow, longestCommand + 1, ifTrue: 1, ifFalse: 0)
       }
       block.finish(notify)
     }

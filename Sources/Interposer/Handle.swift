@@ -48,12 +48,15 @@ final class Handle: Sendable {
   let file: any OpenFile
   /// The file, where it is a queue of records.
   let queue: (any EventFile)?
+  /// The file, where it is an attribute of /sys.
+  let attribute: AttributeFile?
   let key: FileKey
   let stand: Stand
 
   init(file: any OpenFile, key: FileKey, stand: Stand) {
     self.file = file
     queue = file as? any EventFile
+    attribute = file as? AttributeFile
     self.key = key
     self.stand = stand
   }

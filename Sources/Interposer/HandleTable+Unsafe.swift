@@ -23,6 +23,8 @@ final class HandleTable: Sendable {
     var byPipe: [Int32: Handle] = [:]
     /// Closed somewhere, but not yet known to be abandoned.
     var suspects: [FileKey: Handle] = [:]
+    /// Attributes that may have been written, in the order of the writes.
+    var written: [Handle] = []
   }
 
   private let state = Mutex(State())
@@ -33,6 +35,8 @@ final class HandleTable: Sendable {
   private let either: OwnedDescriptor
   private let hasSuspects = Atomic(false)
   private let hasPipes = Atomic(false)
+  private let attributes = Atomic(0)
+  private static let inModify: UInt32 = 0x2
   private static let inClose: UInt32 = 0x18
   private static let inOverflow: UInt32 = 0x4000
 
@@ -73,18 +77,28 @@ final class HandleTable: Sendable {
     // empty: nothing backs a register, and a descriptor that the filter cannot tell (below the
     // window) reads as at its end and takes no data.
     // A context's may grow and be written: pages to share are made in it. That of a device with
-    // memory shrinks too, when the memory is taken.
+    // memory shrinks too, when the memory is taken. An attribute's has its text and takes what is
+    // written to a low descriptor.
     let pages = file as? any MmapFile
+    let attribute = file as? AttributeFile
     let device = (file as? any DeviceMemoryFile).flatMap { $0.hasMemory ? $0 : nil }
-    let isPlain = pages == nil && device == nil
-    _ = csys_fcntl(
-      memory, 1033, isPlain ? 0x2 | 0x4 | 0x8 | 0x1 : device == nil ? 0x2 | 0x1 : 0x1)
+    let isPlain = pages == nil && device == nil && attribute == nil
+    if attribute == nil {
+      _ = csys_fcntl(
+        memory, 1033, isPlain ? 0x2 | 0x4 | 0x8 | 0x1 : device == nil ? 0x2 | 0x1 : 0x1)
+    }
     let probe = System.open("/proc/self/fd/\(memory)", isPlain ? O_RDONLY : O_RDWR)
     guard probe >= 0 else { throw failed("open a file", probe) }
     let owned = OwnedDescriptor(probe)
     guard let identity = System.identity(probe) else { throw failed("open a file", -EIO) }
+    do throws(IOMMUError) {
+      try attribute?.refresh(probe)
+    } catch where error.errno == .ioError {
+      // A read says so.
+    }
     let watch = unsafe inotify_add_watch(
-      inotify.number, "/proc/self/fd/\(probe)", Self.inClose)
+      inotify.number, "/proc/self/fd/\(probe)",
+      attribute?.isWritable == true ? Self.inClose | Self.inModify : Self.inClose)
     guard watch >= 0 else { throw failed("watch a file", -errno) }
     let handle = Handle(
       file: file, key: FileKey(identity),
@@ -95,8 +109,12 @@ final class HandleTable: Sendable {
       $0.byKey[handle.key] = handle
       $0.byWatch[watch] = handle
     }
+    if attribute != nil { attributes.add(1, ordering: .relaxed) }
     return handle
   }
+
+  /// Whether a program has an attribute open.
+  var hasAttributes: Bool { attributes.load(ordering: .relaxed) > 0 }
 
   private func add(_ queue: any EventFile) throws(IOMMUError) -> Handle {
     let pipe = try StandInPipe(isWritable: queue.isWritable)
@@ -132,6 +150,7 @@ final class HandleTable: Sendable {
       }
       let events = takeEvents()
       guard events || needsAttention else { return }
+      storeUnseen()
       let suspects = state.withLock { Array($0.suspects.values) }
       for handle in suspects {
         if case .memory(let memory) = handle.stand, memory.isAbandoned { remove(handle) }
@@ -168,6 +187,7 @@ final class HandleTable: Sendable {
       return state.byKey.removeValue(forKey: handle.key) != nil
     }
     guard present else { return false }
+    if handle.attribute != nil { attributes.subtract(1, ordering: .relaxed) }
     switch handle.stand {
     case .memory(let memory):
       _ = inotify_rm_watch(inotify.number, memory.watch)
@@ -176,6 +196,19 @@ final class HandleTable: Sendable {
       handle.queue?.readiness.show(on: nil)
     }
     return true
+  }
+
+  /// Carries out what was written to attributes behind our back.
+  private func storeUnseen() {
+    let written = state.withLock { state in
+      defer { state.written = [] }
+      return state.written
+    }
+    for handle in written {
+      if case .memory(let memory) = handle.stand {
+        handle.attribute?.takeUnseen(memory.probe.number)
+      }
+    }
   }
 
   private func removeAbandonedQueues() {
@@ -218,6 +251,10 @@ final class HandleTable: Sendable {
             offset += 16 + Int(length)
             if mask & Self.inOverflow != 0 {
               state.suspects = state.byKey
+              state.written = state.byKey.values.filter { $0.attribute != nil }
+              some = true
+            } else if mask & Self.inModify != 0, let handle = state.byWatch[watch] {
+              state.written.append(handle)
               some = true
             } else if mask & Self.inClose != 0, let handle = state.byWatch[watch] {
               state.suspects[handle.key] = handle

@@ -7,20 +7,18 @@ import LinuxABI
 
 /// What a program gets to see: device nodes, files, and where the engine logs.
 public struct InterposedMachine: Sendable {
-  public var nodes: [any DeviceNode]
+  /// Device nodes, and the files that go with them; what changes here, programs see change.
+  public var files: LiveView
   /// Files that each of the program's threads has in /proc.
   public var threadNodes: [any ThreadNode]
-  public var view: View
   /// Its entries go into the trace.
   public var events: EventLog?
 
   public init(
-    nodes: [any DeviceNode], threadNodes: [any ThreadNode] = [], view: View,
-    events: EventLog? = nil
+    files: LiveView, threadNodes: [any ThreadNode] = [], events: EventLog? = nil
   ) {
-    self.nodes = nodes
+    self.files = files
     self.threadNodes = threadNodes
-    self.view = view
     self.events = events
   }
 }

@@ -2,6 +2,11 @@
 //
 // What the program sees under /dev and /sys: a new tmpfs over each, ours and the host's entries
 // merged, the host's bound into place. Runs in the program's own mount namespace.
+//
+// The program sees one directory of that file system, `view`, which is bound over its root. The
+// supervisor has a descriptor of the root, where it makes what comes later aside, in `staging`,
+// and renames it into place: a rename does not leave its mount. In a copy of the mount namespace
+// that a child makes it is the same file system, and changes are seen there too.
 
 import CSyscalls
 import LinuxABI
@@ -14,32 +19,22 @@ import LinuxABI
 
 /// A view that is being mounted.
 struct MountView {
-  private indirect enum Tree {
-    case directory([String: Tree], exclusive: Bool)
-    case file([UInt8], mode: UInt16)
-    case link(String)
-    case device(DeviceNumber)
-  }
+  /// The directories of each file system of ours: what the program sees, and the other.
+  static let shown = "view"
+  static let staging = "staging"
 
   private let mode: Namespaces.Mode
-  private var roots: [String: Tree] = [:]
+  private var roots: [String: ViewTree] = [:]
 
   /// - Throws: Where the view has a path outside of /dev and /sys.
   init(_ wire: WireView, mode: Namespaces.Mode) throws(InterposerError) {
     self.mode = mode
-    var root = Tree.directory([:], exclusive: false)
+    var root = ViewTree.directory([:], exclusive: false)
     for entry in wire.view.entries {
-      let tree: Tree =
-        switch entry.kind {
-        case .directory: .directory([:], exclusive: false)
-        case .exclusiveDirectory: .directory([:], exclusive: true)
-        case .file(let contents, let mode): .file(contents, mode: mode)
-        case .link(let target): .link(target)
-        }
-      Self.insert(tree, at: entry.path.split(separator: "/")[...], in: &root)
+      root.insert(ViewTree(entry.kind), at: entry.path.split(separator: "/"))
     }
     for node in wire.nodes {
-      Self.insert(.device(node.number), at: node.path.split(separator: "/")[...], in: &root)
+      root.insert(.device(node.number), at: node.path.split(separator: "/"))
     }
     guard case .directory(let children, _) = root else { return }
     for name in children.keys where name != "dev" && name != "sys" {
@@ -48,33 +43,17 @@ struct MountView {
     roots = children
   }
 
-  private static func insert(
-    _ tree: Tree, at path: ArraySlice<Substring>, in parent: inout Tree
-  ) {
-    guard let first = path.first, case .directory(var children, let exclusive) = parent else {
-      return
-    }
-    let name = String(first)
-    if path.count > 1 {
-      // A directory of nodes is ours alone: what the host has in it are real devices.
-      var child = children[name] ?? .directory([:], exclusive: name == "vfio")
-      insert(tree, at: path.dropFirst(), in: &child)
-      children[name] = child
-    } else if case .directory(let old, _)? = children[name], case .directory(_, let only) = tree
-    {
-      children[name] = .directory(old, exclusive: only)
-    } else {
-      children[name] = tree
-    }
-    parent = .directory(children, exclusive: exclusive)
-  }
-
   /// Mounts all of it.
-  func build() throws(InterposerError) {
-    for (name, tree) in roots { try mountRoot("/" + name, tree) }
+  /// - Returns: The roots of our file systems, by name: `dev`, `sys`.
+  func build() throws(InterposerError) -> [String: OwnedDescriptor] {
+    var made: [String: OwnedDescriptor] = [:]
+    for (name, tree) in roots { made[name] = try mountRoot("/" + name, tree) }
+    return made
   }
 
-  private func mountRoot(_ path: String, _ tree: Tree) throws(InterposerError) {
+  private func mountRoot(
+    _ path: String, _ tree: ViewTree
+  ) throws(InterposerError) -> OwnedDescriptor {
     let host = System.open(path, System.pathOnly | O_DIRECTORY)
     guard host >= 0 else {
       throw InterposerError("cannot open \(path) (\(System.message(host)))")
@@ -90,12 +69,31 @@ struct MountView {
           + "forbids mounts in user namespaces; allow them or run with CAP_SYS_ADMIN")
     }
     umask(0)
+    let root = try show(path)
     try fill(path, host: "/proc/self/fd/\(host)", tree)
     umask(oldMask)
-    if !isDev, !Self.hasWritableFile(tree) {
+    if !isDev, !tree.hasWritableFile {
       _ = unsafe csys_mount(
         nil, path, nil, flags | UInt(MS_REMOUNT | MS_BIND | MS_RDONLY), nil)
     }
+    return root
+  }
+
+  /// Binds the directory that the program shall see over the root.
+  private func show(_ path: String) throws(InterposerError) -> OwnedDescriptor {
+    let root = System.open(path, System.pathOnly | O_DIRECTORY)
+    guard root >= 0 else {
+      throw InterposerError("cannot open the new \(path) (\(System.message(root)))")
+    }
+    let owned = OwnedDescriptor(root)
+    let shown = path + "/" + Self.shown
+    unsafe mkdir(shown, 0o755)
+    unsafe mkdir(path + "/" + Self.staging, 0o700)
+    let result = unsafe csys_mount(shown, path, nil, UInt(MS_BIND), nil)
+    guard result == 0 else {
+      throw InterposerError("cannot bind the new \(path) (\(System.message(result)))")
+    }
+    return owned
   }
 
   private let oldMask: mode_t = {
@@ -104,17 +102,11 @@ struct MountView {
     return mask
   }()
 
-  private static func hasWritableFile(_ tree: Tree) -> Bool {
-    switch tree {
-    case .directory(let children, _): children.values.contains { hasWritableFile($0) }
-    case .file(_, let mode): mode & 0o222 != 0
-    default: false
-    }
-  }
-
   /// Fills a directory that exists in our tmpfs. `host` is the same directory of the host, or
   /// nil where it has none.
-  private func fill(_ path: String, host: String?, _ tree: Tree) throws(InterposerError) {
+  private func fill(
+    _ path: String, host: String?, _ tree: ViewTree
+  ) throws(InterposerError) {
     guard case .directory(let children, let exclusive) = tree else { return }
     if let host, !exclusive {
       for entry in System.entries(host) ?? [] where children[entry.name] == nil {
@@ -123,41 +115,17 @@ struct MountView {
     }
     for (name, child) in children {
       let place = path + "/" + name
-      switch child {
-      case .directory:
-        unsafe mkdir(place, 0o755)
-        try fill(place, host: host.map { $0 + "/" + name }, child)
-      case .file(let contents, let mode):
-        let file = unsafe csys_open(
-          place, O_WRONLY | O_CREAT | O_CLOEXEC, UInt32(mode & 0o7777))
-        guard file >= 0 else {
-          throw InterposerError("cannot make \(place) (\(System.message(file)))")
-        }
-        System.writeAll(file, contents)
-        close(file)
-      case .link(let target): unsafe symlink(target, place)
-      case .device(let number): try makeNode(place, number)
+      guard case .directory = child else {
+        try child.make(at: place, real: mode == .privileged)
+        continue
       }
+      unsafe mkdir(place, 0o755)
+      try fill(place, host: host.map { $0 + "/" + name }, child)
     }
   }
 
-  /// A node that `stat` takes for the device and that fails loudly where it is opened behind
-  /// our back: as real root with Linux's numbers, else the one character device that a user
-  /// namespace allows (0, 0).
-  private func makeNode(_ path: String, _ number: DeviceNumber) throws(InterposerError) {
-    let real = mode == .privileged
-    var result = unsafe csys_mknod_character(
-      path, 0o666, real ? number.major : 0, real ? number.minor : 0)
-    if result == -EPERM { result = unsafe csys_mknod_character(path, 0o666, 0, 0) }
-    guard result == 0 else {
-      throw InterposerError(
-        "cannot make the node \(path) (\(System.message(result))): Linux 5.8 or later is needed"
-      )
-    }
-  }
-
-  /// Shows an entry of the host. One that cannot be bound is left out: it is as if it had gone
-  /// between two looks.
+  /// Shows an entry of the host. One that cannot be bound is empty: it is as if it had gone
+  /// between two looks. What is bound over has no permissions: `LiveMount` knows it by that.
   private func bind(_ source: String, to target: String, type: UInt8) {
     var type = type
     if type == UInt8(DT_UNKNOWN) {
@@ -173,12 +141,15 @@ struct MountView {
     case UInt8(DT_LNK):
       if let link = System.readLink(source) { unsafe symlink(link, target) }
       return
-    case UInt8(DT_DIR): unsafe mkdir(target, 0o755)
+    case UInt8(DT_DIR): unsafe mkdir(target, 0)
     default:
-      let file = unsafe csys_open(target, O_WRONLY | O_CREAT | O_CLOEXEC, 0o644)
+      let file = unsafe csys_open(target, O_WRONLY | O_CREAT | O_CLOEXEC, 0)
       if file >= 0 { close(file) }
     }
     // Recursive: what is mounted below is locked to it in a user namespace.
-    _ = unsafe csys_mount(source, target, nil, UInt(MS_BIND | MS_REC), nil)
+    guard unsafe csys_mount(source, target, nil, UInt(MS_BIND | MS_REC), nil) == 0 else {
+      unsafe chmod(target, type == UInt8(DT_DIR) ? 0o755 : 0o644)
+      return
+    }
   }
 }

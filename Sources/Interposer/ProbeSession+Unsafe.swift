@@ -69,7 +69,7 @@ struct ProbeSession {
       isPrivileged = mode == .privileged
       var wire = WireView(nodes: [], view: View(entries: [View.Entry("/sys", .directory)]))
       wire.nodes = [.init(path: "/dev/iommu", number: DeviceNumber(major: 10, minor: 255))]
-      try MountView(wire, mode: mode).build()
+      _ = try MountView(wire, mode: mode).build()
     } catch {
       viewError = error.description
     }

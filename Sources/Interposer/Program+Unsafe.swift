@@ -16,7 +16,7 @@ enum Program {
   /// Sets the process up and executes the program; does not return.
   ///
   /// Speaks to the supervisor over `socket`: takes the encoded view; gives a length and that
-  /// much text (why it failed), or length 0 and then the filter's listener.
+  /// much text (why it failed), or length 0, the filter's listener, and the roots of the view.
   static func main(_ options: RunOptions, socket: Int32) -> Never {
     var sentence = ""
     do {
@@ -24,11 +24,12 @@ enum Program {
       guard let head = System.readExactly(socket, 8), let count = Int(exactly: decode(head)),
         let bytes = System.readExactly(socket, count)
       else { _exit(125) }
-      try MountView(WireView(bytes), mode: mode).build()
+      let roots = try MountView(WireView(bytes), mode: mode).build()
       let listener = try installFilter()
       System.writeAll(socket, [0, 0, 0, 0])
       _ = csys_send_fd(socket, listener)
       close(listener)
+      sendRoots(roots, socket)
     } catch {
       sentence = error.description
     }
@@ -39,6 +40,16 @@ enum Program {
       _exit(125)
     }
     execute(options)
+  }
+
+  /// Of the file systems that the view is in, which may change: for each its name's length, the
+  /// name, the descriptor; length 0 at the end.
+  private static func sendRoots(_ roots: [String: OwnedDescriptor], _ socket: Int32) {
+    for (name, root) in roots {
+      System.writeAll(socket, [UInt8(name.utf8.count)] + Array(name.utf8))
+      _ = csys_send_fd(socket, root.number)
+    }
+    System.writeAll(socket, [0])
   }
 
   private static func decode(_ bytes: [UInt8]) -> UInt64 {

@@ -72,6 +72,9 @@ final class Reporter: Sendable {
     }
   }
 
+  /// A sentence about an error that no program was told of.
+  func complain(_ sentence: String) { System.printError("iommu: " + sentence) }
+
   /// A sentence for who asked for explanations, once.
   func note(_ sentence: String) { if explains { say(sentence) } }
 

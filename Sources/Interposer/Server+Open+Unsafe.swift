@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// open, openat, openat2 and creat: a path that leads to one of our nodes opens it, every other
-// call goes on. Whether a path leads there is looked up as the caller's kernel will do it.
+// open, openat, openat2 and creat: a path that leads to one of our nodes or attributes opens it,
+// every other call goes on. Whether a path leads there is looked up as the caller's kernel will do it.
 
 import CSyscalls
 import IOMMU
@@ -13,83 +13,6 @@ import SystemPackage
 #else
   import Musl
 #endif
-
-/// Our nodes, by what stands for them in the program's /dev.
-struct NodeTable: Sendable {
-  private var byKey: [FileKey: any DeviceNode] = [:]
-  private var names: Set<[UInt8]> = []
-  private let threadNodes: [any ThreadNode]
-  /// The program's root directory.
-  let root: OwnedDescriptor
-
-  /// - Parameters:
-  ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
-  ///   - root: The program's root directory, as we reach it.
-  init(
-    _ nodes: [any DeviceNode], threadNodes: [any ThreadNode], view: View, root: String
-  ) throws(InterposerError) {
-    self.threadNodes = threadNodes
-    for entry in view.entries where entry.path.hasPrefix("/dev/") {
-      guard case .link = entry.kind else { continue }
-      names.insert(Array(entry.path.utf8.split(separator: UInt8(ascii: "/")).last ?? []))
-    }
-    let top = System.open(root + "/", System.pathOnly)
-    guard top >= 0 else {
-      throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
-    }
-    self.root = OwnedDescriptor(top)
-    for node in nodes {
-      let descriptor = System.open(root + node.path, System.pathOnly)
-      guard descriptor >= 0, let identity = Self.identity(descriptor) else {
-        throw InterposerError(
-          "the program's \(node.path) cannot be looked at; see `iommu doctor`")
-      }
-      close(descriptor)
-      byKey[FileKey(identity)] = node
-      names.insert(Array(node.path.utf8.split(separator: UInt8(ascii: "/")).last ?? []))
-    }
-  }
-
-  func isCandidate(_ path: [UInt8]) -> Bool {
-    guard let last = path.split(separator: UInt8(ascii: "/")).last else { return false }
-    return names.contains(Array(last))
-  }
-
-  /// The file of a thread that a path in `/proc` names; nil where it names none of ours.
-  func threadNode(
-    _ path: [UInt8], of caller: ClientCaller
-  ) -> (node: any ThreadNode, thread: Int32)? {
-    guard !threadNodes.isEmpty, path.starts(with: Array("/proc/".utf8)),
-      path.last != UInt8(ascii: "/")
-    else { return nil }
-    var parts = String(decoding: path, as: UTF8.self).split(separator: "/").dropFirst()
-    let last = parts.popLast()
-    guard let node = threadNodes.first(where: { $0.name == last ?? "" }) else { return nil }
-    let process = caller.processID
-    let thread: Int32
-    switch (parts.popFirst(), parts.popFirst(), parts.popFirst()) {
-    case ("thread-self"?, nil, _): thread = caller.thread
-    case ("self"?, nil, _): thread = process
-    case (let owner?, nil, _) where owner == "\(process)": thread = process
-    case (let owner?, "task"?, let number?) where owner == "self" || owner == "\(process)":
-      guard let task = ProcessStatus.number(number),
-        unsafe access("/proc/\(process)/task/\(task)", F_OK) == 0
-      else { return nil }
-      thread = task
-    default: return nil
-    }
-    return (node, thread)
-  }
-
-  func node(_ descriptor: Int32) -> (any DeviceNode)? {
-    Self.identity(descriptor).flatMap { byKey[FileKey($0)] }
-  }
-
-  private static func identity(_ descriptor: Int32) -> csys_identity? {
-    var identity = csys_identity()
-    return unsafe csys_identity_known(descriptor, &identity) < 0 ? nil : identity
-  }
-}
 
 extension Server {
   private struct Request {
@@ -119,7 +42,7 @@ extension Server {
     // The kernel gives the right answers to these, on the placeholder.
     guard flags & (System.pathOnly | O_DIRECTORY) == 0,
       flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
-      let node = resolve(request, path, of: caller),
+      let place = resolve(request, path, of: caller),
       isValid(call.id)
     else {
       if path.starts(with: Array("/dev/vfio/noiommu-".utf8)) {
@@ -129,8 +52,14 @@ extension Server {
       }
       return (nil, .goOn)
     }
-    return open(node.path, flags: flags, caller) { () throws(IOMMUError) in
-      try node.open(flags: flags, by: caller)
+    return open(place.path, flags: flags, caller) { () throws(IOMMUError) in
+      switch place {
+      case .node(let node): return try node.open(flags: flags, by: caller)
+      case .attribute(let attribute):
+        return try AttributeFile(attribute, flags: flags, opener: caller, reporter)
+      case .gone(let path):
+        throw IOMMUError(.noSuchDevice, "what \(path) was has been removed")
+      }
     }
   }
 
@@ -200,7 +129,7 @@ extension Server {
   /// The node that a path leads to, as the caller's own file system has it.
   private func resolve(
     _ request: Request, _ path: [UInt8], of caller: ClientCaller
-  ) -> (any DeviceNode)? {
+  ) -> NodeTable.Place? {
     let text = String(decoding: path, as: UTF8.self)
     if let place = MagicPlace(text, of: caller) {
       return node(at: place, request, of: caller.thread)
@@ -219,7 +148,7 @@ extension Server {
 
   private func look(
     from base: Int32, _ path: String, _ request: Request, _ resolve: UInt64
-  ) -> (any DeviceNode)? {
+  ) -> NodeTable.Place? {
     let flags = UInt64(O_CLOEXEC | System.pathOnly) | request.flags & UInt64(O_NOFOLLOW)
     // EAGAIN also where a mount or a rename anywhere crossed the lookup.
     for _ in 0..<4 {
@@ -227,7 +156,7 @@ extension Server {
       if found == -EAGAIN { continue }
       guard found >= 0 else { return nil }
       defer { close(found) }
-      return nodes.node(found)
+      return nodes.place(found)
     }
     return nil
   }
@@ -255,8 +184,8 @@ extension Server {
 
   private func exactNode(
     _ request: Request, _ text: String, of thread: Int32
-  ) -> (any DeviceNode)? {
-    func look(_ directory: String, _ path: String, _ resolve: UInt64) -> (any DeviceNode)? {
+  ) -> NodeTable.Place? {
+    func look(_ directory: String, _ path: String, _ resolve: UInt64) -> NodeTable.Place? {
       let base = System.open(directory, System.pathOnly)
       guard base >= 0 else { return nil }
       defer { close(base) }
@@ -276,7 +205,7 @@ extension Server {
 
   private func node(
     at place: MagicPlace, _ request: Request, of thread: Int32
-  ) -> (any DeviceNode)? {
+  ) -> NodeTable.Place? {
     // `RESOLVE_NO_MAGICLINKS`, `_BENEATH` and `_IN_ROOT` forbid such a path or mean another.
     guard request.resolve & 0x1A == 0 else { return nil }
     if place.rest.isEmpty {
@@ -284,7 +213,7 @@ extension Server {
       let found = System.open(place.base, System.pathOnly)
       guard found >= 0 else { return nil }
       defer { close(found) }
-      return nodes.node(found)
+      return nodes.place(found)
     }
     guard let start = System.readLink(place.base), start.hasPrefix("/") else { return nil }
     // What `root` names is the caller's root: where its paths begin.

@@ -139,10 +139,12 @@ enum Answer {
     if call.number == CSYS_NR_mmap, Int32(truncatingIfNeeded: call[3]) & MAP_ANONYMOUS != 0 {
       return (nil, .goOn)
     }
+    let isOutput = isOrdinaryOutput(call)
+    if isOutput, !handles.hasAttributes { return (nil, .goOn) }
     let number = Int32(truncatingIfNeeded: call[call.number == CSYS_NR_mmap ? 4 : 0])
     guard let copy = tasks.copy(descriptor: number, of: call.thread),
       let identity = System.identity(copy.number),
-      let handle = handles.handle(FileKey(identity))
+      let handle = handles.handle(FileKey(identity)), !isOutput || handle.attribute != nil
     else { return (nil, .goOn) }
     do throws(IOMMUError) {
       return (handle.file, try perform(call, caller, handle, copy))
@@ -154,6 +156,9 @@ enum Answer {
   private func perform(
     _ call: SystemCall, _ caller: ClientCaller, _ handle: Handle, _ copy: OwnedDescriptor
   ) throws(IOMMUError) -> Answer {
+    if let attribute = handle.attribute, case .memory(let memory) = handle.stand {
+      return try perform(call, caller, attribute, memory, copy)
+    }
     let file = handle.file
     switch call.number {
     case CSYS_NR_ioctl:

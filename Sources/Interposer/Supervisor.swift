@@ -104,10 +104,8 @@ final class Supervision {
     } catch {
       throw InterposerError("\(error)")
     }
-    let wire = WireView(nodes: machine.nodes, view: machine.view).bytes
-    System.writeAll(ours, (0..<8).map { UInt8(truncatingIfNeeded: wire.count >> (8 * $0)) })
-    System.writeAll(ours, wire)
-    listener = try Self.listener(from: ours)
+    let mount: LiveMount
+    (listener, mount) = try Self.show(machine, to: program, over: ours)
     close(ours)
     unsafe chdir("/")
     children = csys_signalfd(1)
@@ -118,11 +116,9 @@ final class Supervision {
     reporter.attach(machine.events)
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
-    let nodes = try NodeTable(
-      machine.nodes, threadNodes: machine.threadNodes, view: machine.view,
-      root: "/proc/\(program)/root")
     let server = Server(
-      listener: listener, handles: handles, window: window, nodes: nodes, reporter: reporter)
+      listener: listener, handles: handles, window: window, nodes: mount.nodes,
+      reporter: reporter)
     guard System.startThread({ server.serve() }) else {
       throw InterposerError("cannot start the serving thread")
     }
@@ -147,6 +143,44 @@ final class Supervision {
       _ = unsafe setrlimit(files, &limit)
     }
     return try Reporter(options)
+  }
+
+  /// Gives the program its view, which follows the machine from here on.
+  /// - Returns: The filter's listener, and what carries changes.
+  private static func show(
+    _ machine: InterposedMachine, to program: Int32, over socket: Int32
+  ) throws(InterposerError) -> (listener: Int32, mount: LiveMount) {
+    // What comes later has the permissions that the machine says.
+    umask(0)
+    var listener: Int32 = -1
+    let mount = try machine.files.carry { (view, nodes) throws(InterposerError) in
+      let wire = WireView(nodes: nodes, view: view).bytes
+      System.writeAll(
+        socket, (0..<8).map { UInt8(truncatingIfNeeded: wire.count >> (8 * $0)) })
+      System.writeAll(socket, wire)
+      listener = try Self.listener(from: socket)
+      let roots = try Self.roots(from: socket)
+      let table = try NodeTable(
+        nodes, threadNodes: machine.threadNodes, view: view, root: "/proc/\(program)/root")
+      return LiveMount(roots, table)
+    }
+    return (listener, mount)
+  }
+
+  /// The roots of the program's file systems, as `Program` sends them.
+  private static func roots(
+    from socket: Int32
+  ) throws(InterposerError) -> [String: OwnedDescriptor] {
+    var roots: [String: OwnedDescriptor] = [:]
+    while let count = System.readExactly(socket, 1)?.first, count > 0 {
+      guard let name = System.readExactly(socket, Int(count)) else { break }
+      let root = csys_receive_fd(socket)
+      guard root >= 0 else {
+        throw InterposerError("the program's view was not handed over: \(System.message(root))")
+      }
+      roots[String(decoding: name, as: UTF8.self)] = OwnedDescriptor(root)
+    }
+    return roots
   }
 
   /// The filter's listener, or why there is none.

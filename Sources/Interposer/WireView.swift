@@ -5,6 +5,13 @@
 
 import LinuxABI
 
+/// What the other process knows of an attribute: opens of it are the supervisor's.
+private final class SilentAttribute: Attribute {
+  let mode: UInt16
+
+  init(mode: UInt16) { self.mode = mode }
+}
+
 /// A view and the device nodes in it, as plain data.
 struct WireView: Sendable {
   struct Node: Sendable {
@@ -38,6 +45,10 @@ struct WireView: Sendable {
       case 4:
         guard let target = reader.text() else { return }
         view.entries.append(View.Entry(path, .link(target: target)))
+      case 5:
+        guard let mode = reader.number() else { return }
+        let attribute = SilentAttribute(mode: UInt16(truncatingIfNeeded: mode))
+        view.entries.append(View.Entry(path, .attribute(attribute)))
       default: return
       }
     }
@@ -74,6 +85,9 @@ struct WireView: Sendable {
       case .link(let target):
         head(4, entry.path)
         blob(target.utf8)
+      case .attribute(let attribute):
+        head(5, entry.path)
+        number(UInt32(attribute.mode))
       }
     }
     return out

@@ -21,11 +21,13 @@ public final class Machine: Sendable {
   public let functions: [PCIFunction]
   /// What programs open: `/dev/iommu`, `/dev/vfio/vfio`, `/dev/vfio/devices/vfioN` and
   /// `/dev/vfio/N`.
-  public let nodes: [any DeviceNode]
+  public var nodes: [any DeviceNode] { files.nodes }
   /// Files that each thread of a program has in /proc: `fail-nth`, with the self-test driver.
   public let threadNodes: [any ThreadNode]
   /// What programs find in /sys.
-  public let view: View
+  public var view: View { files.view }
+  /// Nodes and view, which change as devices and drivers come and go.
+  public let files: LiveView
 
   /// Most pages of 4 KiB that one page table may have: 1 GiB, which maps 512 GiB in the
   /// smallest pages. A map beyond it is `ENOMEM`: what a program maps costs it nothing, but
@@ -55,14 +57,14 @@ public final class Machine: Sendable {
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
     let container = VFIOContainerNode()
     threadNodes = context.failures.map { [$0] } ?? []
-    nodes = [context, container] + parts.deviceNodes + parts.groupNodes
+    let nodes: [any DeviceNode] = [context, container] + parts.deviceNodes + parts.groupNodes
     var view = MachineView(
       machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
       numbers: Dictionary(
         nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first })
     ).view()
     if selfTestDriver { view.entries += View.faultInjection }
-    self.view = view
+    files = LiveView(view, nodes: nodes)
   }
 }
 

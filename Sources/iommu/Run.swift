@@ -65,7 +65,7 @@ struct Run: ParsableCommand {
       makeMachine: {
         let machine = try Machine(machine, selfTestDriver: withSelfTests)
         return InterposedMachine(
-          nodes: machine.nodes, threadNodes: machine.threadNodes, view: machine.view,
+          files: machine.files, threadNodes: machine.threadNodes,
           events: machine.system.events)
       })
     do {

@@ -119,6 +119,16 @@ struct FilterTests {
     }
   }
 
+  @Test("A short write to standard output comes to us, a long one and other descriptors do not")
+  func outputs() {
+    #expect(verdict(CSYS_NR_write, [1, 0x1000, 1]) == .notify)
+    #expect(verdict(CSYS_NR_write, [1, 0x1000, 128]) == .notify)
+    #expect(verdict(CSYS_NR_write, [1, 0x1000, 129]) == .allow)
+    #expect(verdict(CSYS_NR_write, [1, 0x1000, 1 << 32]) == .allow)
+    #expect(verdict(CSYS_NR_write, [2, 0x1000, 1]) == .allow)
+    #expect(verdict(CSYS_NR_write, [900, 0x1000, 129]) == .notify)
+  }
+
   @Test("A view arrives as it was sent, and garbage ends it without a trap")
   func wire() {
     final class Node: DeviceNode {
@@ -132,6 +142,7 @@ struct FilterTests {
       .init("/sys/a", .directory), .init("/sys/b", .exclusiveDirectory),
       .init("/sys/a/f", .file(contents: [0, 255, 10], mode: 0o444)),
       .init("/sys/b/l", .link(target: "../a")),
+      .init("/sys/b/c", .attribute(CommandAttribute(mode: 0o200))),
     ])
     let bytes = WireView(nodes: [Node()], view: view).bytes
     let arrived = WireView(bytes)

@@ -30,6 +30,10 @@ private final class Tree {
         try Data(contents).write(to: URL(fileURLWithPath: path))
       case .link(let target):
         try files.createSymbolicLink(atPath: path, withDestinationPath: target)
+      case .attribute(let attribute):
+        let isReadable = attribute.mode & 0o444 != 0
+        try Data((isReadable ? attribute.show() : "").utf8).write(
+          to: URL(fileURLWithPath: path))
       }
     }
   }

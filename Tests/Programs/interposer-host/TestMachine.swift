@@ -29,12 +29,8 @@ enum TestMachine {
   static func make() -> InterposedMachine {
     let counts = Counts()
     counts.isForkedThread.store(isFirstThread, ordering: .relaxed)
-    return InterposedMachine(
-      nodes: [
-        TestNode("/dev/iommu", DeviceNumber(major: 10, minor: 124), counts),
-        TestNode("/dev/vfio/devices/vfio0", DeviceNumber(major: 250, minor: 0), counts),
-      ],
-      view: View(entries: [
+    let files = LiveView(
+      View(entries: [
         .init("/dev/char", .directory),
         .init("/dev/char/10:124", .link(target: "../iommu")),
         .init("/sys/bus", .directory),
@@ -44,7 +40,13 @@ enum TestMachine {
         .init("/sys/devices", .directory),
         .init("/sys/devices/test", .directory),
         .init("/sys/devices/test/vendor", .file(contents: Array("0x8086\n".utf8), mode: 0o444)),
-      ]))
+      ]),
+      nodes: [
+        TestNode("/dev/iommu", DeviceNumber(major: 10, minor: 124), counts),
+        TestNode("/dev/vfio/devices/vfio0", DeviceNumber(major: 250, minor: 0), counts),
+      ])
+    LiveDevices(files, counts).add()
+    return InterposedMachine(files: files)
   }
 }
 

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Calls on attributes of /sys. Reads are the kernel's, of a text that is made anew where they
+// begin at the start; a write is one store.
+
+import CSyscalls
+import IOMMU
+import LinuxABI
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+extension Server {
+  /// Whether a call is output that has nothing to do with us: the filter takes every short write
+  /// to descriptor 1 for one to an attribute.
+  func isOrdinaryOutput(_ call: SystemCall) -> Bool {
+    call.number == CSYS_NR_write && call[0] < UInt64(window.first)
+  }
+
+  func perform(
+    _ call: SystemCall, _ caller: ClientCaller, _ attribute: AttributeFile,
+    _ memory: StandInMemory, _ copy: OwnedDescriptor
+  ) throws(IOMMUError) -> Answer {
+    switch call.number {
+    case CSYS_NR_read, CSYS_NR_readv, CSYS_NR_pread64, CSYS_NR_preadv, CSYS_NR_preadv2:
+      guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_WRONLY else { return .goOn }
+      if offset(of: call, copy) == 0 { try attribute.refresh(memory.probe.number) }
+      return .goOn
+    case CSYS_NR_write, CSYS_NR_writev, CSYS_NR_pwrite64, CSYS_NR_pwritev, CSYS_NR_pwritev2:
+      return .result(try store(call, caller, attribute, copy))
+    case CSYS_NR_mmap:
+      throw IOMMUError(.noSuchDevice, "\(attribute.name) cannot be mapped")
+    case CSYS_NR_ioctl:
+      throw IOMMUError(.inappropriateIOCTLForDevice, "\(attribute.name) has no commands")
+    case CSYS_NR_ftruncate:
+      return .result(0)
+    case CSYS_NR_fallocate:
+      throw IOMMUError(.operationNotSupported, "\(attribute.name) has no space to allocate")
+    default:
+      return .goOn
+    }
+  }
+
+  /// Where a read or a write begins.
+  private func offset(of call: SystemCall, _ copy: OwnedDescriptor) -> UInt64 {
+    let form = TransferForm(call.number)
+    if form.hasOffset, call.number != CSYS_NR_preadv2 || call[3] != .max { return call[3] }
+    return UInt64(bitPattern: Int64(lseek(copy.number, 0, SEEK_CUR)))
+  }
+
+  /// One `write(2)`: at most a page of it, as one text.
+  private func store(
+    _ call: SystemCall, _ caller: ClientCaller, _ attribute: AttributeFile,
+    _ copy: OwnedDescriptor
+  ) throws(IOMMUError) -> Int {
+    guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_RDONLY else {
+      throw IOMMUError(.badFileDescriptor, "\(attribute.name) is not open for writing")
+    }
+    let form = TransferForm(call.number)
+    var count = 0
+    for piece in try pieces(call, form, caller) {
+      let length = min(Int(clamping: piece.length), AttributeFile.mostBytes - count)
+      guard length > 0 else { continue }
+      // SAFETY: `count + length` is at most a page, and the buffer is 64 KiB.
+      try unsafe caller.copyIn(
+        from: piece.address,
+        into: UnsafeMutableRawBufferPointer(rebasing: buffer[count..<count + length]))
+      count += length
+    }
+    guard count > 0 else { return 0 }
+    let text = unsafe String(decoding: buffer[..<count], as: UTF8.self)
+    try attribute.store(text, by: caller)
+    if !form.hasOffset { _ = lseek(copy.number, off_t(count), SEEK_CUR) }
+    return count
+  }
+}
