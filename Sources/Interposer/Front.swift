@@ -95,7 +95,11 @@ enum Front {
       let ready = waitReadable(socket, signals, milliseconds: -1)
       if ready.second { forwardSignals(signals, to: socket, supervisor: supervisor) }
       guard ready.first else { continue }
-      guard let bytes = System.readSome(socket), let report = Report(bytes) else {
+      // A supervisor that ends before it has read all signals leaves an error (ECONNRESET) in front
+      // of its last report.
+      guard let bytes = System.readSome(socket) ?? System.readSome(socket),
+        let report = Report(bytes)
+      else {
         if program != 0 { kill(program, SIGKILL) }
         throw InterposerError(
           "the supervisor ended unexpectedly\(program != 0 ? "; the program was killed" : "")")

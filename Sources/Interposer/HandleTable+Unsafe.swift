@@ -93,7 +93,7 @@ final class HandleTable: Sendable {
     guard let identity = System.identity(probe) else { throw failed("open a file", -EIO) }
     do throws(IOMMUError) {
       try attribute?.refresh(probe)
-    } catch where error.errno == .ioError {
+    } catch  where error.errno == .ioError {
       // A read says so.
     }
     let watch = unsafe inotify_add_watch(

@@ -51,10 +51,11 @@ indirect enum ViewTree {
     self = .directory(children, exclusive: exclusive)
   }
 
+  /// Whether a program may write something in it itself; an attribute is written by us.
   var hasWritableFile: Bool {
     switch self {
     case .directory(let children, _): children.values.contains { $0.hasWritableFile }
-    case .file(_, let mode), .attribute(let mode): mode & 0o222 != 0
+    case .file(_, let mode): mode & 0o222 != 0
     default: false
     }
   }

@@ -18,7 +18,8 @@ struct AttributeTests {
       [shell, "-c", "cd \(Self.home) || exit 99\n" + script], as: user, options: options)
   }
 
-  @Test("An attribute is read, written and read again", arguments: ["bash", "dash"], User.allCases)
+  @Test(
+    "An attribute is read, written and read again", arguments: ["bash", "dash"], User.allCases)
   func readAndWrite(_ shell: String, _ user: User) {
     let outcome = bash(
       """
@@ -47,7 +48,8 @@ struct AttributeTests {
     #expect(outcome.error.contains("Invalid argument"), "\(outcome)")
   }
 
-  @Test("Permissions are sysfs's: a command cannot be read, what is shown cannot be written",
+  @Test(
+    "Permissions are sysfs's: a command cannot be read, what is shown cannot be written",
     arguments: User.allCases)
   func permissions(_ user: User) {
     let outcome = bash(
@@ -90,7 +92,8 @@ struct AttributeTests {
         """)
   }
 
-  @Test("A write to any descriptor works, and the next call sees its effect",
+  @Test(
+    "A write to any descriptor works, and the next call sees its effect",
     arguments: User.allCases)
   func lowDescriptors(_ user: User) {
     let outcome = bash(

@@ -78,7 +78,8 @@ final class LiveDevices: Sendable {
     for index in 0..<100 {
       entries.append(.init("\(home)/files/\(index)", .file(contents: [10], mode: 0o444)))
     }
-    entries.append(.init("/sys/class/test/\(name)", .link(target: "../../devices/test/\(name)")))
+    entries.append(
+      .init("/sys/class/test/\(name)", .link(target: "../../devices/test/\(name)")))
     do throws(IOMMUError) {
       try files.change(
         View.Change(
