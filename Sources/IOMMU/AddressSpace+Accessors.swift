@@ -33,6 +33,7 @@ extension AddressSpace {
   func addAccessor(pinsMemory: Bool) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
+      try refuseDummyRoot(state, "attached to")
       guard pinsMemory else { return }
       let alignment = max(state.alignment, Pages.hostPage)
       if alignment != state.alignment { try checkAligned(to: alignment, in: state) }
@@ -118,7 +119,9 @@ extension AddressSpace {
     _ iova: IOVA, _ length: UInt64, _ access: Permissions, _ key: AccessPin.Key, isLocked: Bool
   ) throws(IOMMUError) -> [Accessor.Pin.Run] {
     let range = try accessRange(iova, length)
-    return try state.withLock { (state) throws(IOMMUError) in
+    // What a pin keeps mapped is looked for first when a parent changes, and must not come
+    // between.
+    return try withTree { (state) throws(IOMMUError) in
       try check(state)
       var pinned: [AccessPin.Part] = []
       var runs: [Accessor.Pin.Run] = []
@@ -251,7 +254,9 @@ extension AddressSpace {
     var position = state.areas.firstEnding(atOrAfter: cursor)
     let mask = inWholePages ? Pages.hostPage - 1 : 0
     while true {
-      guard let here = position, state.areas[here].first <= cursor else {
+      guard let here = position, state.areas[here].first <= cursor,
+        !state.areas[here].isHole
+      else {
         throw IOMMUError(
           .noSuchFileOrDirectory, "IOVA \(hex(cursor)) is not mapped in IOAS \(id)")
       }

@@ -18,9 +18,12 @@ extension AddressSpace {
   func unmapAsFarAsPossible(
     _ iova: UInt64, length: UInt64
   ) throws(IOMMUError) -> (unmapped: UInt64, failure: IOMMUError?) {
-    try state.withLock { (state) throws(IOMMUError) in
+    try withTree { (state) throws(IOMMUError) in
       try checkOpen(state)
-      if !state.largePages { try cut(before: iova, and: iova &+ length, in: &state) }
+      // A nested space has its parent's pieces; they are not cut.
+      if !state.largePages, !state.specials.contains(.nested) {
+        try cut(before: iova, and: iova &+ length, in: &state)
+      }
       guard length > 0 else {
         return (0, IOMMUError(.invalidArgument, "an unmap of no bytes from IOAS \(id)"))
       }
@@ -40,7 +43,7 @@ extension AddressSpace {
   func unmapAllAsFarAsPossible() throws(IOMMUError) -> (
     unmapped: UInt64, failure: IOMMUError?
   ) {
-    try state.withLock { (state) throws(IOMMUError) in
+    try withTree { (state) throws(IOMMUError) in
       try checkOpen(state)
       return unmapAsFarAsPossible(0...UInt64.max, in: &state)
     }
@@ -50,6 +53,14 @@ extension AddressSpace {
     _ range: ClosedRange<UInt64>, in state: inout State
   ) -> (unmapped: UInt64, failure: IOMMUError?) {
     var unmapped: UInt64 = 0
+    if !state.specials.isEmpty {
+      do throws(IOMMUError) {
+        try unmapInTree(range, counting: &unmapped, in: &state)
+      } catch {
+        return (unmapped, error)
+      }
+      return (unmapped, nil)
+    }
     while let position = state.areas.firstOverlap(with: range) {
       let area = state.areas[position]
       do throws(IOMMUError) {
@@ -58,7 +69,7 @@ extension AddressSpace {
         return (unmapped, error)
       }
       guard area.first >= range.lowerBound, area.last <= range.upperBound else {
-        return (unmapped, splits(area, range))
+        return (unmapped, splits(first: area.first, last: area.last, range))
       }
       remove(at: position, from: &state)
       unmapped &+= area.length
@@ -103,6 +114,9 @@ extension AddressSpace {
         .invalidArgument,
         "the mapping \(hex(area.first))...\(hex(area.last)) of IOAS \(id) is pinned and cannot "
           + "be cut")
+    }
+    if state.specials.contains(.hasChildren) {
+      try checkChildrenAllowCut(before: iova, in: state)
     }
     try FailurePoint.pass(.area)
   }

@@ -18,6 +18,7 @@ extension AddressSpace {
   private func fillAndKeep(_ domain: any PagingDomain) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
+      try refuseDummyRoot(state, "attached to")
       let geometry = domain.geometry
       let alignment = max(state.alignment, geometry.pageSizes.smallest)
       guard alignment <= Pages.hostPage else {

@@ -24,7 +24,9 @@ extension AddressSpace: MemorySlotFollower {
   func beginFollowing(_ machine: VirtualMachine) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       try check(state)
-      guard state.use == .open else {
+      try refuseNested(state, "made to follow a virtual machine; let its root follow")
+      try refuseDummyRoot(state, "made to follow a virtual machine")
+      guard !state.specials.contains(.following) else {
         throw IOMMUError(
           .resourceBusy,
           "IOAS \(id) follows the memory slots of \(state.followed?.name ?? "a virtual machine") already; let it stop that "
@@ -36,7 +38,7 @@ extension AddressSpace: MemorySlotFollower {
           "IOAS \(id) has mappings of its own; unmap all of them, then let it follow "
             + "\(machine.name)")
       }
-      state.use = .following
+      state.specials.insert(.following)
       state.followed = FollowedMachine(machine)
     }
   }
@@ -45,7 +47,7 @@ extension AddressSpace: MemorySlotFollower {
   func endFollowing() { state.withLock { Self.endFollowing(&$0) } }
 
   private static func endFollowing(_ state: inout State) {
-    if state.use == .following { state.use = .open }
+    state.specials.remove(.following)
     state.followed = nil
   }
 
@@ -56,7 +58,9 @@ extension AddressSpace: MemorySlotFollower {
   /// - Throws: `EPERM` where slots are the owner, `ENOENT` where the space was destroyed.
   @inline(__always)
   func checkOpen(_ state: borrowing State) throws(IOMMUError) {
-    guard state.use == .open else { throw refusal(state) }
+    guard state.specials.isDisjoint(with: [.destroyed, .following]) else {
+      throw refusal(state)
+    }
   }
 
   private func refusal(_ state: borrowing State) -> IOMMUError {
@@ -73,11 +77,11 @@ extension AddressSpace: MemorySlotFollower {
 
   /// Runs `body`, which makes a slot harder to move or to put back than it was, while no slot
   /// changes. Called without the space's lock; the caller holds `Context.configuration`, so that
-  /// the space does not begin to follow meanwhile.
+  /// the space does not begin to follow meanwhile. For a nested space it is its root's slots.
   func whileSlotsStay<Result>(
     _ body: () throws(IOMMUError) -> Result
   ) throws(IOMMUError) -> Result {
-    guard let machine = followedMachine else { return try body() }
+    guard let machine = (link?.root ?? self).followedMachine else { return try body() }
     return try machine.whileSlotsStay(body)
   }
 
@@ -87,9 +91,9 @@ extension AddressSpace: MemorySlotFollower {
     try state.withLock { (state) throws(IOMMUError) in
       switch change {
       case .add(let slot): try add(slot, to: &state)
-      case .remove(let slot): try checkUnlocked(slot, in: state)
+      case .remove(let slot): try checkMayGo(slot, in: state)
       case .move(let old, let new):
-        try checkUnlocked(old, in: state)
+        try checkMayGo(old, in: state)
         if old.slot.range.overlaps(new.slot.range) {
           try moveWithinItself(old, to: new, &state)
         } else {
@@ -131,10 +135,10 @@ extension AddressSpace: MemorySlotFollower {
     state.withLock { state in
       for slot in slots {
         do throws(IOMMUError) {
-          try checkUnlocked(slot, in: state)
+          try checkMayGo(slot, in: state)
           remove(slot, from: &state)
         } catch {
-          // A hardware queue reads it. It stays as any mapping does, for the user to unmap later.
+          // A hardware queue reads it, or a space that is nested on this one refuses. It stays as any mapping does, for the user to unmap later.
         }
       }
       Self.endFollowing(&state)
@@ -152,6 +156,7 @@ extension AddressSpace: MemorySlotFollower {
       Area(
         first: slot.guestAddress, last: slot.range.upperBound, pages: published.pages, start: 0,
         permissions: slot.flags.contains(.readOnly) ? .read : .readWrite), in: &state)
+    try showNew(at: slot.guestAddress, in: &state)
   }
 
   private func remove(_ published: PublishedSlot, from state: inout State) {
@@ -159,14 +164,15 @@ extension AddressSpace: MemorySlotFollower {
     guard let position = state.areas.firstOverlap(with: slot.range),
       state.areas.bounds(at: position) == (slot.guestAddress, slot.range.upperBound)
     else { return }
-    remove(at: position, from: &state)
+    take(at: position, from: &state)
   }
 
-  private func checkUnlocked(
+  private func checkMayGo(
     _ published: PublishedSlot, in state: borrowing State
   ) throws(IOMMUError) {
     let range = published.slot.range
     try checkUnlocked(first: range.lowerBound, last: range.upperBound, in: state)
+    try checkChildrenAllowUnmap(range, in: state)
   }
 
   /// Moves a slot to where it partly is: there is no room for both. Its memory stays pinned
@@ -174,6 +180,9 @@ extension AddressSpace: MemorySlotFollower {
   private func moveWithinItself(
     _ old: PublishedSlot, to new: PublishedSlot, _ state: inout State
   ) throws(IOMMUError) {
+    // What is nested could not be put back for certain.
+    try checkUnused(old.slot.range, in: state)
+    try checkUnused(new.slot.range, in: state)
     if !state.domains.isEmpty {
       try old.pages.pin(start: 0, length: old.slot.byteCount, in: memory)
       state.holdsMovedSlot = true

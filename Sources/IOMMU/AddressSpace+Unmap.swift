@@ -14,10 +14,10 @@ extension AddressSpace {
   /// - Returns: Bytes unmapped.
   /// - Throws: `ENOENT` where an area would be split, `EBUSY` where hardware reads one.
   func unmap(_ range: ClosedRange<UInt64>) throws(IOMMUError) -> UInt64 {
-    try state.withLock { (state) throws(IOMMUError) in
-      try checkOpen(state)
-      return try unmap(range, in: &state)
+    let unmapped: UInt64? = try state.withLock { (state) throws(IOMMUError) in
+      state.specials.isEmpty ? try unmap(range, in: &state) : nil
     }
+    return if let unmapped { unmapped } else { try unmapInTree(range) }
   }
 
   private func unmap(
@@ -28,7 +28,7 @@ extension AddressSpace {
       let (first, last) = state.areas.bounds(at: position)
       try checkUnlocked(first: first, last: last, in: state)
       guard first >= range.lowerBound, last <= range.upperBound else {
-        throw splits(state.areas[position], range)
+        throw splits(first: first, last: last, range)
       }
       remove(at: position, from: &state)
       unmapped &+= last &- first &+ 1
@@ -37,11 +37,11 @@ extension AddressSpace {
     return unmapped
   }
 
-  func splits(_ area: Area, _ range: ClosedRange<UInt64>) -> IOMMUError {
+  func splits(first: UInt64, last: UInt64, _ range: ClosedRange<UInt64>) -> IOMMUError {
     IOMMUError(
       .noSuchFileOrDirectory,
       "unmapping \(hex(range.lowerBound))...\(hex(range.upperBound)) would split the mapping "
-        + "\(hex(area.first))...\(hex(area.last)) of IOAS \(id)")
+        + "\(hex(first))...\(hex(last)) of IOAS \(id)")
   }
 
   func remove(at position: AreaMap.Position, from state: inout State) {
@@ -51,14 +51,17 @@ extension AddressSpace {
     events.append(.unmap(ioas: id, iova: IOVA(area.first), length: area.length))
   }
 
-  /// Empties the space for good. No page table mirrors it any more.
+  /// Empties the space for good. No page table mirrors it any more and nothing nests on it.
   func destroy() {
-    state.withLock { state in
-      state.use = .destroyed
+    // Nothing in it throws.
+    try? withTree { state in
+      state.specials.insert(.destroyed)
       while let position = state.areas.firstEnding(atOrAfter: 0) {
         remove(at: position, from: &state)
       }
+      state.mappings = NestedMappings()
     }
+    link?.parent.release(self)
   }
 
   /// The memory behind a range, for mapping elsewhere. Linux: `iopt_get_pages`.
@@ -76,6 +79,7 @@ extension AddressSpace {
     try FailurePoint.pass(.scratch)
     return try state.withLock { (state) throws(IOMMUError) in
       try checkOpen(state)
+      try refuseNested(state, "copied from; copy from the parent")
       var pieces: [Piece] = []
       var cursor = iova.rawValue
       var position = state.areas.firstEnding(atOrAfter: cursor)
@@ -106,6 +110,8 @@ extension AddressSpace {
   ) throws(IOMMUError) -> IOVA {
     try state.withLock { (state) throws(IOMMUError) in
       try checkOpen(state)
+      try refuseNested(state, "copied into; map addresses of its parent")
+      try refuseDummyRoot(state, "copied into; map the memory at its own address")
       try checkLength(length, in: state)
       let hint = pieces[0].pages.address &+ pieces[0].start
       let first = try place(placement, length: length, hint: hint, in: state)
@@ -124,12 +130,13 @@ extension AddressSpace {
             Area(
               first: iova, last: iova + (piece.length - 1), pages: piece.pages,
               start: piece.start, permissions: permissions), in: &state)
+          if !state.specials.isEmpty { try showNew(at: iova, in: &state) }
           iova &+= piece.length
         }
       } catch {
         // The range was free before: what is there now is ours.
         while iova != first, let position = state.areas.firstOverlap(with: first...iova - 1) {
-          remove(at: position, from: &state)
+          take(at: position, from: &state)
         }
         throw error
       }

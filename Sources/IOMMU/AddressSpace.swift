@@ -21,6 +21,8 @@ final class AddressSpace: Sendable {
   let memory: PhysicalMemory
   let events: EventLog
   let snoopPolicy: SnoopPolicy
+  /// Where it is nested in software; nil for a space that maps memory itself.
+  let link: ParentLink?
 
   struct State: Sendable {
     var areas = AreaMap()
@@ -37,21 +39,29 @@ final class AddressSpace: Sendable {
     var pinningAccessors = 0
     /// How many of the pins keep what is under them mapped.
     var lockedPins = 0
-    var use = Use.open
+    /// What maps and unmaps have to heed; for most spaces nothing.
+    var specials: Specials = []
     /// Of a space that follows: which VM.
     var followed: FollowedMachine?
     /// A slot is being moved to where it partly is, and stays pinned meanwhile.
     var holdsMovedSlot = false
+    /// The spaces that are nested on this one.
+    var children: [AddressSpace] = []
+    /// Of a nested space, what the user has mapped.
+    var mappings = NestedMappings()
   }
 
-  /// Who says what is mapped.
-  enum Use: Hashable, Sendable {
-    /// Map and unmap calls.
-    case open
-    /// A VM's memory slots.
-    case following
-    /// Nobody: a call that was under way when the space was destroyed finds nothing.
-    case destroyed
+  struct Specials: OptionSet {
+    let rawValue: UInt8
+    /// A call that was under way finds nothing.
+    static let destroyed = Specials(rawValue: 1)
+    /// A VM's memory slots say what is mapped, and no calls.
+    static let following = Specials(rawValue: 2)
+    /// What it maps is its parent's.
+    static let nested = Specials(rawValue: 4)
+    static let hasChildren = Specials(rawValue: 8)
+    /// Memory is pinned and accounted here, for the spaces nested on it; no DMA goes through it.
+    static let dummyRoot = Specials(rawValue: 16)
   }
 
   /// Linux: `iopt_reserved`. `owner` names who asked, so that its ranges go with it.
@@ -71,13 +81,15 @@ final class AddressSpace: Sendable {
 
   init(
     id: ObjectID, memory: PhysicalMemory, events: EventLog,
-    snoopPolicy: SnoopPolicy = .automatic
+    snoopPolicy: SnoopPolicy = .automatic, link: ParentLink? = nil
   ) {
     self.id = id
     self.memory = memory
     self.events = events
     self.snoopPolicy = snoopPolicy
-    state = RankedMutex(.addressSpace, State())
+    self.link = link
+    state = RankedMutex(
+      .addressSpace(depth: link?.depth ?? 0), State(specials: link == nil ? [] : .nested))
   }
 
   /// A part of some memory that goes into the map as one area.
@@ -119,7 +131,8 @@ final class AddressSpace: Sendable {
     // Taken by the closure, which else would count one more reference.
     var taken: Pages? = consume pages
     return try state.withLock { (state) throws(IOMMUError) in
-      try checkOpen(state)
+      let placement =
+        state.specials.isEmpty ? placement : try checkMap(placement, of: start, in: state)
       try checkLength(length, in: state)
       let iova = try place(
         placement, length: length, hint: start, in: state)
@@ -129,13 +142,14 @@ final class AddressSpace: Sendable {
           first: iova, last: iova + (length - 1), pages: consume pages, start: offset,
           permissions: permissions)
         try insert(consume area, in: &state)
+        if !state.specials.isEmpty { try showNew(at: iova, in: &state) }
       }
       return IOVA(iova)
     }
   }
 
   func check(_ state: borrowing State) throws(IOMMUError) {
-    guard state.use != .destroyed else {
+    guard !state.specials.contains(.destroyed) else {
       throw IOMMUError(.noSuchFileOrDirectory, "IOAS \(id) was destroyed meanwhile")
     }
   }
@@ -174,12 +188,18 @@ final class AddressSpace: Sendable {
 
   /// Adds an area and fills it into every page table; on failure nothing has changed.
   func insert(_ area: consuming Area, in state: inout State) throws(IOMMUError) {
-    try FailurePoint.pass(.area)
-    if area.pages.kind == .buffer { area.pages.addMapper(self) }
-    if !state.domains.isEmpty { try fillDomains(area, in: state) }
+    try enter(area, in: state)
     let (iova, length, permissions) = (IOVA(area.first), area.length, area.permissions)
     events.append(.map(ioas: id, iova: iova, length: length, permissions: permissions))
     state.areas.insert(consume area)
+  }
+
+  /// The part of adding an area that can fail: its entries in the page tables.
+  @inline(__always)
+  func enter(_ area: borrowing Area, in state: borrowing State) throws(IOMMUError) {
+    try FailurePoint.pass(.area)
+    if area.pages.kind == .buffer { area.pages.addMapper(self) }
+    if !state.domains.isEmpty { try fillDomains(area, in: state) }
   }
 
   /// Fills an area into every page table, or none.

@@ -18,6 +18,9 @@ struct Area: Sendable {
 
   /// In bytes. Never the whole 64-bit space: lengths are below 2⁶⁴ by the interface.
   var length: UInt64 { last &- first &+ 1 }
+
+  /// Whether it stands for memory that the parent of a nested space does not map.
+  var isHole: Bool { pages === Pages.hole }
 }
 
 /// Areas in order of IOVA, none overlapping another.

@@ -60,7 +60,7 @@ extension AddressSpace {
       var lines = [
         "  alignment \(state.alignment), large pages \(state.largePages), "
           + "\(state.domains.count) tables, \(state.pinningAccessors) accessors that pin, "
-          + "\(state.use)"
+          + "\(state.specials)"
       ]
       try? state.areas.visit { area in
         lines.append(
@@ -73,6 +73,10 @@ extension AddressSpace {
         let (first, last) = (reserved.range.lowerBound, reserved.range.upperBound)
         return "  reserved \(hex(first))...\(hex(last)) for \(owner)"
       }.sorted()
+      if let link {
+        lines.append("  nested on IOAS \(link.parent.id), changes \(link.changes)")
+      }
+      lines += state.mappings.all.map { "  \($0)" }
       lines += state.allowed.map { "  allowed \($0)" }
       lines += state.accessPins.map { "  pin \($0.key.id): \($0.value.range)" }.sorted()
       return lines

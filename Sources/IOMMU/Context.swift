@@ -146,6 +146,7 @@ public final class Context: Sendable {
       // No hardware queue is left in it that could refuse.
       try? stopFollowing(space)
       space.destroy()
+      if let link = space.link { dropUser(of: link.parent.id) }
     case .hwpt(let table):
       if let queue = table.faultQueue { dropUser(of: queue.id) }
       switch table.kind {

@@ -14,7 +14,7 @@ public struct IOAS: ~Copyable, Sendable {
   /// Names the space in its context, for the calls that take ids.
   public let id: ObjectID
   /// What the id names, for as long as this owner lives: its calls need not look it up.
-  private let space: AddressSpace
+  let space: AddressSpace
 
   init(context: Context, space: AddressSpace) {
     self.context = context

@@ -48,8 +48,13 @@ package enum LockRank: Int, Sendable {
   /// `VirtualMachine.state`: memory slots. Held while the spaces that follow take a change over.
   case virtualMachine
   /// `AddressSpace.state`: areas, reserved ranges and the page tables that mirror them. Held
-  /// while memory is pinned and tables are filled, because a map is all or nothing.
+  /// while memory is pinned and tables are filled, because a map is all or nothing. Of a space
+  /// that nests on no other; in a tree of nested spaces each change takes this of the root first.
   case addressSpace
+  /// `AddressSpace.state` of nested spaces, by their depth: a parent's before its child's. Never
+  /// those of two spaces of one depth.
+  case nestedSpace1, nestedSpace2, nestedSpace3, nestedSpace4, nestedSpace5, nestedSpace6
+  case nestedSpace7
   /// `Pages.pins`: where one piece of memory is pinned.
   case pages
   /// `Context.objects`: ids. Nothing is called under it.
@@ -102,6 +107,18 @@ package enum LockRank: Int, Sendable {
   // `VirtualPASIDs.assigned`, `FailureCountdown.state`,
   // the bytes of a `UserMemory` in this process, what a queue's file holds until it is closed. A
   // device model's own locks come after `function`.
+}
+
+extension LockRank {
+  /// The rank of an address space.
+  /// - Parameter depth: 0 where it nests on no other; at most `ParentLink.maximumDepth`.
+  static func addressSpace(depth: Int) -> LockRank {
+    let ranks: [LockRank] = [
+      .addressSpace, .nestedSpace1, .nestedSpace2, .nestedSpace3, .nestedSpace4, .nestedSpace5,
+      .nestedSpace6, .nestedSpace7,
+    ]
+    return ranks[depth]
+  }
 }
 
 /// A mutex that knows its place in the order.

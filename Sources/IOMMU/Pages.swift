@@ -69,6 +69,28 @@ final class Pages: Sendable {
     pins = RankedMutex(.pages, Pins(account: account))
   }
 
+  /// No memory at all: what a nested address space maps where its parent maps nothing. As memory
+  /// that was taken back, it can be pinned but fills no page table.
+  static let hole = Pages()
+
+  private init() {
+    source = NoMemory()
+    isWritable = false
+    kind = .file
+    address = 0
+    length = 0
+    pins = RankedMutex(.pages, Pins(isRevoked: true))
+  }
+
+  private final class NoMemory: MemorySource {
+    func pin(
+      address: UInt64, length: UInt64, writable: Bool,
+      place: (consuming PinnedRun) throws(IOMMUError) -> Void
+    ) throws(IOMMUError) {
+      throw IOMMUError(.badAddress, "there is no memory")
+    }
+  }
+
   /// Pins the host pages around a part of the memory, or counts one more user of them.
   ///
   /// Linux: `iopt_area_fill_domain`'s pinning. What nobody had pinned is charged to the account.
