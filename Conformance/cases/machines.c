@@ -117,3 +117,36 @@ CASE(machines, pasids_of_a_device, LINUX_7_1) {
   gone.flags = 2;
   EXPECT(-EINVAL, call(pair.device_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &gone));
 }
+
+CASE(machines, hot_reset_of_a_pair, LINUX_7_1) {
+  // The built-in machine has two functions below one port, in one group, and one on a root bus.
+  struct pair pair = make_pair();
+  struct {
+    struct vfio_pci_hot_reset_info header;
+    struct vfio_pci_dependent_device devices[4];
+  } info = {.header = {.argsz = sizeof info}};
+  struct vfio_pci_hot_reset reset = {.argsz = sizeof reset};
+  EXPECT(-ENODEV, call(pair.device_fd, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info));
+  EXPECT(-ENODEV, call(pair.device_fd, VFIO_DEVICE_PCI_HOT_RESET, &reset));
+
+  int device = open("/dev/vfio/devices/vfio1", O_RDWR | O_CLOEXEC);
+  if (device < 0) skip("there is no device vfio1");
+  EXPECT(-EINVAL, call(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info));  // Before the bind.
+  struct vfio_device_bind_iommufd bind = {.argsz = 16, .iommufd = pair.mock.fd};
+  NEED(0, call(device, VFIO_DEVICE_BIND_IOMMUFD, &bind));
+  info.header.argsz = sizeof info.header + sizeof info.devices[0];
+  EXPECT(-ENOSPC, call(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info));
+  CHECK(info.header.count == 2 && info.header.flags == 0);
+  info.header.argsz = sizeof info;
+  NEED(0, call(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info));
+  CHECK(info.header.count == 2);
+  CHECK(info.header.flags ==
+        (VFIO_PCI_HOT_RESET_FLAG_DEV_ID | VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED));
+  CHECK(info.devices[0].devid == bind.out_devid);
+  CHECK(info.devices[1].devid == VFIO_PCI_DEVID_OWNED);  // Its group is ours.
+  CHECK(info.devices[0].bus == info.devices[1].bus && info.devices[0].devfn == 0 &&
+        info.devices[1].devfn == 1);
+  EXPECT(0, call(device, VFIO_DEVICE_PCI_HOT_RESET, &reset));
+  reset.count = 1;
+  EXPECT(-EINVAL, call(device, VFIO_DEVICE_PCI_HOT_RESET, &reset));
+}

@@ -44,6 +44,11 @@ extension DeviceGroup {
     state.withLock { !$0.isOwned && Self.obstacle(in: $0) == nil }
   }
 
+  /// Whether a context has bound a device of the group. Linux: `iommufd_ctx_has_group`.
+  package func isOwned(by context: Context) -> Bool {
+    state.withLock { $0.owners[ObjectIdentifier(context)] != nil }
+  }
+
   /// A device whose host driver does DMA, and the driver.
   private static func obstacle(
     in state: borrowing State

@@ -17,6 +17,8 @@ import Synchronization
 package enum LockRank: Int, Sendable {
   // Above the engine: frameworks, and device models on their way down to the driver.
 
+  /// `PCIBus.state`: held over bind and close of the devices on a bus, and over its reset.
+  case pciBus
   /// `VFIODevice.state`: held over bind, attach, detach and close.
   case vfioDevice
   /// `VFIOGroup.state`: which of the two ways a group is used.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a device says of itself: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, hot reset and
-// features. Facts: Linux 6.12, vfio_pci_core.c.
+// What a device says of itself: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO and features. Facts: Linux 6.12, vfio_pci_core.c.
 
 import CLinuxABI
 import IOMMU
@@ -52,34 +51,6 @@ extension VFIODeviceFile {
     case .msi, .error, .request: info.flags |= VFIO_IRQ_INFO_NORESIZE
     }
     try caller.store(info, to: argument)
-  }
-
-  // MARK: Hot reset
-
-  /// Our functions are on root buses, as integrated endpoints are: there is no slot and no
-  /// bridge above whose bus could be reset, and Linux says `ENODEV` then.
-  private var noHotReset: IOMMUError {
-    IOMMUError(
-      .noSuchDevice,
-      "\(function.name) is on a root bus, which cannot be reset; use VFIO_DEVICE_RESET")
-  }
-
-  func getHotResetInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
-    let minimum = 12
-    let header = try caller.load(vfio_pci_hot_reset_info(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum)
-    throw noHotReset
-  }
-
-  func hotReset(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
-    let minimum = 12
-    let header = try caller.load(vfio_pci_hot_reset(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum, flags: header.flags)
-    guard header.count == 0 else {
-      throw IOMMUError(
-        .invalidArgument, "a device that is open by its own node is reset without group fds")
-    }
-    throw noHotReset
   }
 
   // MARK: Features

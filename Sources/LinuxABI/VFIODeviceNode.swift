@@ -72,6 +72,8 @@ final class VFIODeviceFile: OpenFile {
 
   var function: PCIFunction { session.device.function }
   var name: String { "vfio-device \(function.name)" }
+  /// Linux: `vfio_device_cdev_opened`.
+  var isBoundByNode: Bool { true }
 
   func ioctl(
     _ command: UInt32, argument: UInt64, by caller: any Caller

@@ -77,6 +77,7 @@ private struct Parts {
   var deviceNodes: [any DeviceNode] = []
   var groupNodes: [any DeviceNode] = []
   private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
+  private var buses: [RequesterID: PCIBus] = [:]
   /// Where the next base address register goes: below the interrupt window.
   private var nextAddress: UInt64 = 0xC000_0000
   /// Where the next one goes that is wide and prefetchable: above all memory below 4 GiB.
@@ -121,12 +122,20 @@ private struct Parts {
     let function = PCIFunction(
       device: physical, model: model,
       upstream: SoftwareIOMMUBus(iommu: iommu, requester: device.address),
-      barAddresses: model.bars.map { place($0) })
+      barAddresses: model.bars.map { place($0) }, bus: bus(of: device))
     functions.append(function)
     guard device.hostDriver == .vfio, let offered else { return }
     let index = UInt32(deviceNodes.count)
     deviceNodes.append(
       VFIODeviceNode(device: VFIODevice(index: index, function: function, group: offered)))
+  }
+
+  /// The bus below a device's root port.
+  private mutating func bus(of device: DeviceDescription) -> PCIBus? {
+    guard let port = device.rootPort else { return nil }
+    let bus = buses[port] ?? PCIBus(port: port)
+    buses[port] = bus
+    return bus
   }
 
   private mutating func place(_ bar: BAR) -> UInt64 {

@@ -34,6 +34,7 @@ extension MachineDescription {
       ("iommu", .string(device.iommu)),
       ("host-driver", .string(device.hostDriver.rawValue)),
       ("no-snoop", .boolean(device.noSnoop)),
+      ("root-port", device.rootPort.map { JSON.string("\($0)") } ?? .null),
       ("node", devicePath(of: device).map(JSON.string) ?? .null),
     ]
     switch device.model {

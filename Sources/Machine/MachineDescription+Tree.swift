@@ -65,6 +65,7 @@ extension MachineDescription {
     case .none: parts.append(style.faint("no driver"))
     case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
     }
+    if let port = device.rootPort { parts.append(style.faint("below port \(port)")) }
     if device.noSnoop { parts.append(style.faint("can skip snooping")) }
     return parts.joined(separator: "  ")
   }

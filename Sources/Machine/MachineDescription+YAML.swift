@@ -21,6 +21,7 @@ extension MachineDescription {
       "",
       "# Devices with one group number cannot be isolated from each other. host-driver: vfio-pci",
       "# (offered to programs), none, or ioatdma (in use by the host: its group cannot be taken).",
+      "# Devices with one root-port are on the bus below it, and a hot reset resets them together.",
       devices.isEmpty ? "devices: []" : "devices:",
     ]
     lines += devices.flatMap(Self.lines)
@@ -62,6 +63,7 @@ extension MachineDescription {
       "    host-driver: \(device.hostDriver.rawValue)",
       "    no-snoop: \(device.noSnoop)",
     ]
+    if let port = device.rootPort { lines.append("    root-port: \(port)") }
     switch device.model {
     case .copyEngine(let engine):
       lines += ["    version: \(hexText(engine.version))", "    fill: \(engine.fill)"]

@@ -42,6 +42,14 @@ public struct MachineDescription: Hashable, Sendable {
       .sorted { $0.number < $1.number }
   }
 
+  /// The root ports above devices, by address, each with its bus below.
+  public var rootPorts: [(address: RequesterID, bus: UInt8)] {
+    Dictionary(
+      devices.compactMap { device in device.rootPort.map { ($0, device.address.bus) } },
+      uniquingKeysWith: { first, _ in first }
+    ).map { ($0.key, $0.value) }.sorted { $0.address < $1.address }
+  }
+
   /// The IOMMU of that name; nil where there is none.
   public func iommu(named name: String) -> IOMMUDescription? {
     iommus.first { $0.name == name }
@@ -111,6 +119,9 @@ public struct DeviceDescription: Hashable, Sendable {
   public var hostDriver: HostDriver
   /// Whether its DMA can bypass the CPU's caches (MODEL F1).
   public var noSnoop: Bool
+  /// The address of the root port above it; nil on a root bus. Devices below one port are on one
+  /// bus, and reset together.
+  public var rootPort: RequesterID?
 
   public enum Model: Hashable, Sendable {
     case copyEngine(CopyEngineDescription)
@@ -134,7 +145,7 @@ public struct DeviceDescription: Hashable, Sendable {
 
   public init(
     model: Model, address: RequesterID, group: UInt32, iommu: String,
-    hostDriver: HostDriver = .vfio, noSnoop: Bool = false
+    hostDriver: HostDriver = .vfio, noSnoop: Bool = false, rootPort: RequesterID? = nil
   ) {
     self.model = model
     self.address = address
@@ -142,6 +153,7 @@ public struct DeviceDescription: Hashable, Sendable {
     self.iommu = iommu
     self.hostDriver = hostDriver
     self.noSnoop = noSnoop
+    self.rootPort = rootPort
   }
 }
 

@@ -23,7 +23,7 @@ extension MachineDescription {
 }
 
 /// One reading of one file.
-private struct MachineParser {
+struct MachineParser {
   let reader: MachineReader
 
   /// More of anything is a mistake, and would only slow every start.
@@ -162,7 +162,8 @@ private struct MachineParser {
     guard let node else { return [] }
     var lines: [RequesterID: Int] = [:]
     var homes: [UInt32: DeviceDescription] = [:]
-    return reader.items(of: node, what: "devices", limit: Self.deviceLimit).compactMap { item in
+    let devices = reader.items(of: node, what: "devices", limit: Self.deviceLimit).compactMap {
+      item -> ReadDevice? in
       guard let device = device(item, iommus: iommus) else { return nil }
       let address = item.mapping?["address"] ?? item
       if let line = lines[device.address] {
@@ -179,12 +180,14 @@ private struct MachineParser {
             + "is behind \(home.iommu); a group has one IOMMU")
       }
       homes[device.group] = homes[device.group] ?? device
-      return device
+      return ReadDevice(device: device, node: item)
     }
+    checkPorts(of: devices)
+    return devices.map(\.device)
   }
 
   private func device(_ node: Node, iommus: [IOMMUDescription]) -> DeviceDescription? {
-    let common = ["model", "address", "group", "iommu", "host-driver", "no-snoop"]
+    let common = ["model", "address", "group", "iommu", "host-driver", "no-snoop", "root-port"]
     let models = ["copy-engine": ["version", "fill", "local-memory"]]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -205,13 +208,14 @@ private struct MachineParser {
       reader.number($0, "a group number", in: 0...0xf_ffff)
     }
     let address = fields["address"].flatMap(requester)
+    let port = fields["root-port"].flatMap(requester)
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
       let address, let group, let behind, let driver
     else { return nil }
     return DeviceDescription(
       model: .copyEngine(engine), address: address, group: UInt32(truncatingIfNeeded: group),
       iommu: behind, hostDriver: driver,
-      noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false)
+      noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port)
   }
 
   private func knownModel(_ node: Node, of models: [String]) -> Bool {
@@ -245,7 +249,7 @@ private struct MachineParser {
     return nil
   }
 
-  private func requester(_ node: Node) -> RequesterID? {
+  func requester(_ node: Node) -> RequesterID? {
     let expected = "a PCI address like 0000:e0:04.0 (segment:bus:device.function, hexadecimal)"
     guard let word = reader.word(node, expected: expected) else { return nil }
     if let address = RequesterID(word) { return address }

@@ -15,20 +15,27 @@ extension MachineView {
     builder.directory("/sys/bus/pci/drivers/vfio-pci", exclusive: true)
     builder.link("/sys/bus/pci/drivers/vfio-pci/module", to: "/sys/module/vfio_pci")
     for device in machine.devices {
-      builder.directory(root(of: device), exclusive: true)
-      builder.attribute("\(root(of: device))/uevent", "", mode: 0o644)
+      let root = root(of: device.rootPort ?? device.address)
+      builder.directory(root, exclusive: true)
+      builder.attribute("\(root)/uevent", "", mode: 0o644)
     }
+    for port in machine.rootPorts { addPort(port.address, bus: port.bus) }
   }
 
   /// `/sys/devices/pci0000:e0`.
-  private func root(of device: DeviceDescription) -> String {
-    let address = device.address
-    return "/sys/devices/pci\(padded(address.segment, 4)):\(padded(address.bus, 2))"
+  private func root(of address: RequesterID) -> String {
+    "/sys/devices/pci\(padded(address.segment, 4)):\(padded(address.bus, 2))"
   }
 
-  /// `/sys/devices/pci0000:e0/0000:e0:04.0`.
+  /// `/sys/devices/pci0000:e0/0000:e0:05.0`.
+  func path(ofPort port: RequesterID) -> String { "\(root(of: port))/\(port)" }
+
+  /// `/sys/devices/pci0000:e0/0000:e0:04.0`; below a port's own directory where there is one.
   func path(of device: DeviceDescription) -> String {
-    "\(root(of: device))/\(device.address)"
+    guard let port = device.rootPort else {
+      return "\(root(of: device.address))/\(device.address)"
+    }
+    return "\(path(ofPort: port))/\(device.address)"
   }
 
   mutating func addFunction(_ device: DeviceDescription) {

@@ -18,6 +18,8 @@ public final class PCIFunction: Sendable {
   public let bars: [BAR]
   /// Where the BARs are on the bus, in the order of `bars`, as `/sys` shows them in `resource`.
   public let barAddresses: [UInt64]
+  /// The bus that it is on; nil on a root bus.
+  public let bus: PCIBus?
   private let gate = MasterGate()
   /// What is behind the memory BARs, by number, while the function has a user.
   private let memories = Guarded<[Int: any DeviceMemory]>([:])
@@ -28,11 +30,13 @@ public final class PCIFunction: Sendable {
   ///   - upstream: The bus above, for this function's requester id.
   ///   - barAddresses: Multiples of the BARs' sizes, in the order of the model's `bars`; laid
   ///     out from `0xC000_0000` up where nil.
+  ///   - bus: What it is on; nil for a root bus.
   public init(
     device: any BindableDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
-    barAddresses: [UInt64]? = nil
+    barAddresses: [UInt64]? = nil, bus: PCIBus? = nil
   ) {
     self.device = device
+    self.bus = bus
     self.model = model
     bars = model.bars
     let addresses = barAddresses ?? Self.layOut(model.bars)
@@ -46,6 +50,7 @@ public final class PCIFunction: Sendable {
     model.connect(
       to: FunctionPort(
         interrupts: interrupts, config: config, upstream: upstream, gate: gate))
+    bus?.add(self)
   }
 
   private static func layOut(_ bars: [BAR]) -> [UInt64] {
@@ -59,6 +64,8 @@ public final class PCIFunction: Sendable {
 
   /// `0000:e0:04.0`.
   public var name: String { device.name }
+  /// Where it is on the bus. Behind some bridges its DMA carries another one.
+  public var address: RequesterID { RequesterID(name) ?? device.physical.requester }
 
   /// The BAR of a number; nil where there is none, as for the upper half of a 64-bit one.
   public func bar(_ index: Int) -> BAR? { bars.first { $0.index == index } }

@@ -87,6 +87,7 @@ public final class VFIODevice: Sendable {
     self.index = index
     self.function = function
     self.group = group
+    function.bus?.add(self)
   }
 
   /// Opens the device's node. No access is granted before `DeviceSession.bind`.
@@ -158,7 +159,7 @@ public final class DeviceSession: Sendable {
   ) throws(IOMMUError) {
     try device.group.block()
     do throws(IOMMUError) {
-      try device.state.withLock { (state) throws(IOMMUError) in
+      try device.lockedWithBus { (state) throws(IOMMUError) in
         guard !hasAccess else { throw alreadyBound("this file has") }
         let context = try findContext()
         guard state.user == nil else { throw alreadyBound("another open of its node has") }
@@ -228,7 +229,7 @@ public final class DeviceSession: Sendable {
   /// Nothing of it goes on after the return.
   public func close() {
     guard granted.exchange(false, ordering: .acquiringAndReleasing) else { return }
-    device.state.withLock { state in
+    device.lockedWithBus { state in
       device.function.disable()
       state.binding = nil
       state.user = nil

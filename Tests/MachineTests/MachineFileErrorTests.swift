@@ -72,6 +72,11 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
       BadEdit(
         "group: 0", "group: 0\n    local-memory: 99999999999GiB", at: 8, 19, "GiB'",
         "4KiB to 1GiB"),
+      BadEdit(
+        "group: 0", "group: 0\n    root-port: e0:01.0", at: 8, 16, "0000:e0:01.0",
+        "a lower bus"),
+      BadEdit(
+        "group: 0", "group: 0\n    root-port: none", at: 8, 16, "'none'", "a PCI address"),
       BadEdit("group: 0", "group: 0\n    fill: maybe", at: 8, 11, "'maybe'", "true or false"),
       BadEdit("group: 0", "group: 0\n    host_driver: none", at: 8, 5, "mean 'host-driver'"),
       BadEdit("group: 0", "group: 0\n    host-driver: vfio", at: 8, 18, "vfio-pci, none"),
@@ -112,6 +117,34 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
     #expect((problem.line, problem.column) == (8, 36))
     #expect(problem.message.contains("0000:e0:04.0 again"))
     #expect(problem.message.contains("line 6"))
+  }
+
+  @Test(
+    "a root port has one bus below it, which is its own, and is no device",
+    arguments: [
+      (
+        ["e1:00.0, root-port: \"e0:01.0\"", "e2:00.0, root-port: \"e0:01.0\""], "one bus below"
+      ),
+      (["e1:00.0, root-port: \"e0:01.0\"", "e1:00.1"], "on a root bus"),
+      (
+        ["e1:00.0, root-port: \"e0:01.0\"", "e1:00.1, root-port: \"e0:02.0\""],
+        "below 0000:e0:02.0"
+      ),
+      (["e0:01.0", "e1:00.0, root-port: \"e0:01.0\""], "which is a device"),
+      (
+        ["e1:00.0, root-port: \"e0:01.0\"", "e2:00.0, root-port: \"e1:01.0\""],
+        "below another port"
+      ),
+    ])
+  func rootPorts(devices: [String], words: String) throws {
+    let text =
+      "iommus: [{name: dmar0, kind: intel}]\ndevices:\n"
+      + devices.map {
+        "  - {model: copy-engine, group: 0, address: \"\($0.replacing(",", with: "\",", maxReplacements: 1))}\n"
+      }
+      .map { $0.contains("\",") ? $0 : $0.replacing("}", with: "\"}") }.joined()
+    let problem = try problem(in: text)
+    #expect(problem.message.contains(words), "\(problem.message)")
   }
 
   @Test("a group behind two IOMMUs is refused") func dividedGroup() throws {

@@ -15,8 +15,8 @@ import Testing
          ├─ group 0  /dev/vfio/0
          │  └─ 0000:e0:04.0  copy engine 3.3  /dev/vfio/devices/vfio0
          └─ group 1  /dev/vfio/1  2 devices that cannot be isolated from each other
-            ├─ 0000:e0:05.0  copy engine 3.3  /dev/vfio/devices/vfio1
-            └─ 0000:e0:05.1  copy engine 3.3  /dev/vfio/devices/vfio2
+            ├─ 0000:e1:00.0  copy engine 3.3  /dev/vfio/devices/vfio1  below port 0000:e0:05.0
+            └─ 0000:e1:00.1  copy engine 3.3  /dev/vfio/devices/vfio2  below port 0000:e0:05.0
       reserved addresses
          0xfee00000 to 0xfeefffff  interrupts are written here
 

@@ -48,7 +48,8 @@ let small = """
           model: .copyEngine(
             CopyEngineDescription(version: 0x34, fill: true, localMemory: 1 << 20)),
           address: RequesterID(segment: 1, bus: 0xff, device: 31, function: 7), group: 9,
-          iommu: "ivhd0", hostDriver: .ioatdma),
+          iommu: "ivhd0", hostDriver: .ioatdma,
+          rootPort: RequesterID(segment: 1, bus: 0xfe, device: 0, function: 1)),
         DeviceDescription(
           model: .copyEngine(CopyEngineDescription(version: 0x32)),
           address: RequesterID(bus: 0, device: 1, function: 0), group: 0, iommu: "dmar0",

@@ -137,11 +137,25 @@ private func view(of machine: MachineDescription = .standard) throws -> View {
     let tree = try Tree(try view())
     #expect(try tree.list("/sys/kernel/iommu_groups") == ["0", "1"])
     #expect(
-      try tree.list("/sys/kernel/iommu_groups/1/devices") == ["0000:e0:05.0", "0000:e0:05.1"])
+      try tree.list("/sys/kernel/iommu_groups/1/devices") == ["0000:e1:00.0", "0000:e1:00.1"])
     #expect(
       try tree.text("/sys/kernel/iommu_groups/1/reserved_regions")
         == "0x00000000fee00000 0x00000000feefffff msi\n")
     #expect(try tree.text("/sys/class/vfio/1/uevent") == "MAJOR=510\nMINOR=1\nDEVNAME=vfio/1\n")
+  }
+
+  @Test("J1: a device below a root port stands below it, and the port is there with its driver")
+  func rootPort() throws {
+    let tree = try Tree(try view())
+    let port = "/sys/devices/pci0000:e0/0000:e0:05.0"
+    #expect(try tree.real("/sys/bus/pci/devices/0000:e0:05.0") == port)
+    #expect(try tree.real("/sys/bus/pci/devices/0000:e1:00.1") == port + "/0000:e1:00.1")
+    #expect(try tree.real("\(port)/driver") == "/sys/bus/pci/drivers/pcieport")
+    #expect(try tree.text("\(port)/secondary_bus_number") == "225\n")
+    #expect(try tree.text("\(port)/class") == "0x060400\n")
+    let config = try Data(contentsOf: URL(fileURLWithPath: tree.root + port + "/config"))
+    #expect(config.count == 256 && config[0x0e] == 1 && config[0x19] == 0xe1)
+    #expect(try !tree.list("/sys/devices").contains("pci0000:e1"))
   }
 
   @Test("an IOMMU lists its devices and shows its registers") func iommu() throws {
@@ -175,7 +189,7 @@ private func view(of machine: MachineDescription = .standard) throws -> View {
     #expect(try tree.real("\(device)/driver") == "/sys/bus/pci/drivers/ioatdma")
     #expect(try tree.text("\(device)/driver_override") == "(null)\n")
     #expect(!(try tree.list(device).contains("vfio-dev")))
-    #expect(!(try tree.list("/sys/bus/pci/devices/0000:e0:05.0").contains("driver")))
+    #expect(!(try tree.list("/sys/bus/pci/devices/0000:e1:00.0").contains("driver")))
     #expect(try tree.list("/sys/class/vfio-dev") == ["vfio0"])
     #expect(try tree.list("/sys/class/vfio") == ["1"])
   }
