@@ -304,6 +304,17 @@ extension DeviceGroup {
     }
   }
 
+  /// The tables that a bound device is attached to by a PASID.
+  func attachments(of object: DeviceObject) -> [(pasid: PASID, table: HWPT)] {
+    state.withLock { state in
+      state.attachments.compactMap { slot, attachment in
+        guard let pasid = slot.pasid, attachment.devices.contains(where: { $0 === object })
+        else { return nil }
+        return (pasid, attachment.table)
+      }
+    }
+  }
+
   /// What a bound device's DMA goes through. Nil where it is blocked.
   func table(of object: DeviceObject, pasid: PASID?) -> HWPT? {
     state.withLock { state in

@@ -106,9 +106,9 @@ package enum LockRank: Int, Sendable {
   case events
 
   // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `PASIDSpaces.state`,
-  // `VirtualPASIDs.assigned`, `FailureCountdown.state`,
-  // the bytes of a `UserMemory` in this process, what a queue's file holds until it is closed. A
-  // device model's own locks come after `function`.
+  // `VirtualPASIDs.assigned`, `VirtualMachine.translation`, `FailureCountdown.state`, the bytes of
+  // a `UserMemory` in this process, what a queue's file holds until it is closed. A device model's
+  // own locks come after `function`.
 }
 
 extension LockRank {

@@ -30,8 +30,11 @@ final class PASIDSpaces: Sendable {
     var requesters: [ObjectIdentifier: [PASID: Entry]] = [:]
     /// Allocated or given to slices, by how many requesters.
     var allocated: [PASID: Int] = [:]
+    /// And how many devices are attached by it.
     var shared: [SharedKey: (physical: PASID, uses: Int)] = [:]
-    var global: Set<PASID> = []
+    /// Global PASIDs that are taken, and how often: once for all devices of a context, and once
+    /// for each CPU that translates to it.
+    var global: [PASID: Int] = [:]
     /// Where to look next, by requester; of the global space, `globalCursor`.
     var cursors: [ObjectIdentifier: UInt32] = [:]
     var globalCursor: UInt32 = 1
@@ -67,7 +70,7 @@ final class PASIDSpaces: Sendable {
     let pasid = state.withLock { state -> PASID? in
       let key = device.key
       let found = Self.firstFree(from: state.cursors[key] ?? 1, bits: bits) {
-        state.requesters[key]?[$0] == nil && !state.global.contains($0)
+        state.requesters[key]?[$0] == nil && state.global[$0] == nil
       }
       guard let found else { return nil }
       state.cursors[key] = found.rawValue &+ 1
@@ -107,12 +110,12 @@ final class PASIDSpaces: Sendable {
         physical = shared.physical
       } else {
         let found = Self.firstFree(from: state.globalCursor, bits: bits) { pasid in
-          !state.global.contains(pasid) && state.allocated[pasid] == nil
+          state.global[pasid] == nil && state.allocated[pasid] == nil
             && state.requesters[device.key]?[pasid] == nil
         }
         guard let found else { return .exhausted }
         state.globalCursor = found.rawValue &+ 1
-        state.global.insert(found)
+        state.global[found] = 1
         state.shared[key] = (found, 0)
         physical = found
       }
@@ -157,17 +160,18 @@ final class PASIDSpaces: Sendable {
     }
   }
 
-  /// Keeps a shared PASID from being given to anybody else, for a CPU's translation table.
-  /// - Returns: The physical PASID; nil where no device has it.
-  func retain(_ key: SharedKey) -> PASID? {
+  /// Keeps a global PASID from being given to anybody else, for a CPU's translation table.
+  /// - Returns: False where no device has it.
+  func hold(_ physical: PASID) -> Bool {
     state.withLock { state in
-      state.shared[key]?.uses += 1
-      return state.shared[key]?.physical
+      guard let count = state.global[physical] else { return false }
+      state.global[physical] = count + 1
+      return true
     }
   }
 
-  /// Undoes one `retain`.
-  func release(_ key: SharedKey) { state.withLock { $0.release(key) } }
+  /// Undoes one `hold`.
+  func letGo(_ physical: PASID) { state.withLock { $0.letGo(physical) } }
 
   // MARK: Numbers
 
@@ -232,8 +236,13 @@ extension PASIDSpaces.State {
       self.shared[key]?.uses = shared.uses - 1
     } else {
       self.shared[key] = nil
-      global.remove(shared.physical)
+      letGo(shared.physical)
     }
+  }
+
+  fileprivate mutating func letGo(_ physical: PASID) {
+    guard let count = global[physical] else { return }
+    global[physical] = count > 1 ? count - 1 : nil
   }
 }
 

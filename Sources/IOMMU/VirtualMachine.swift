@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A virtual machine as far as DMA cares: its memory slots, and the address spaces that follow
-// them with no map calls (MODEL B4; Linux: `struct kvm`).
+// them with no map calls (MODEL B4; Linux: `struct kvm`). What its CPU does with PASIDs is beside.
 
 import SystemPackage
 
@@ -24,6 +24,9 @@ public final class VirtualMachine: Sendable {
   /// happens everywhere or nowhere.
   private let state = RankedMutex(.virtualMachine, State())
 
+  /// The devices that were given to the VM, and its CPU's table of PASIDs (MODEL E4).
+  let translation = Guarded(PASIDTranslation())
+
   /// Slots that a VM may have. Linux on x86: `KVM_USER_MEM_SLOTS`.
   public static let slotLimit: UInt32 = 32764
   /// Bytes that a slot may have. Linux: `KVM_MEM_MAX_NR_PAGES`.
@@ -43,6 +46,7 @@ public final class VirtualMachine: Sendable {
       state.followers = []
       state.slots = MemorySlotTable()
     }
+    endTranslation()
   }
 
   /// The slots, by guest-physical address.
@@ -170,6 +174,10 @@ public final class VirtualMachine: Sendable {
   }
 
   // MARK: KVM's rules
+
+  func checkOpen() throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in try check(state) }
+  }
 
   private func check(_ state: borrowing State) throws(IOMMUError) {
     guard !state.isClosed else {
