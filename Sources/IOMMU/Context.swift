@@ -20,6 +20,8 @@ public final class Context: Sendable {
     /// Reasons to stay: the open itself, and each bound device.
     var holders = 1
     var isClosed = false
+    /// Of these, the files that hold the open (`ContextHold`): the user's side lives on in them.
+    var holds = 0
     /// The address space that the VFIO compatibility calls work on.
     var compatibilityIOAS: ObjectID?
   }
@@ -66,7 +68,7 @@ public final class Context: Sendable {
 
   func addHolder() throws(IOMMUError) {
     try objects.withLock { (objects) throws(IOMMUError) in
-      guard !objects.isClosed else {
+      guard !objects.isClosed || objects.holds > 0 else {
         throw IOMMUError(.badFileDescriptor, "the context was closed")
       }
       objects.holders += 1

@@ -17,12 +17,14 @@ import Synchronization
 package enum LockRank: Int, Sendable {
   // Above the engine: frameworks, and device models on their way down to the driver.
 
-  /// `PCIBus.state`: held over bind and close of the devices on a bus, and over its reset.
-  case pciBus
-  /// `VFIODevice.state`: held over bind, attach, detach and close.
-  case vfioDevice
-  /// `VFIOGroup.state`: which of the two ways a group is used.
+  /// `VFIOGroup.state`: which of the two ways a group is used; held over what its file does.
   case vfioGroup
+  /// `PCIBus.state`: held over bind, open and close of the devices on a bus, and over its reset.
+  case pciBus
+  /// `VFIODevice.state`: held over bind, attach, detach, open and close.
+  case vfioDevice
+  /// `VFIOContainer.state`: its groups, and its mappings while they are made and taken away.
+  case vfioContainer
   /// `MockDevice.binding`: held over attach and detach.
   case mockDevice
   /// `PCIFunction.control`: resets and bus mastering.

@@ -25,6 +25,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
     let handle: Handle
     let description: OwnedDescriptor
     let closeOnExec: Bool
+    /// Whether no program has the file yet.
+    let isFirst: Bool
   }
 
   let server: Server
@@ -156,15 +158,19 @@ final class ClientCaller: Caller, @unchecked Sendable {
     guard let number = freeNumber() else {
       throw IOMMUError(.tooManyOpenFiles, "the program has no free descriptor")
     }
-    let handle = try server.handles.add(file)
-    guard let description = handle.describe(flags: flags) else {
+    let another = server.handles.describeAgain(file, flags: flags)
+    let handle = if let another { another.handle } else { try server.handles.add(file) }
+    guard
+      let description = another.map(\.description) ?? handle.describe(flags: flags)
+    else {
       // The file is still its maker's to close.
-      server.handles.discard(handle)
+      if another == nil { server.handles.discard(handle) }
       throw IOMMUError(.tooManyOpenFiles, "the supervisor cannot open another file")
     }
     promises.append(
       Promise(
-        number: number, handle: handle, description: description, closeOnExec: closeOnExec))
+        number: number, handle: handle, description: description, closeOnExec: closeOnExec,
+        isFirst: another == nil))
     return number
   }
 
@@ -225,7 +231,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
 
   /// Takes back what has not reached the program.
   func breakPromises() {
-    let broken = promises.map(\.handle)
+    let broken = promises.filter(\.isFirst).map(\.handle)
     promises = []
     for handle in broken { server.handles.forget(handle) }
   }

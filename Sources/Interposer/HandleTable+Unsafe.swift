@@ -18,6 +18,7 @@ import Synchronization
 final class HandleTable: Sendable {
   private struct State {
     var byKey: [FileKey: Handle] = [:]
+    var byFile: [ObjectIdentifier: Handle] = [:]
     var byWatch: [Int32: Handle] = [:]
     /// By the number of the pipe's writing end.
     var byPipe: [Int32: Handle] = [:]
@@ -107,6 +108,7 @@ final class HandleTable: Sendable {
     device?.keepMemory(in: DevicePages(owned, identity))
     state.withLock {
       $0.byKey[handle.key] = handle
+      $0.byFile[ObjectIdentifier(file)] = handle
       $0.byWatch[watch] = handle
     }
     if attribute != nil { attributes.add(1, ordering: .relaxed) }
@@ -115,6 +117,19 @@ final class HandleTable: Sendable {
 
   /// Whether a program has an attribute open.
   var hasAttributes: Bool { attributes.load(ordering: .relaxed) > 0 }
+
+  /// One more description of a file that programs have already; nil where they have not. Nobody
+  /// finds it abandoned meanwhile.
+  func describeAgain(
+    _ file: any OpenFile, flags: Int32
+  ) -> (handle: Handle, description: OwnedDescriptor?)? {
+    draining.withLock { _ in
+      guard let handle = state.withLock({ $0.byFile[ObjectIdentifier(file)] }) else {
+        return nil
+      }
+      return (handle, handle.describe(flags: flags))
+    }
+  }
 
   private func add(_ queue: any EventFile) throws(IOMMUError) -> Handle {
     let pipe = try StandInPipe(isWritable: queue.isWritable)
@@ -183,6 +198,7 @@ final class HandleTable: Sendable {
       case .pipe(let pipe): state.byPipe[pipe.writingEnd.number] = nil
       }
       state.suspects[handle.key] = nil
+      state.byFile[ObjectIdentifier(handle.file)] = nil
       hasPipes.store(!state.byPipe.isEmpty, ordering: .relaxed)
       return state.byKey.removeValue(forKey: handle.key) != nil
     }

@@ -165,7 +165,8 @@ public protocol Caller: AnyObject, Sendable {
   func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal
 
   /// Gives the caller a descriptor for a file of ours. It is there once the call succeeds and
-  /// is taken back if the call fails after all.
+  /// is taken back if the call fails after all. A file that programs have already gets one more,
+  /// and is closed when all are gone.
   func install(_ file: any OpenFile, closeOnExec: Bool) throws(IOMMUError) -> Int32
 
   /// User id, for permissions and accounting.

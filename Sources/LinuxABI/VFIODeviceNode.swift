@@ -51,7 +51,12 @@ public final class VFIODeviceNode: DeviceNode {
   public init(device: VFIODevice) {
     self.device = device
     path = "/dev/vfio/devices/vfio\(device.index)"
-    number = DeviceNumber(major: Self.major, minor: device.index)
+    number = Self.number(of: device)
+  }
+
+  /// What `fstat` shows of any file of a device.
+  static func number(of device: VFIODevice) -> DeviceNumber {
+    DeviceNumber(major: major, minor: device.index)
   }
 
   /// Any number of opens succeed; one of them can be bound.
@@ -60,7 +65,7 @@ public final class VFIODeviceNode: DeviceNode {
   }
 }
 
-/// An open device node.
+/// An open device: its node, or what its group gave.
 final class VFIODeviceFile: OpenFile {
   let session: DeviceSession
   let number: DeviceNumber
@@ -73,7 +78,7 @@ final class VFIODeviceFile: OpenFile {
   var function: PCIFunction { session.device.function }
   var name: String { "vfio-device \(function.name)" }
   /// Linux: `vfio_device_cdev_opened`.
-  var isBoundByNode: Bool { true }
+  var isBoundByNode: Bool { !session.isThroughGroup }
 
   func ioctl(
     _ command: UInt32, argument: UInt64, by caller: any Caller

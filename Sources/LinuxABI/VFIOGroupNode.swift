@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// /dev/vfio/N and /dev/vfio/vfio: the group-centric nodes (MODEL C6). What is here is complete
-// on its own: opening, exclusion against device nodes, status, and Linux's checks. Using a
-// device through a group needs a container that has it; there is none yet, so what depends on
-// one is refused, and CHECK_EXTENSION promises nothing.
+// /dev/vfio/N: the group-centric node (MODEL C6), and what an open of it answers. The policy is
+// VFIO's; here are the numbers and the structures' checks. Facts: Linux 6.12,
+// drivers/vfio/group.c.
 
 import CLinuxABI
 import IOMMU
@@ -18,6 +17,12 @@ public final class VFIOGroupNode: DeviceNode {
   public let path: String
   public let number: DeviceNumber
   public let group: VFIOGroup
+  /// The open files that the group gave, by the devices' indices.
+  private let deviceFiles = Guarded<[UInt32: WeakFile]>([:])
+
+  private struct WeakFile: Sendable {
+    weak let file: VFIODeviceFile?
+  }
 
   public init(group: VFIOGroup) {
     self.group = group
@@ -28,20 +33,30 @@ public final class VFIOGroupNode: DeviceNode {
   /// - Throws: `EBUSY` where the group is open, or a device of it is bound by its own node.
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
     try group.open()
-    return VFIOGroupFile(group: group, number: number)
+    return VFIOGroupFile(node: self)
+  }
+
+  /// The file of a device that the group gave before, or another where that is closed. All who
+  /// open a device through its group share it: what one maps of the device the others map.
+  fileprivate func file(of device: VFIODevice) -> VFIODeviceFile {
+    deviceFiles.withLock { files in
+      if let file = files[device.index]?.file, file.session.device === device { return file }
+      let file = VFIODeviceFile(
+        session: device.makeGroupSession(), number: VFIODeviceNode.number(of: device))
+      files[device.index] = WeakFile(file: file)
+      return file
+    }
   }
 }
 
 /// An open group.
 final class VFIOGroupFile: OpenFile {
-  let group: VFIOGroup
-  let number: DeviceNumber
+  private let node: VFIOGroupNode
 
-  init(group: VFIOGroup, number: DeviceNumber) {
-    self.group = group
-    self.number = number
-  }
+  init(node: VFIOGroupNode) { self.node = node }
 
+  var group: VFIOGroup { node.group }
+  var number: DeviceNumber { node.number }
   var name: String { "vfio-group \(group.group.id)" }
 
   func ioctl(
@@ -49,25 +64,9 @@ final class VFIOGroupFile: OpenFile {
   ) throws(IOMMUError) -> Int {
     switch command {
     case VFIO_GROUP_GET_STATUS: try getStatus(argument, caller)
-    case VFIO_GROUP_SET_CONTAINER:
-      let descriptor = try caller.load(Int32.self, from: argument, zero: 0)
-      switch try caller.openFile(descriptor: descriptor) {
-      case is VFIOContainerFile, is any ContextFile:
-        throw IOMMUError(
-          .operationNotSupported,
-          "devices cannot be used through their group here; open /dev/vfio/devices/vfioN")
-      default:
-        throw IOMMUError(
-          .badDescriptorState, "descriptor \(descriptor) is no container and no /dev/iommu")
-      }
-    case VFIO_GROUP_UNSET_CONTAINER: throw noContainer()
-    case VFIO_GROUP_GET_DEVICE_FD:
-      let wanted = try caller.text(at: argument)
-      guard group.group.devices.contains(where: { Self.names(wanted, $0.name) }) else {
-        throw IOMMUError(
-          .noSuchDevice, "group \(group.group.id) has no device \(wanted)")
-      }
-      throw noContainer()
+    case VFIO_GROUP_SET_CONTAINER: try setContainer(argument, caller)
+    case VFIO_GROUP_UNSET_CONTAINER: try group.unsetContainer()
+    case VFIO_GROUP_GET_DEVICE_FD: return Int(try getDevice(argument, caller))
     default:
       throw IOMMUError(
         .inappropriateIOCTLForDevice, "\(name) has no command \(hex(command))")
@@ -75,84 +74,58 @@ final class VFIOGroupFile: OpenFile {
     return 0
   }
 
-  /// Whether a text names a device: its address, and options after a space.
-  private static func names(_ text: String, _ name: String) -> Bool {
-    text == name || text.hasPrefix(name + " ")
-  }
-
-  private func noContainer() -> IOMMUError {
-    IOMMUError(.invalidArgument, "group \(group.group.id) has no container")
-  }
-
   private func getStatus(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = MemoryLayout<vfio_group_status>.size
-    var status = try caller.load(vfio_group_status(), from: argument, size: minimum)
-    guard Int(status.argsz) >= minimum else {
+    var structure = try caller.load(vfio_group_status(), from: argument, size: minimum)
+    guard Int(structure.argsz) >= minimum else {
       throw IOMMUError(
-        .invalidArgument, "argsz is \(status.argsz); \(minimum) bytes are needed")
+        .invalidArgument, "argsz is \(structure.argsz); \(minimum) bytes are needed")
     }
-    status.flags = group.isViable ? VFIO_GROUP_FLAGS_VIABLE : 0
-    try caller.store(status, to: argument)
+    let status = group.status
+    structure.flags =
+      (status.isViable ? VFIO_GROUP_FLAGS_VIABLE : 0)
+      | (status.hasContainer ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0)
+    try caller.store(structure, to: argument)
+  }
+
+  private func setContainer(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
+    let descriptor = try caller.load(Int32.self, from: argument, zero: 0)
+    switch try caller.openFile(descriptor: descriptor) {
+    case let file as VFIOContainerFile: try group.setContainer(.container(file.container))
+    case let file as any ContextFile: try group.setContainer(.context(file.context))
+    default: try group.setContainer(nil)
+    }
+  }
+
+  /// The new descriptor closes on exec and is open at once. On Linux it is an anonymous inode's;
+  /// here `fstat` shows the device's own node. As on Linux the descriptor comes first; where the
+  /// open fails then, the caller takes it back.
+  private func getDevice(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) -> Int32 {
+    let file = node.file(of: try group.device(matching: caller.text(at: argument)))
+    let descriptor = try caller.install(file, closeOnExec: true)
+    try file.session.openThroughGroup()
+    return descriptor
   }
 
   func close() { group.close() }
-}
-
-/// The node `/dev/vfio/vfio`.
-public final class VFIOContainerNode: DeviceNode {
-  public let path = "/dev/vfio/vfio"
-  public let number = DeviceNumber(major: 10, minor: 196)
-
-  public init() {}
-
-  public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    VFIOContainerFile(number: number)
-  }
-}
-
-/// An open container. No group can be put into it yet, so it never gets an IOMMU.
-final class VFIOContainerFile: OpenFile {
-  let name = "vfio-container"
-  let number: DeviceNumber
-
-  init(number: DeviceNumber) { self.number = number }
-
-  func ioctl(
-    _ command: UInt32, argument: UInt64, by caller: any Caller
-  ) throws(IOMMUError) -> Int {
-    switch command {
-    case VFIO_GET_API_VERSION: return Int(VFIO_API_VERSION)
-    case VFIO_CHECK_EXTENSION: return 0
-    default:
-      throw IOMMUError(.invalidArgument, "the container has no group and no IOMMU type set")
-    }
-  }
-
-  func close() {}
-}
-
-// What neither of them has. Linux's file operations lack read, write and mmap: `EINVAL` and
-// `ENODEV`.
-extension OpenFile where Self: VFIOFileWithoutRegions {
-  func checkMap(_ request: MapRequest) throws(IOMMUError) {
-    throw IOMMUError(.noSuchDevice, "\(name) cannot be mapped")
-  }
 }
 
 extension Caller {
   /// A text of the caller's that ends with a zero byte. Linux: `strndup_user`.
   /// - Throws: `EFAULT`; `EINVAL` where it has not ended after 4096 bytes.
   fileprivate func text(at address: UInt64) throws(IOMMUError) -> String {
-    var bytes: [UInt8] = []
-    while bytes.count < 4096 {
-      let byte = try load(UInt8.self, from: address &+ UInt64(bytes.count), zero: 0)
-      if byte == 0 { return String(decoding: bytes, as: UTF8.self) }
-      bytes.append(byte)
+    let most = 4096
+    var text: [UInt8] = []
+    while text.count < most {
+      // No further than the page: the text may end with its mapping.
+      let here = address &+ UInt64(text.count)
+      let count = min(64, 4096 - Int(here & 4095), most - text.count)
+      let bytes = try self.bytes(at: here, count: count)
+      if let end = bytes.firstIndex(of: 0) {
+        return String(decoding: text + bytes[..<end], as: UTF8.self)
+      }
+      text += bytes
     }
-    throw IOMMUError(.invalidArgument, "the device's name does not end within 4096 bytes")
+    throw IOMMUError(.invalidArgument, "the device's name does not end within \(most) bytes")
   }
 }
-
-protocol VFIOFileWithoutRegions {}
-extension VFIOGroupFile: VFIOFileWithoutRegions {}
-extension VFIOContainerFile: VFIOFileWithoutRegions {}

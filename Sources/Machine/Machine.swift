@@ -55,7 +55,7 @@ public final class Machine: Sendable {
     let context =
       selfTestDriver
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
-    let container = VFIOContainerNode()
+    let container = VFIOContainerNode(system: system)
     threadNodes = context.failures.map { [$0] } ?? []
     let nodes: [any DeviceNode] = [context, container] + parts.deviceNodes + parts.groupNodes
     var view = MachineView(

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A device that VFIO offers to users, and its group: who has them open, by which of the two
-// kinds of node, and the one user who is bound. MODEL C4, C6. Facts: Linux 6.12,
-// drivers/vfio/{device_cdev,vfio_main,group}.c.
+// A device that VFIO offers to users: who has it open, by which of the two ways, and what they
+// may do. MODEL C4, C6. Facts: Linux 6.12, drivers/vfio/{device_cdev,vfio_main,group}.c.
 //
 // Locks: IOMMU/LockOrder.swift. A device model's own comes between `PCIFunction.control` and
 // `InterruptVectors.state`.
@@ -12,59 +11,6 @@ import SoftwareIOMMU
 import Synchronization
 import SystemPackage
 
-/// An IOMMU group as VFIO offers it: open by the group's node, or by device nodes, never both.
-///
-/// Linux: `struct vfio_group`. Thread-safe.
-public final class VFIOGroup: Sendable {
-  public let group: DeviceGroup
-
-  private struct State: Sendable {
-    var isOpen = false
-    /// Device files of the group that are bound through device nodes.
-    var boundDevices = 0
-  }
-
-  private let state = RankedMutex(.vfioGroup, State())
-
-  public init(group: DeviceGroup) { self.group = group }
-
-  /// Opens the group's node.
-  /// - Throws: `EBUSY` where it is open already, or a device of it is bound by its own node.
-  public func open() throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      guard state.boundDevices == 0 else {
-        throw IOMMUError(
-          .resourceBusy,
-          "a device of group \(group.id) is in use through /dev/vfio/devices, not the group")
-      }
-      guard !state.isOpen else {
-        throw IOMMUError(.resourceBusy, "/dev/vfio/\(group.id) is open already; it opens once")
-      }
-      state.isOpen = true
-    }
-  }
-
-  public func close() { state.withLock { $0.isOpen = false } }
-
-  /// Keeps the group's node from being opened while a device file is bound.
-  func block() throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      guard !state.isOpen else {
-        throw IOMMUError(
-          .resourceBusy,
-          "group \(group.id) is open through /dev/vfio/\(group.id); one way at a time")
-      }
-      state.boundDevices += 1
-    }
-  }
-
-  func unblock() { state.withLock { $0.boundDevices -= 1 } }
-
-  /// Whether a user could take the group now: nobody owns it, and no host driver in it does
-  /// DMA. Linux: `VFIO_GROUP_FLAGS_VIABLE` without a container.
-  public var isViable: Bool { group.isViable }
-}
-
 /// A PCI function bound to vfio-pci. Linux: `struct vfio_device`. Thread-safe.
 public final class VFIODevice: Sendable {
   /// The N of `/dev/vfio/devices/vfioN`.
@@ -73,14 +19,16 @@ public final class VFIODevice: Sendable {
   public let group: VFIOGroup
 
   struct State: ~Copyable, Sendable {
-    /// Nil while no file is bound.
+    /// Nil while no file is bound to a context; a container's binding is its own.
     var binding: Binding?
-    /// The file that is bound.
-    var user: ObjectIdentifier?
+    /// Sessions that give access: one at the most by the device's node, any number through the
+    /// group.
+    var openCount = 0
   }
 
-  /// Held over bind, attach, detach and close, as Linux holds its `dev_set->lock`: they are
-  /// one step each to everybody else. Above all locks of the IOMMU layer.
+  /// Held over bind, attach, detach, open through the group and close, as Linux holds its
+  /// `dev_set->lock`: they are one step each to everybody else. Above all locks of the IOMMU
+  /// layer.
   let state = RankedMutex(.vfioDevice, State())
 
   public init(index: UInt32, function: PCIFunction, group: VFIOGroup) {
@@ -88,19 +36,29 @@ public final class VFIODevice: Sendable {
     self.function = function
     self.group = group
     function.bus?.add(self)
+    group.add(self)
   }
 
   /// Opens the device's node. No access is granted before `DeviceSession.bind`.
-  public func open() -> DeviceSession { DeviceSession(device: self) }
+  public func open() -> DeviceSession { DeviceSession(device: self, isThroughGroup: false) }
 
-  /// Whether a user is bound.
-  public var isBound: Bool { state.withLock { $0.user != nil } }
+  /// A file of the device that its group gives. No access is granted before
+  /// `DeviceSession.openThroughGroup`.
+  public func makeGroupSession() -> DeviceSession {
+    DeviceSession(device: self, isThroughGroup: true)
+  }
+
+  /// Whether a user has access.
+  public var isBound: Bool { state.withLock { $0.openCount > 0 } }
 }
 
-/// One open of a device's node. Linux: `struct vfio_device_file`. Thread-safe.
+/// One open of a device, by its node or through its group. Linux: `struct vfio_device_file`.
+/// Thread-safe.
 public final class DeviceSession: Sendable {
   public let device: VFIODevice
-  private let granted = Atomic(false)
+  /// Whether the group gives it: then there is nothing to bind or to attach.
+  public let isThroughGroup: Bool
+  let granted = Atomic(false)
   private let keeper = Guarded(MemoryKeeper())
 
   /// Who keeps the memory BARs, and where in its file.
@@ -109,7 +67,10 @@ public final class DeviceSession: Sendable {
     var offset: @Sendable (_ bar: Int) -> UInt64 = { _ in 0 }
   }
 
-  init(device: VFIODevice) { self.device = device }
+  init(device: VFIODevice, isThroughGroup: Bool) {
+    self.device = device
+    self.isThroughGroup = isThroughGroup
+  }
 
   /// Says who keeps the device's memory once it is bound through this file; this process alone
   /// where nobody says anything.
@@ -121,7 +82,7 @@ public final class DeviceSession: Sendable {
   }
 
   /// What the device's memory BARs show to this user.
-  private func makeMemories() throws(IOMMUError) -> [Int: any DeviceMemory] {
+  func makeMemories() throws(IOMMUError) -> [Int: any DeviceMemory] {
     let keeper = self.keeper.withLock { $0 }
     var memories: [Int: any DeviceMemory] = [:]
     for bar in device.function.bars where bar.isMemory {
@@ -157,12 +118,18 @@ public final class DeviceSession: Sendable {
     findContext: () throws(IOMMUError) -> Context,
     publish: (ObjectID) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
+    guard !isThroughGroup else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(device.function.name) was opened through its group, whose container it is in; only "
+          + "files of /dev/vfio/devices are bound")
+    }
     try device.group.block()
     do throws(IOMMUError) {
       try device.lockedWithBus { (state) throws(IOMMUError) in
         guard !hasAccess else { throw alreadyBound("this file has") }
         let context = try findContext()
-        guard state.user == nil else { throw alreadyBound("another open of its node has") }
+        guard state.openCount == 0 else { throw alreadyBound("another file of it has") }
         let memories = try makeMemories()
         let binding = try context.register(device.function.device)
         device.function.enable(memories: memories)
@@ -173,7 +140,7 @@ public final class DeviceSession: Sendable {
           throw error
         }
         state.binding = consume binding
-        state.user = ObjectIdentifier(self)
+        state.openCount = 1
         granted.store(true, ordering: .releasing)
       }
     } catch {
@@ -187,6 +154,23 @@ public final class DeviceSession: Sendable {
       .invalidArgument, "\(who) bound \(device.function.name) already; it is bound once")
   }
 
+  /// Gives the file access by way of the device's group: at once, as its container maps for it.
+  /// Asked again, it says whether it would.
+  ///
+  /// Linux: the second half of `VFIO_GROUP_GET_DEVICE_FD`. MODEL C4, C6. Of what
+  /// `VFIODevice.makeGroupSession` made.
+  /// - Throws: `EINVAL` where the group is in no container or that has no IOMMU set; of a
+  ///   context what binding and attaching throw.
+  public func openThroughGroup() throws(IOMMUError) {
+    guard isThroughGroup else {
+      throw IOMMUError(
+        .invalidArgument,
+        "this file of \(device.function.name) is its node's, which VFIO_DEVICE_BIND_IOMMUFD binds"
+      )
+    }
+    try device.group.openDevice(self)
+  }
+
   /// Attaches the device to an address space or a page table, or replaces what it is attached
   /// to in one step. Linux: `VFIO_DEVICE_ATTACH_IOMMUFD_PT`. MODEL D1.
   /// - Parameters:
@@ -196,7 +180,7 @@ public final class DeviceSession: Sendable {
   public func attach(
     pasid: PASID? = nil, to target: ObjectID, publish: (ObjectID) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
-    try checkAccess()
+    try checkAttachable()
     try device.state.withLock { (state) throws(IOMMUError) in
       let table =
         if let pasid {
@@ -217,8 +201,18 @@ public final class DeviceSession: Sendable {
   /// Sends the device, or one of its PASIDs, back to blocked.
   /// Linux: `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
   public func detach(pasid: PASID? = nil) throws(IOMMUError) {
-    try checkAccess()
+    try checkAttachable()
     device.state.withLock { state in Self.detach(pasid, from: &state.binding) }
+  }
+
+  /// - Throws: `EINVAL` before the bind; `ENOTTY` of a file that the group gave.
+  private func checkAttachable() throws(IOMMUError) {
+    try checkAccess()
+    guard !isThroughGroup else {
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice,
+        "\(device.function.name) was opened through its group, and is where its container is")
+    }
   }
 
   private static func detach(_ pasid: PASID?, from binding: inout Binding?) {
@@ -229,10 +223,14 @@ public final class DeviceSession: Sendable {
   /// Nothing of it goes on after the return.
   public func close() {
     guard granted.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    guard !isThroughGroup else {
+      device.group.closeDevice(device)
+      return
+    }
     device.lockedWithBus { state in
       device.function.disable()
       state.binding = nil
-      state.user = nil
+      state.openCount = 0
     }
     device.group.unblock()
   }

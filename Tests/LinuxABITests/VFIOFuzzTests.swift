@@ -34,7 +34,7 @@ import VFIO
             switch random.next() % 3 {
             case 0: rig.node
             case 1: VFIOGroupNode(group: rig.group)
-            default: VFIOContainerNode()
+            default: VFIOContainerNode(system: rig.system)
             }
           if let file = try? node.open(flags: 2, by: rig.caller) {
             files.append(rig.caller.add(file))

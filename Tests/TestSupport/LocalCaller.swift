@@ -162,7 +162,10 @@ public final class LocalCaller: Caller {
 
   /// Closes as the last close does.
   public func close(_ descriptor: Int32) {
-    files.withLock { $0.open.removeValue(forKey: descriptor) }?.close()
+    files.withLock { files -> (any OpenFile)? in
+      guard let file = files.open.removeValue(forKey: descriptor) else { return nil }
+      return files.open.values.contains { $0 === file } ? nil : file
+    }?.close()
   }
 
   // MARK: Queues of records, and maps

@@ -446,11 +446,11 @@ struct vfio_iommu_type1_dma_map {
   uint64_t size;
 };
 
-/// A bitmap in the caller's memory: `size` in bytes.
+/// A bitmap in the caller's memory: `size` in bytes, `data` its address (Linux has a pointer).
 struct vfio_bitmap {
   uint64_t pgsize;
   uint64_t size;
-  uint64_t *data;
+  uint64_t data;
 };
 
 /// VFIO_IOMMU_UNMAP_DMA: `size` comes back as the bytes unmapped.
