@@ -112,7 +112,7 @@ extension Context {
         return object
       }
     } catch {
-      device.group.release(by: ObjectIdentifier(self))
+      device.group.release(device, by: ObjectIdentifier(self))
       throw error
     }
   }

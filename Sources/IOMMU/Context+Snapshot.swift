@@ -125,7 +125,7 @@ extension DeviceGroup {
           + "\(attachment.table.id) for \(attachment.devices.map(\.id))"
       }
       return "group \(id): \(state.members.map(\.device.name)), owned "
-        + "\(state.owners.values.sorted()) times, \(attachments.sorted())"
+        + "\(state.owners.values.map(\.count).sorted()) times, \(attachments.sorted())"
     }
   }
 }

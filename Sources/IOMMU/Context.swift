@@ -161,7 +161,7 @@ public final class Context: Sendable {
       }
     case .device(let object):
       entombVirtualDevice(of: object, &configuration)
-      object.group.release(by: object.owner)
+      object.group.release(object.endpoint, by: object.owner)
     case .virtualIOMMU(let object):
       dismantle(object)
     case .virtualDevice(let object):

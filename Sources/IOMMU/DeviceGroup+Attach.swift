@@ -79,6 +79,12 @@ extension DeviceGroup {
         .notPermitted,
         "\(object.name) is bound to this context for PASIDs only; another one holds the rest")
     }
+    if let pasid, object.device.isBehindAlias {
+      throw IOMMUError(
+        .invalidArgument,
+        "PASID \(pasid.rawValue) of \(object.name) would not reach the IOMMU: the bridge above "
+          + "it sends its DMA on as \(object.device.requester), without PASIDs")
+    }
     return Slot(subgroup: subgroup, pasid: pasid)
   }
 
@@ -165,8 +171,9 @@ extension DeviceGroup {
     of objects: [DeviceObject], to table: HWPT, pasid: PASID?
   ) -> [RequesterID: PageRequestPort] {
     guard let queue = table.faultQueue else { return [:] }
+    // Page requests do not come through a bridge that takes a device's requester id away.
     return Dictionary(
-      objects.map { object in
+      objects.filter { !$0.device.isBehindAlias }.map { object in
         let port = PageRequestPort(queue: queue, table: table.id, object: object, pasid: pasid)
         queue.open(port)
         return (object.device.requester, port)

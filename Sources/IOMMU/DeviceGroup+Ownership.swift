@@ -19,10 +19,11 @@ extension DeviceGroup {
         guard state.mainOwner ?? owner == owner, state.owners[owner] != nil else {
           throw IOMMUError(
             .notPermitted,
-            "\(device.name) is in IOMMU group \(id), which another open of /dev/iommu owns")
+            "\(device.name) is in IOMMU group \(id), which another open of /dev/iommu owns: "
+              + "\(state.boundNames) is bound there")
         }
         state.mainOwner = owner
-        state.owners[owner, default: 0] += 1
+        state.owners[owner, default: []].append(device)
         return
       }
       if let (neighbour, driver) = Self.obstacle(in: state) {
@@ -33,7 +34,7 @@ extension DeviceGroup {
       }
       try Self.switchAll(
         state.members.map(\.device), pasid: nil, to: .blocked, from: Route.idle)
-      state.owners[owner] = 1
+      state.owners[owner] = [device]
       state.mainOwner = owner
     }
   }
@@ -69,16 +70,19 @@ extension DeviceGroup {
         throw IOMMUError(
           .notPermitted, "\(device.name) is not bound by the context that would share it")
       }
-      state.owners[owner, default: 0] += 1
+      state.owners[owner, default: []].append(device)
     }
   }
 
   /// Undoes one `claim` or `share`. The last one gives the group back to the host.
-  func release(by owner: ObjectIdentifier) {
+  func release(_ device: any BindableDevice, by owner: ObjectIdentifier) {
     state.withLock { state in
-      guard let count = state.owners[owner] else { return }
-      state.owners[owner] = count > 1 ? count - 1 : nil
-      if count == 1, state.mainOwner == owner { state.mainOwner = nil }
+      guard var bound = state.owners[owner],
+        let index = bound.firstIndex(where: { $0 === device })
+      else { return }
+      bound.remove(at: index)
+      state.owners[owner] = bound.isEmpty ? nil : bound
+      if bound.isEmpty, state.mainOwner == owner { state.mainOwner = nil }
       guard !state.isOwned else { return }
       for member in state.members {
         Self.restore(member.device, pasid: nil, to: Route.idle(member.device))
@@ -104,7 +108,7 @@ extension DeviceGroup {
           .resourceBusy, "\(device.name) has a host driver already; unbind that first")
       }
       if case .dma(let name) = driver, state.isOwned {
-        throw heldAgainst(name, of: device.name)
+        throw heldAgainst(name, of: device.name, state)
       }
       state.members[index].hostDriver = driver
     }
@@ -120,10 +124,12 @@ extension DeviceGroup {
   }
 
   /// What a host driver's probe gets while a user has the group.
-  func heldAgainst(_ driver: String, of device: String) -> IOMMUError {
+  func heldAgainst(
+    _ driver: String, of device: String, _ state: borrowing State
+  ) -> IOMMUError {
     IOMMUError(
       .resourceBusy,
-      "\(driver), which does DMA, cannot be bound to \(device): a user owns IOMMU group \(id); "
-        + "it has to unbind its devices first")
+      "\(driver), which does DMA, cannot be bound to \(device): a user owns IOMMU group \(id) "
+        + "through \(state.boundNames); those have to be unbound first")
   }
 }

@@ -12,14 +12,20 @@ public final class DeviceGroup: Sendable {
 
   struct State: Sendable {
     var members: [Member] = []
-    /// The contexts that own the group, and how many bindings each has in it. MODEL C7: one of
-    /// them holds what the devices do without a PASID, the others only PASIDs.
-    var owners: [ObjectIdentifier: Int] = [:]
+    /// The contexts that own the group, and what each has bound of it. MODEL C7: one of them
+    /// holds what the devices do without a PASID, the others only PASIDs.
+    var owners: [ObjectIdentifier: [any BindableDevice]] = [:]
     var mainOwner: ObjectIdentifier?
     /// What the group's DMA goes through. Where there is nothing, it is blocked.
     var attachments: [Slot: Attachment] = [:]
 
     var isOwned: Bool { !owners.isEmpty }
+
+    /// The devices that are bound, as a sentence names them. Names are everybody's to know, as
+    /// in sysfs; whose context it is, and its ids, are not (MODEL A1).
+    var boundNames: String {
+      Set(owners.values.joined().map(\.name)).sorted().joined(separator: ", ")
+    }
 
     /// The devices whose DMA goes one way.
     func devices(of subgroup: Int) -> [any BindableDevice] {
@@ -125,15 +131,29 @@ public final class DeviceGroup: Sendable {
     _ device: any BindableDevice, subgroup: Int, hostDriver: HostDriver
   ) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
+      if let twin = state.members.first(where: {
+        $0.subgroup != subgroup && $0.device.physical.isAlias(of: device.physical)
+      }) {
+        throw IOMMUError(
+          .invalidArgument,
+          "\(device.name) and \(twin.device.name) have one requester id, so that no IOMMU tells "
+            + "them apart: they are of one sub-group")
+      }
       // A device that joins an owned group shares its fate at once.
       if state.isOwned {
-        if case .dma(let driver) = hostDriver { throw heldAgainst(driver, of: device.name) }
+        if case .dma(let driver) = hostDriver {
+          throw heldAgainst(driver, of: device.name, state)
+        }
         let route = state.attachments[Slot(subgroup: subgroup, pasid: nil)]?.route
         try (route ?? .blocked).set(device, pasid: nil)
         do throws(IOMMUError) {
           try routePASIDs(of: device, like: subgroup, state)
         } catch {
-          for pasid in device.pasids.all { device.pasids.free(pasid, on: device.physical) }
+          for pasid in device.pasids.all {
+            Self.restore(device, pasid: pasid, to: .blocked)
+            device.pasids.free(pasid, on: device.physical)
+          }
+          Self.restore(device, pasid: nil, to: .blocked)
           throw error
         }
       } else if device.defaultPASID != nil {
@@ -160,7 +180,9 @@ public final class DeviceGroup: Sendable {
     try state.withLock { (state) throws(IOMMUError) in
       guard !state.isOwned else {
         throw IOMMUError(
-          .resourceBusy, "\(device.name) is in IOMMU group \(id), which a client owns")
+          .resourceBusy,
+          "\(device.name) is in IOMMU group \(id), of which a user has bound "
+            + "\(state.boundNames); those have to be unbound first")
       }
       state.members.removeAll { $0.device === device }
     }

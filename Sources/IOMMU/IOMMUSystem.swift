@@ -72,20 +72,29 @@ public final class IOMMUSystem: Sendable {
   }
 
   /// Adds a device behind an IOMMU. Its DMA goes nowhere until somebody owns its group.
-  /// - Parameter subgroup: Devices of a group with different numbers are told apart by their
-  ///   IOMMU, which routes them one by one, though they are not isolated from each other
-  ///   (MODEL D3). The group is owned as a whole all the same.
-  /// - Parameter canSkipSnoop: Whether its DMA can bypass the CPU's caches (MODEL F1).
-  /// - Parameter kind: What it is as far as PASIDs go (MODEL E2); nil is kind 5 where its IOMMU
-  ///   has PASIDs, and else kind 1.
+  /// - Parameters:
+  ///   - address: Its own address, where a bridge above it puts `requester` in the place of
+  ///     that. Devices of one requester id share its entry in the IOMMU, so they are of one
+  ///     group and one sub-group, and have no PASIDs.
+  ///   - requester: What its DMA carries.
+  ///   - subgroup: Devices of a group with different numbers are told apart by their IOMMU,
+  ///     which routes them one by one, though they are not isolated from each other (MODEL D3).
+  ///     The group is owned as a whole all the same.
+  ///   - canSkipSnoop: Whether its DMA can bypass the CPU's caches (MODEL F1).
+  ///   - kind: What it is as far as PASIDs go (MODEL E2); nil is kind 5 where its IOMMU has
+  ///     PASIDs, and else kind 1.
   /// - Throws: `EINVAL` for a kind that is a slice's or needs PASIDs that the IOMMU does not
-  ///   have; what the driver throws for a requester that it does not know.
+  ///   have, and where a device of another group or sub-group has the requester id; `EBUSY` for
+  ///   a host driver that does DMA in a group that a context owns; what the driver throws for a
+  ///   requester that it does not know.
   public func addDevice(
-    name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    subgroup: Int = 0, hostDriver: HostDriver = .none, canSkipSnoop: Bool = false,
-    kind: DeviceKind? = nil
+    name: String, address: RequesterID? = nil, requester: RequesterID,
+    driver: any IOMMUDriver, group: DeviceGroup, subgroup: Int = 0,
+    hostDriver: HostDriver = .none, canSkipSnoop: Bool = false, kind: DeviceKind? = nil
   ) throws(IOMMUError) -> PhysicalDevice {
-    let bits = driver.capabilities(for: requester).pasidBits
+    let address = address ?? requester
+    let bits =
+      address == requester ? driver.capabilities(for: requester).pasidBits : 0
     let kind = kind ?? DeviceKind(pasidBits: bits)
     guard !kind.isMediated else {
       throw IOMMUError(.invalidArgument, "\(name) is a whole device, not \(kind)")
@@ -96,8 +105,17 @@ public final class IOMMUSystem: Sendable {
         "\(name) cannot be \(kind): \(driver.name), its IOMMU, has no PASIDs")
     }
     let device = PhysicalDevice(
-      name: name, requester: requester, driver: driver, group: group,
+      name: name, address: address, requester: requester, driver: driver, group: group,
       canSkipSnoop: canSkipSnoop, kind: kind, spaces: pasids)
+    for other in groups where other !== group {
+      guard let twin = other.devices.first(where: { $0.physical.isAlias(of: device) }),
+        twin.defaultPASID == nil
+      else { continue }
+      throw IOMMUError(
+        .invalidArgument,
+        "\(driver.name) cannot tell \(name) from \(twin.name) of IOMMU group \(other.id): the "
+          + "DMA of both carries \(requester), so they are of one group")
+    }
     try group.add(device, subgroup: subgroup, hostDriver: hostDriver)
     return device
   }

@@ -50,7 +50,11 @@ public enum HostDriver: Hashable, Sendable {
 /// A device behind an IOMMU, named by its requester id. Thread-safe.
 public final class PhysicalDevice: BindableDevice {
   public let name: String
+  /// What its DMA and its interrupts carry, and the IOMMU looks up: its own address, or that
+  /// of a bridge above it.
   public let requester: RequesterID
+  /// Its own address.
+  public let address: RequesterID
   public let driver: any IOMMUDriver
   public let group: DeviceGroup
   /// Whether its DMA can carry the no-snoop attribute (PCI Express: Enable No Snoop). MODEL F1.
@@ -61,10 +65,11 @@ public final class PhysicalDevice: BindableDevice {
   let sharedRoutes = SharedRoutes()
 
   init(
-    name: String, requester: RequesterID, driver: any IOMMUDriver, group: DeviceGroup,
-    canSkipSnoop: Bool, kind: DeviceKind, spaces: PASIDSpaces
+    name: String, address: RequesterID, requester: RequesterID, driver: any IOMMUDriver,
+    group: DeviceGroup, canSkipSnoop: Bool, kind: DeviceKind, spaces: PASIDSpaces
   ) {
     self.name = name
+    self.address = address
     self.spaces = spaces
     pasids = VirtualPASIDs(name: name, kind: kind, spaces: spaces)
     self.requester = requester
@@ -77,8 +82,21 @@ public final class PhysicalDevice: BindableDevice {
   public var defaultPASID: PASID? { nil }
   public var idleContext: DMAContext { .host }
 
-  /// What its IOMMU can do for it (MODEL B8).
-  public var capabilities: IOMMUCapabilities { driver.capabilities(for: requester) }
+  /// What its IOMMU can do for it (MODEL B8). A bridge that puts its own requester id on what
+  /// it passes on takes PASIDs away.
+  public var capabilities: IOMMUCapabilities {
+    var capabilities = driver.capabilities(for: requester)
+    if isBehindAlias { capabilities.pasidBits = 0 }
+    return capabilities
+  }
+
+  /// Whether a bridge above it puts its own requester id in the place of the device's.
+  public var isBehindAlias: Bool { address != requester }
+
+  /// Whether the IOMMU cannot tell the two apart.
+  func isAlias(of other: PhysicalDevice) -> Bool {
+    requester == other.requester && driver === other.driver
+  }
 
   /// Takes the device out of its group: it was removed from the machine.
   /// - Throws: `EBUSY` while its group is owned by a context.
