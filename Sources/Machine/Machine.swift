@@ -48,6 +48,7 @@ public final class Machine: Sendable {
     let system = IOMMUSystem()
     var parts = Parts(description: description, system: system)
     for group in description.groups { try parts.add(group) }
+    for bridge in description.bridges { try parts.add(bridge) }
     for device in description.devices { try parts.add(device) }
     self.system = system
     iommus = parts.iommus
@@ -78,6 +79,8 @@ private struct Parts {
   var groupNodes: [any DeviceNode] = []
   private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
   private var buses: [RequesterID: PCIBus] = [:]
+  /// One way up for each requester id: those that share one take turns.
+  private var upstreams: [RequesterID: SoftwareIOMMUBus] = [:]
   /// Where the next base address register goes: below the interrupt window.
   private var nextAddress: UInt64 = 0xC000_0000
   /// Where the next one goes that is wide and prefetchable: above all memory below 4 GiB.
@@ -105,23 +108,46 @@ private struct Parts {
     groupNodes.append(VFIOGroupNode(group: offered))
   }
 
-  mutating func add(_ device: DeviceDescription) throws(IOMMUError) {
-    guard let iommu = iommus.first(where: { $0.name == device.iommu }),
-      let (group, offered) = groups[device.group]
+  private func place(
+    of address: RequesterID, iommu: String, group: UInt32
+  ) throws(IOMMUError) -> (iommu: SoftwareIOMMU, group: DeviceGroup, offered: VFIOGroup?) {
+    guard let unit = iommus.first(where: { $0.name == iommu }),
+      let (group, offered) = groups[group]
     else {
       throw IOMMUError(
-        .invalidArgument, "\(device.address) is behind '\(device.iommu)', which is not there")
+        .invalidArgument, "\(address) is behind '\(iommu)', which is not there")
     }
-    guard !functions.contains(where: { $0.device.physical.requester == device.address }) else {
-      throw IOMMUError(.fileExists, "the machine has \(device.address) twice")
+    let known = groups.values.flatMap { $0.group.devices.map(\.physical.address) }
+    guard !known.contains(address) else {
+      throw IOMMUError(.fileExists, "the machine has \(address) twice")
     }
+    return (unit, group, offered)
+  }
+
+  /// A bridge is in its group like any device, with a driver that may be in the way.
+  mutating func add(_ bridge: BridgeDescription) throws(IOMMUError) {
+    let (iommu, group, _) = try place(
+      of: bridge.address, iommu: bridge.iommu, group: bridge.group)
+    _ = try system.addDevice(
+      name: "\(bridge.address)", address: bridge.address,
+      requester: description.topology.requester(of: bridge.address), driver: iommu,
+      group: group, hostDriver: bridge.hostDriver.claim)
+  }
+
+  mutating func add(_ device: DeviceDescription) throws(IOMMUError) {
+    let (iommu, group, offered) = try place(
+      of: device.address, iommu: device.iommu, group: device.group)
+    let requester = description.requester(of: device)
     let physical = try system.addDevice(
-      name: "\(device.address)", requester: device.address, driver: iommu, group: group,
-      hostDriver: device.hostDriver.claim, canSkipSnoop: device.noSnoop)
+      name: "\(device.address)", address: device.address, requester: requester, driver: iommu,
+      group: group, subgroup: device.subgroup, hostDriver: device.hostDriver.claim,
+      canSkipSnoop: device.noSnoop)
     let model = device.model.make()
+    let upstream =
+      upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
+    upstreams[requester] = upstream
     let function = PCIFunction(
-      device: physical, model: model,
-      upstream: SoftwareIOMMUBus(iommu: iommu, requester: device.address),
+      device: physical, model: model, upstream: upstream,
       barAddresses: model.bars.map { place($0) }, bus: bus(of: device))
     functions.append(function)
     guard device.hostDriver == .vfio, let offered else { return }
@@ -130,9 +156,10 @@ private struct Parts {
       VFIODeviceNode(device: VFIODevice(index: index, function: function, group: offered)))
   }
 
-  /// The bus below a device's root port.
+  /// The bus below the port or bridge above a device.
   private mutating func bus(of device: DeviceDescription) -> PCIBus? {
-    guard let port = device.rootPort else { return nil }
+    let bridge = description.topology.bridge(above: device.address)
+    guard let port = device.rootPort ?? bridge?.address else { return nil }
     let bus = buses[port] ?? PCIBus(port: port)
     buses[port] = bus
     return bus
@@ -152,7 +179,7 @@ private struct Parts {
     for function in functions {
       var sizes = [UInt64](repeating: 0, count: 6)
       for bar in function.bars { sizes[bar.index] = bar.size }
-      result[function.device.physical.requester] = MachineView.Function(
+      result[function.device.physical.address] = MachineView.Function(
         configuration: function.config.contents, barSizes: sizes)
     }
     return result
@@ -198,9 +225,20 @@ extension DeviceDescription.HostDriver {
   /// What the driver means to isolation (MODEL C3).
   fileprivate var claim: HostDriver {
     switch self {
-    case .vfio: .safe(rawValue)
+    case .vfio, .stub: .safe(rawValue)
     case .none: .none
     case .ioatdma: .dma(rawValue)
+    }
+  }
+}
+
+extension BridgeDescription.HostDriver {
+  /// What the driver means to isolation: those with `driver_managed_dma` do none.
+  fileprivate var claim: HostDriver {
+    switch self {
+    case .pcieport, .stub: .safe(rawValue)
+    case .none: .none
+    case .shpchp: .dma(rawValue)
     }
   }
 }

@@ -12,6 +12,7 @@ extension MachineDescription {
       ("name", .string(name)),
       ("iommus", .array(iommus.map(\.json))),
       ("groups", .array(groups.map(json))),
+      ("bridges", .array(bridges.map(\.json))),
       ("devices", .array(devices.map(json))),
       ("reserved", .array(reservedRegions.map(json))),
     ])
@@ -23,6 +24,7 @@ extension MachineDescription {
       ("number", .number(Int(group.number))),
       ("node", groupPath(of: group).map(JSON.string) ?? .null),
       ("devices", .array(group.devices.map { .string("\($0)") })),
+      ("bridges", .array(group.bridges.map { .string("\($0)") })),
     ])
   }
 
@@ -30,7 +32,10 @@ extension MachineDescription {
     var fields: [(String, JSON)] = [
       ("address", .string("\(device.address)")),
       ("model", .string(device.model.name)),
+      ("requester", .string("\(requester(of: device))")),
       ("group", .number(Int(device.group))),
+      ("subgroup", .number(device.subgroup)),
+      ("acs", .boolean(device.acs)),
       ("iommu", .string(device.iommu)),
       ("host-driver", .string(device.hostDriver.rawValue)),
       ("no-snoop", .boolean(device.noSnoop)),
@@ -72,6 +77,10 @@ extension MachineDescription {
     for group in groups {
       lines.append("  subgraph cluster_\(group.number) {")
       lines.append("    label=\"group \(group.number)\"; style=dashed;")
+      for bridge in bridges where bridge.group == group.number {
+        let label = "\(bridge.address)\n\(bridge.summary)\n\(bridge.hostDriver.rawValue)"
+        lines.append("    \(quoted("\(bridge.address)")) [label=\(quoted(label))];")
+      }
       for device in devices where device.group == group.number {
         let label =
           "\(device.address)\n\(device.model.summary)\n"
@@ -80,10 +89,27 @@ extension MachineDescription {
       }
       lines.append("  }")
     }
-    for device in devices {
-      lines.append("  \(quoted("\(device.address)")) -> \(quoted(device.iommu));")
+    for (address, iommu) in bridges.map({ ($0.address, $0.iommu) })
+      + devices.map({ ($0.address, $0.iommu) })
+    {
+      let above = topology.bridge(above: address).map { "\($0.address)" } ?? iommu
+      lines.append("  \(quoted("\(address)")) -> \(quoted(above));")
     }
     return (lines + ["}"]).joined(separator: "\n") + "\n"
+  }
+}
+
+extension BridgeDescription {
+  fileprivate var json: JSON {
+    .object([
+      ("address", .string("\(address)")),
+      ("bus", .string(hexText(bus))),
+      ("kind", .string(kind.rawValue)),
+      ("acs", .boolean(acs)),
+      ("group", .number(Int(group))),
+      ("iommu", .string(iommu)),
+      ("host-driver", .string(hostDriver.rawValue)),
+    ])
   }
 }
 

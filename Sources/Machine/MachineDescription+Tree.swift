@@ -19,11 +19,15 @@ extension MachineDescription {
       for (position, group) in own.enumerated() {
         let last = position == own.count - 1
         printer.add(depth: below, last: last, line(for: group, style: style))
-        for (place, address) in group.devices.enumerated() {
-          guard let device = devices.first(where: { $0.address == address }) else { continue }
-          printer.add(
-            depth: below + [last], last: place == group.devices.count - 1,
-            line(for: device, style: style))
+        let members =
+          bridges.filter { group.bridges.contains($0.address) }.map {
+            line(for: $0, style: style)
+          }
+          + devices.filter { group.devices.contains($0.address) }.sorted {
+            $0.address < $1.address
+          }.map { line(for: $0, style: style) }
+        for (place, line) in members.enumerated() {
+          printer.add(depth: below + [last], last: place == members.count - 1, line)
         }
       }
       if own.isEmpty { printer.add(depth: below, last: true, style.faint("no devices")) }
@@ -46,14 +50,15 @@ extension MachineDescription {
   /// The IOMMU that a group is behind.
   func iommu(of group: GroupDescription) -> String? {
     devices.first { $0.group == group.number }?.iommu
+      ?? bridges.first { $0.group == group.number }?.iommu
   }
 
   private func line(for group: GroupDescription, style: TerminalStyle) -> String {
     var parts = ["group \(group.number)"]
     if let path = groupPath(of: group) { parts.append(path) }
-    if group.devices.count > 1 {
-      parts.append(
-        style.faint("\(group.devices.count) devices that cannot be isolated from each other"))
+    let count = group.devices.count + group.bridges.count
+    if count > 1 {
+      parts.append(style.faint("\(count) devices that cannot be isolated from each other"))
     }
     return parts.joined(separator: "  ")
   }
@@ -63,11 +68,38 @@ extension MachineDescription {
     switch device.hostDriver {
     case .vfio: parts.append(devicePath(of: device) ?? "")
     case .none: parts.append(style.faint("no driver"))
+    case .stub: parts.append(style.faint("pci-stub"))
     case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
     }
     if let port = device.rootPort { parts.append(style.faint("below port \(port)")) }
     if device.noSnoop { parts.append(style.faint("can skip snooping")) }
+    let requester = requester(of: device)
+    if requester != device.address { parts.append("DMA as \(requester)") }
+    if device.subgroup != 0 { parts.append("sub-group \(device.subgroup)") }
+    if device.acs { parts.append(style.faint("ACS")) }
     return parts.joined(separator: "  ")
+  }
+
+  private func line(for bridge: BridgeDescription, style: TerminalStyle) -> String {
+    var parts = [style.bold("\(bridge.address)"), bridge.summary]
+    switch bridge.hostDriver {
+    case .pcieport, .stub: parts.append(style.faint(bridge.hostDriver.rawValue))
+    case .none: parts.append(style.faint("no driver"))
+    case .shpchp: parts.append(style.faint("in use by the host: shpchp"))
+    }
+    return parts.joined(separator: "  ")
+  }
+}
+
+extension BridgeDescription {
+  /// `PCIe port to bus e1, no ACS`.
+  public var summary: String {
+    let below = "to bus \(padded(bus, 2))"
+    return switch kind {
+    case .port: "PCIe port \(below)" + (acs ? "" : ", no ACS")
+    case .pcieToPCI: "PCIe to PCI bridge \(below)"
+    case .pci: "PCI bridge \(below)"
+    }
   }
 }
 

@@ -19,8 +19,18 @@ extension MachineDescription {
     lines += iommus.flatMap(Self.lines)
     lines += [
       "",
-      "# Devices with one group number cannot be isolated from each other. host-driver: vfio-pci",
-      "# (offered to programs), none, or ioatdma (in use by the host: its group cannot be taken).",
+      "# Ports and bridges, each with the bus below it. kind: port, pcie-to-pci or pci (the latter",
+      "# put a requester id of their own on what passes). host-driver: pcieport, pci-stub, none, or",
+      "# shpchp (in use by the host: its group cannot be taken).",
+      bridges.isEmpty ? "bridges: []" : "bridges:",
+    ]
+    lines += bridges.flatMap(Self.lines)
+    lines += [
+      "",
+      "# Devices with one group number cannot be isolated from each other: functions of one device",
+      "# without acs, what is below a port without acs or a bridge. With another subgroup a device",
+      "# may be in another address space. host-driver: vfio-pci (offered to programs), none,",
+      "# pci-stub, or ioatdma (in use by the host: its group cannot be taken).",
       "# Devices with one root-port are on the bus below it, and a hot reset resets them together.",
       devices.isEmpty ? "devices: []" : "devices:",
     ]
@@ -54,11 +64,24 @@ extension MachineDescription {
     ]
   }
 
+  private static func lines(_ bridge: BridgeDescription) -> [String] {
+    [
+      "  - address: \(bridge.address)",
+      "    bus: \(hexText(bridge.bus))",
+      "    kind: \(bridge.kind.rawValue)",
+      "    group: \(bridge.group)",
+      "    iommu: \(bridge.iommu)",
+      "    host-driver: \(bridge.hostDriver.rawValue)",
+    ] + (bridge.kind == .port ? ["    acs: \(bridge.acs)"] : [])
+  }
+
   private static func lines(_ device: DeviceDescription) -> [String] {
     var lines = [
       "  - model: \(device.model.name)",
       "    address: \(device.address)",
       "    group: \(device.group)",
+      "    subgroup: \(device.subgroup)",
+      "    acs: \(device.acs)",
       "    iommu: \(device.iommu)",
       "    host-driver: \(device.hostDriver.rawValue)",
       "    no-snoop: \(device.noSnoop)",

@@ -11,6 +11,8 @@ public struct MachineDescription: Hashable, Sendable {
   public var name: String
   /// In the order of the file; names are unique.
   public var iommus: [IOMMUDescription]
+  /// In the order of the file; addresses are unique, those of devices included.
+  public var bridges: [BridgeDescription]
   /// In the order of the file; addresses are unique.
   public var devices: [DeviceDescription]
   /// IOVA that no address space of any device may map, beside the MSI window that each
@@ -18,11 +20,12 @@ public struct MachineDescription: Hashable, Sendable {
   public var reserved: [ReservedRegion]
 
   public init(
-    name: String, iommus: [IOMMUDescription], devices: [DeviceDescription],
-    reserved: [ReservedRegion] = []
+    name: String, iommus: [IOMMUDescription], bridges: [BridgeDescription] = [],
+    devices: [DeviceDescription], reserved: [ReservedRegion] = []
   ) {
     self.name = name
     self.iommus = iommus
+    self.bridges = bridges
     self.devices = devices
     self.reserved = reserved
   }
@@ -37,17 +40,24 @@ public struct MachineDescription: Hashable, Sendable {
 
   /// The groups, by number.
   public var groups: [GroupDescription] {
-    Dictionary(grouping: devices, by: \.group)
-      .map { GroupDescription(number: $0.key, devices: $0.value.map(\.address).sorted()) }
-      .sorted { $0.number < $1.number }
+    let functions = Dictionary(grouping: devices, by: \.group)
+    let ports = Dictionary(grouping: bridges, by: \.group)
+    return Set(functions.keys).union(ports.keys).sorted().map { number in
+      GroupDescription(
+        number: number, devices: (functions[number] ?? []).map(\.address).sorted(),
+        bridges: (ports[number] ?? []).map(\.address).sorted())
+    }
   }
 
-  /// The root ports above devices, by address, each with its bus below.
+  /// The root ports above devices that are not among the bridges, by address, each with its bus
+  /// below.
   public var rootPorts: [(address: RequesterID, bus: UInt8)] {
-    Dictionary(
+    let listed = Set(bridges.map(\.address))
+    return Dictionary(
       devices.compactMap { device in device.rootPort.map { ($0, device.address.bus) } },
       uniquingKeysWith: { first, _ in first }
-    ).map { ($0.key, $0.value) }.sorted { $0.address < $1.address }
+    ).filter { !listed.contains($0.key) }.map { ($0.key, $0.value) }
+      .sorted { $0.address < $1.address }
   }
 
   /// The IOMMU of that name; nil where there is none.
@@ -113,6 +123,12 @@ public struct DeviceDescription: Hashable, Sendable {
   public var address: RequesterID
   /// Number of its group; devices that cannot be isolated from each other share one.
   public var group: UInt32
+  /// Devices of a group with different numbers may be in different address spaces: the IOMMU
+  /// tells them apart, though they are not isolated from each other (MODEL D3).
+  public var subgroup: Int
+  /// Whether it keeps the other functions of its device from reaching it past the IOMMU
+  /// (PCI Express: Access Control Services).
+  public var acs: Bool
   /// Name of the IOMMU that its DMA goes through.
   public var iommu: String
   /// What the host has bound to it.
@@ -139,17 +155,22 @@ public struct DeviceDescription: Hashable, Sendable {
     case vfio = "vfio-pci"
     /// No driver: not offered, and not in the way of its group.
     case none
+    /// Keeps other drivers away, and does nothing: not offered, and not in the way.
+    case stub = "pci-stub"
     /// A host driver that does DMA: not offered, and its group cannot be taken.
     case ioatdma
   }
 
   public init(
-    model: Model, address: RequesterID, group: UInt32, iommu: String,
-    hostDriver: HostDriver = .vfio, noSnoop: Bool = false, rootPort: RequesterID? = nil
+    model: Model, address: RequesterID, group: UInt32, subgroup: Int = 0, acs: Bool = false,
+    iommu: String, hostDriver: HostDriver = .vfio, noSnoop: Bool = false,
+    rootPort: RequesterID? = nil
   ) {
     self.model = model
     self.address = address
     self.group = group
+    self.subgroup = subgroup
+    self.acs = acs
     self.iommu = iommu
     self.hostDriver = hostDriver
     self.noSnoop = noSnoop
@@ -181,4 +202,12 @@ public struct GroupDescription: Hashable, Sendable {
   public var number: UInt32
   /// By address.
   public var devices: [RequesterID]
+  /// By address.
+  public var bridges: [RequesterID]
+
+  public init(number: UInt32, devices: [RequesterID], bridges: [RequesterID] = []) {
+    self.number = number
+    self.devices = devices
+    self.bridges = bridges
+  }
 }

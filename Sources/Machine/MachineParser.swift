@@ -28,6 +28,7 @@ struct MachineParser {
 
   /// More of anything is a mistake, and would only slow every start.
   static let iommuLimit = 16
+  static let bridgeLimit = 64
   static let deviceLimit = 256
   static let reservedLimit = 64
 
@@ -37,17 +38,21 @@ struct MachineParser {
     let root = try reader.root()
     guard
       let fields = reader.fields(
-        of: root, what: "a machine", known: ["name", "iommus", "devices", "reserved"],
+        of: root, what: "a machine",
+        known: ["name", "iommus", "bridges", "devices", "reserved"],
         required: ["iommus", "devices"])
     else {
       try reader.finish()
       return .standard
     }
     let iommus = iommus(fields["iommus"])
+    var addresses: [RequesterID: Int] = [:]
+    var bridges = bridges(fields["bridges"], iommus: iommus, addresses: &addresses)
+    var devices = devices(fields["devices"], iommus: iommus, addresses: &addresses)
+    number(&bridges, &devices)
     let machine = MachineDescription(
       name: fields["name"].flatMap(title) ?? "machine",
-      iommus: iommus,
-      devices: devices(fields["devices"], iommus: iommus),
+      iommus: iommus, bridges: bridges.map(\.value), devices: devices.map(\.value),
       reserved: reserved(fields["reserved"]))
     try reader.finish()
     return machine
@@ -158,36 +163,42 @@ struct MachineParser {
 
   // MARK: Devices
 
-  private func devices(_ node: Node?, iommus: [IOMMUDescription]) -> [DeviceDescription] {
+  private func devices(
+    _ node: Node?, iommus: [IOMMUDescription], addresses: inout [RequesterID: Int]
+  ) -> [Placed<DeviceDescription>] {
     guard let node else { return [] }
-    var lines: [RequesterID: Int] = [:]
-    var homes: [UInt32: DeviceDescription] = [:]
-    let devices = reader.items(of: node, what: "devices", limit: Self.deviceLimit).compactMap {
-      item -> ReadDevice? in
-      guard let device = device(item, iommus: iommus) else { return nil }
-      let address = item.mapping?["address"] ?? item
-      if let line = lines[device.address] {
-        reader.report(
-          address,
-          "found \(device.address) again, expected each address once (first on line \(line))")
-        return nil
-      }
-      lines[device.address] = address.mark?.line ?? 0
-      if let home = homes[device.group], home.iommu != device.iommu {
-        reader.report(
-          item.mapping?["group"] ?? item,
-          "found group \(device.group) behind \(device.iommu), but \(home.address) of that group "
-            + "is behind \(home.iommu); a group has one IOMMU")
-      }
-      homes[device.group] = homes[device.group] ?? device
-      return ReadDevice(device: device, node: item)
+    var devices: [Placed<DeviceDescription>] = []
+    for item in reader.items(of: node, what: "devices", limit: Self.deviceLimit) {
+      guard let device = device(item, iommus: iommus),
+        isNew(device.value.address, of: item, in: &addresses)
+      else { continue }
+      devices.append(device)
     }
-    checkPorts(of: devices)
-    return devices.map(\.device)
+    checkPorts(of: devices.map { ReadDevice(device: $0.value, node: $0.node) })
+    return devices
   }
 
-  private func device(_ node: Node, iommus: [IOMMUDescription]) -> DeviceDescription? {
-    let common = ["model", "address", "group", "iommu", "host-driver", "no-snoop", "root-port"]
+  /// Whether no device or bridge before had the address.
+  func isNew(
+    _ address: RequesterID, of item: Node, in addresses: inout [RequesterID: Int]
+  ) -> Bool {
+    let node = item.mapping?["address"] ?? item
+    if let line = addresses[address] {
+      reader.report(
+        node, "found \(address) again, expected each address once (first on line \(line))")
+      return false
+    }
+    addresses[address] = node.mark?.line ?? 0
+    return true
+  }
+
+  private func device(
+    _ node: Node, iommus: [IOMMUDescription]
+  ) -> Placed<DeviceDescription>? {
+    let common = [
+      "model", "address", "group", "subgroup", "acs", "iommu", "host-driver", "no-snoop",
+      "root-port",
+    ]
     let models = ["copy-engine": ["version", "fill", "local-memory"]]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -195,7 +206,7 @@ struct MachineParser {
     guard
       let fields = reader.fields(
         of: node, what: "a device", known: common + parameters,
-        required: ["model", "address", "group"])
+        required: ["model", "address"])
     else { return nil }
     let behind = iommu(of: fields, iommus: iommus)
     let driver =
@@ -204,18 +215,22 @@ struct MachineParser {
           $0, "what the host bound to it", of: DeviceDescription.HostDriver.self)
       } ?? .vfio
     let engine = copyEngine(fields)
-    let group = fields["group"].flatMap {
-      reader.number($0, "a group number", in: 0...0xf_ffff)
+    let group = group(of: fields)
+    let subgroup = fields["subgroup"].flatMap {
+      reader.number($0, "a sub-group number", in: 0...0xff)
     }
+    let acs = fields["acs"].flatMap(reader.flag) ?? false
     let address = fields["address"].flatMap(requester)
     let port = fields["root-port"].flatMap(requester)
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
-      let address, let group, let behind, let driver
+      let address, let behind, let driver
     else { return nil }
-    return DeviceDescription(
-      model: .copyEngine(engine), address: address, group: UInt32(truncatingIfNeeded: group),
-      iommu: behind, hostDriver: driver,
-      noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port)
+    return Placed(
+      value: DeviceDescription(
+        model: .copyEngine(engine), address: address, group: group ?? 0,
+        subgroup: Int(subgroup ?? 0), acs: acs, iommu: behind, hostDriver: driver,
+        noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port),
+      group: group, node: fields.node)
   }
 
   private func knownModel(_ node: Node, of models: [String]) -> Bool {
@@ -227,7 +242,7 @@ struct MachineParser {
   }
 
   /// The IOMMU that a device names, or the only one there is.
-  private func iommu(
+  func iommu(
     of fields: MachineReader.Fields, iommus: [IOMMUDescription]
   ) -> String? {
     let names = iommus.map(\.name)

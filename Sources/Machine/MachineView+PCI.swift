@@ -14,8 +14,10 @@ extension MachineView {
     builder.directory("/sys/bus/pci/devices", exclusive: true)
     builder.directory("/sys/bus/pci/drivers/vfio-pci", exclusive: true)
     builder.link("/sys/bus/pci/drivers/vfio-pci/module", to: "/sys/module/vfio_pci")
-    for device in machine.devices {
-      let root = root(of: device.rootPort ?? device.address)
+    let devices = machine.devices.map { ($0.address, $0.rootPort) }
+    for (address, port) in machine.bridges.map({ ($0.address, nil) }) + devices {
+      let root = root(
+        of: machine.topology.bridges(above: address).last?.address ?? port ?? address)
       builder.directory(root, exclusive: true)
       builder.attribute("\(root)/uevent", "", mode: 0o644)
     }
@@ -27,20 +29,17 @@ extension MachineView {
     "/sys/devices/pci\(padded(address.segment, 4)):\(padded(address.bus, 2))"
   }
 
-  /// `/sys/devices/pci0000:e0/0000:e0:05.0`.
-  func path(ofPort port: RequesterID) -> String { "\(root(of: port))/\(port)" }
-
-  /// `/sys/devices/pci0000:e0/0000:e0:04.0`; below a port's own directory where there is one.
-  func path(of device: DeviceDescription) -> String {
-    guard let port = device.rootPort else {
-      return "\(root(of: device.address))/\(device.address)"
-    }
-    return "\(path(ofPort: port))/\(device.address)"
+  /// `/sys/devices/pci0000:e0/0000:e0:04.0`; below a bridge or a port, in the directory of that.
+  func path(of address: RequesterID) -> String {
+    let above =
+      machine.topology.bridges(above: address).first?.address
+      ?? machine.devices.first { $0.address == address }?.rootPort
+    return (above.map { path(of: $0) } ?? root(of: address)) + "/\(address)"
   }
 
   mutating func addFunction(_ device: DeviceDescription) {
     guard let function = functions[device.address] else { return }
-    let path = path(of: device)
+    let path = path(of: device.address)
     let config = ConfigurationSpace(bytes: function.configuration)
     let alias = modalias(config)
     builder.device(
@@ -134,10 +133,10 @@ extension MachineView {
     device.hostDriver == .none ? nil : device.hostDriver.rawValue
   }
 
-  private func upper(_ value: UInt16) -> String { padded(value, 4, uppercase: true) }
+  func upper(_ value: UInt16) -> String { padded(value, 4, uppercase: true) }
 
   /// As `drivers/pci/pci-sysfs.c` writes it for module loading.
-  private func modalias(_ config: ConfigurationSpace) -> String {
+  func modalias(_ config: ConfigurationSpace) -> String {
     let code = config.classCode
     return "pci:v\(padded(config.vendor, 8, uppercase: true))"
       + "d\(padded(config.device, 8, uppercase: true))"

@@ -8,7 +8,7 @@ import IOMMU
 extension MachineView {
   /// A root port with the host's pcieport driver, as programs that walk the tree find it.
   mutating func addPort(_ port: RequesterID, bus: UInt8) {
-    let path = path(ofPort: port)
+    let path = path(of: port)
     let config = Self.configuration(of: port, below: bus)
     builder.directory("/sys/bus/pci/drivers/pcieport", exclusive: true)
     builder.device(

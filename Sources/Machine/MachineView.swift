@@ -38,6 +38,7 @@ struct MachineView {
   func view() -> View {
     var copy = self
     copy.addBus()
+    for bridge in machine.bridges { copy.addBridge(bridge) }
     for device in machine.devices { copy.addFunction(device) }
     copy.addIOMMUs()
     copy.addGroups()
@@ -58,8 +59,8 @@ struct MachineView {
       builder.device(path, subsystem: "/sys/class/iommu", uevent: [])
       builder.link("/sys/class/iommu/\(iommu.name)", to: path)
       builder.directory("\(path)/devices")
-      for device in machine.devices where device.iommu == iommu.name {
-        builder.link("\(path)/devices/\(device.address)", to: self.path(of: device))
+      for address in machine.addresses(behind: iommu) {
+        builder.link("\(path)/devices/\(address)", to: self.path(of: address))
       }
       addRegisters(path, iommu)
     }
@@ -102,8 +103,8 @@ struct MachineView {
     for group in machine.groups {
       let path = "/sys/kernel/iommu_groups/\(group.number)"
       builder.directory("\(path)/devices")
-      for device in machine.devices where device.group == group.number {
-        builder.link("\(path)/devices/\(device.address)", to: self.path(of: device))
+      for address in group.bridges + group.devices {
+        builder.link("\(path)/devices/\(address)", to: self.path(of: address))
       }
       builder.attribute("\(path)/reserved_regions", regions.joined(separator: "\n"))
       builder.attribute("\(path)/type", "DMA", mode: 0o644)
@@ -117,7 +118,7 @@ struct MachineView {
     builder.directory("/sys/class/vfio", exclusive: true)
     builder.directory("/sys/devices/virtual/vfio", exclusive: true)
     for (index, device) in machine.offeredDevices.enumerated() {
-      let parent = path(of: device)
+      let parent = path(of: device.address)
       let path = "\(parent)/vfio-dev/vfio\(index)"
       let node = "vfio/devices/vfio\(index)"
       guard let number = numbers["/dev/\(node)"] else { continue }
