@@ -22,12 +22,19 @@ struct StressCommand: ParsableCommand {
       and everything is counted; at the end everything is closed and every count
       must be zero.
 
+      With --switches, threads bind, attach, replace, detach, share and unbind while
+      others do DMA, which must meet the old security context or the new one: never
+      the host's memory while somebody owns the group. --break makes the driver
+      switch wrongly, to see that it is found.
+
       Exit status: 0 where all invariants held; 1 where one was broken, with
       the sentence and the seed on standard error.
 
       Examples:
         swift run iommu-stress
         swift run -c release iommu-stress --seconds 3600 --threads 16
+        swift run -c release iommu-stress --switches --seconds 3600
+        swift run iommu-stress --switches --break throughHost
         SANITIZE=thread swift run --sanitize=thread --scratch-path .build-thread \\
           iommu-stress --seconds 60
       """)
@@ -37,7 +44,16 @@ struct StressCommand: ParsableCommand {
   @Option(help: "What to choose by; a random one where it is not given.") var seed: UInt64?
   @Option(help: "Seconds from one line of progress to the next.") var interval: Double = 10
 
+  @Flag(help: "Switch security contexts under DMA, and nothing else.") var switches = false
+  @Option(
+    name: .customLong("break"),
+    help: "What the driver of --switches does wrong: \(Breakage.names).")
+  var breakage: Breakage?
+
   func validate() throws {
+    guard breakage == nil || switches else {
+      throw ValidationError("--break needs --switches.")
+    }
     guard seconds > 0, seconds.isFinite else {
       throw ValidationError("--seconds must be more than 0.")
     }
@@ -49,6 +65,7 @@ struct StressCommand: ParsableCommand {
 
   func run() throws {
     let seed = self.seed ?? UInt64.random(in: 0...UInt64(UInt32.max))
+    if switches { return try runSwitches(seed) }
     print("iommu-stress: \(threads) threads, \(seconds) s, seed \(seed)")
     let options = StressOptions(
       seconds: seconds, threads: threads, seed: seed, interval: interval)
@@ -60,6 +77,21 @@ struct StressCommand: ParsableCommand {
     }
     throw BrokenInvariant(description: "broken with seed \(seed): \(failure)")
   }
+
+  private func runSwitches(_ seed: UInt64) throws {
+    print("iommu-stress: switches under DMA, \(seconds) s, seed \(seed)")
+    let options = SwitchOptions(seed: seed, seconds: seconds, breakage: breakage)
+    let report = try Stress.runSwitches(options) { print($0) }
+    for line in report.lines { print(line) }
+    if let failure = report.failure {
+      throw BrokenInvariant(description: "broken with seed \(seed): \(failure)")
+    }
+    print("every access met the old context or the new one; nothing is left")
+  }
+}
+
+extension Breakage: ExpressibleByArgument {
+  static let names = allCases.map(\.rawValue).joined(separator: ", ")
 }
 
 StressCommand.main()
