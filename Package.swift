@@ -127,11 +127,13 @@ let package = Package(
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),
     example("device-memory", in: "Tests/Programs"),
+    example("both-descriptors", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
         "process-stress", "locked-memory", "device-memory",
+        "both-descriptors",
       ]),
   ],
   swiftLanguageModes: [.v6]

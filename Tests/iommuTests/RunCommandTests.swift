@@ -70,6 +70,13 @@ import Testing
     #expect(run.status == 0, "\(run.errors)")
   }
 
+  @Test(
+    "A1, A2: both descriptors or nothing: between strangers, by fork, dup, exec and a socket")
+  func bothDescriptors() throws {
+    let run = try iommu("run", "--explain", "--", built("both-descriptors").path)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+  }
+
   @Test("C4: a memory BAR is mapped after the bind, faults while it is off, outlives its fd")
   func deviceMemory() throws {
     let machine = """
