@@ -555,3 +555,101 @@ CASE(containers, hot_reset_by_groups, LINUX_7_1) {
   reset.head.count = 0;
   EXPECT(-EINVAL, call(device, VFIO_DEVICE_PCI_HOT_RESET, &reset));
 }
+
+/// A number of /proc/self/status, in KiB.
+static long status_of(const char *name) {
+  FILE *file = fopen("/proc/self/status", "re");
+  char line[256];
+  long value = -1;
+  while (file && fgets(line, sizeof line, file))
+    if (strncmp(line, name, strlen(name)) == 0) value = atol(line + strlen(name) + 1);
+  if (file) fclose(file);
+  return value;
+}
+
+CASE(containers, locked_memory, LINUX_7_1) {
+  struct set set = make_set(VFIO_TYPE1v2_IOMMU);
+  uint8_t *memory = pages(16, 1);
+  uint64_t size = 16 * PAGE;
+  long locked = status_of("VmLck"), pinned = status_of("VmPin");
+  NEED(0, map_dma(set.container, memory, IOVA, 16 * PAGE, 3));
+  EXPECT(locked + 64, status_of("VmLck"));
+  NEED(0, map_dma(set.container, memory, IOVA + 16 * PAGE, 4 * PAGE, 1));  // Counts again.
+  EXPECT(locked + 80, status_of("VmLck"));
+  EXPECT(pinned, status_of("VmPin"));
+  EXPECT(0, unmap_dma(set.container, IOVA, &size, 0));
+  EXPECT(locked + 16, status_of("VmLck"));
+  close(set.group.fd);
+  EXPECT(locked, status_of("VmLck"));
+}
+
+/// The calls of DPDK 22.11, in its order: one container, the first model that takes, all memory
+/// mapped at its own address before the device is asked for.
+CASE(containers, as_dpdk_calls, LINUX_7_1) {
+  int container = open_container();
+  static const uintptr_t models[] = {VFIO_TYPE1_IOMMU, 7, VFIO_NOIOMMU_IOMMU};
+  uint8_t *memory = pages(4, 1);
+  uintptr_t model = 0;
+  NEED(0, call(container, VFIO_GET_API_VERSION, NULL));
+  for (unsigned i = 0; i < 3; i++)
+    if (GET(call(container, VFIO_CHECK_EXTENSION, (void *)models[i])) == 1 && !model)
+      model = models[i];
+  struct group group = open_group(0);
+  NEED(VFIO_GROUP_FLAGS_VIABLE, status(group.fd));
+  NEED(0, set_container(group.fd, container));
+  NEED(0, set_model(container, model));
+  struct vfio_iommu_type1_info info = {.argsz = sizeof info};
+  EXPECT(0, call(container, VFIO_IOMMU_GET_INFO, &info));
+  uint64_t iova = (uintptr_t)memory & 0x7fffffff000, size = 4 * PAGE;
+  NEED(0, map_dma(container, memory, iova, size, 3));
+  int device = (int)GET(get_device(&group));
+  struct vfio_device_info device_info = {.argsz = sizeof device_info};
+  EXPECT(0, call(device, VFIO_DEVICE_GET_INFO, &device_info));
+  EXPECT(0, unmap_dma(container, iova, &size, 0));
+  EXPECT(4 * PAGE, (long long)size);  // It insists on the whole length.
+  EXPECT(0, close(device));
+  EXPECT(0, close(group.fd));
+  EXPECT(0, close(container));
+}
+
+/// The calls of QEMU 7.2: it tries containers that it has, maps RAM first and ROM read-only, and
+/// tracks dirty pages while it migrates.
+CASE(containers, as_qemu_calls, LINUX_7_1) {
+  struct group group = open_group(0);
+  int container = open_container();
+  uint8_t *ram = pages(8, 1);
+  uint8_t *rom = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  uint64_t bits = 0;
+  NEED(VFIO_GROUP_FLAGS_VIABLE, status(group.fd));
+  NEED(0, call(container, VFIO_GET_API_VERSION, NULL));
+  NEED(1, call(container, VFIO_CHECK_EXTENSION, (void *)VFIO_TYPE1v2_IOMMU));
+  NEED(0, set_container(group.fd, container));
+  NEED(0, set_model(container, VFIO_TYPE1v2_IOMMU));
+  struct vfio_iommu_type1_info *info = calloc(1, sizeof *info);
+  info->argsz = sizeof *info;
+  NEED(0, call(container, VFIO_IOMMU_GET_INFO, info));
+  CHECK(info->argsz > sizeof *info);
+  info = realloc(info, info->argsz);
+  NEED(0, call(container, VFIO_IOMMU_GET_INFO, info));
+  CHECK(info->cap_offset == sizeof *info && info->iova_pgsizes & PAGE);
+  EXPECT(0, map_dma(container, ram, 0, 8 * PAGE, 3));
+  EXPECT(0, map_dma(container, rom, 0xfffff000, PAGE, 1));
+  int device = (int)GET(get_device(&group));
+  uint32_t start[2] = {8, VFIO_IOMMU_DIRTY_PAGES_FLAG_START};
+  uint32_t stop[2] = {8, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP};
+  struct {
+    struct vfio_iommu_type1_dirty_bitmap head;
+    struct vfio_iommu_type1_dirty_bitmap_get get;
+  } dirty = {{.argsz = sizeof dirty, .flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP},
+             {0, 8 * PAGE, {PAGE, 8, (uintptr_t)&bits}}};
+  EXPECT(0, call(container, VFIO_IOMMU_DIRTY_PAGES, start));
+  EXPECT(0, call(container, VFIO_IOMMU_DIRTY_PAGES, &dirty));
+  EXPECT(0xff, (long long)bits);
+  EXPECT(0, call(container, VFIO_IOMMU_DIRTY_PAGES, stop));
+  uint64_t size = 8 * PAGE;
+  EXPECT(0, unmap_dma(container, 0, &size, 0));
+  size = PAGE;
+  EXPECT(0, unmap_dma(container, 0xfffff000, &size, 0));
+  close(device);
+  EXPECT(0, call(group.fd, VFIO_GROUP_UNSET_CONTAINER, &container));
+}

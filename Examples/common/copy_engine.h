@@ -56,7 +56,8 @@ struct engine {
   char bdf[32];      // 0000:00:04.0
   char node[128];    // /dev/vfio/devices/vfio0
   int device;        // fd of the node
-  int iommu;         // fd of /dev/iommu
+  int iommu;         // fd of /dev/iommu, or of the container
+  int group;         // fd of the group, where the device was opened through it
   int event;         // eventfd of MSI-X vector 0, or -1
   uint32_t id;       // what binding called the device in its context
   uint64_t bar0;     // file offset of the registers
@@ -127,6 +128,30 @@ static inline int engine_attach(struct engine *engine, uint32_t page_table) {
 static inline int engine_detach(struct engine *engine) {
   struct vfio_device_detach_iommufd_pt detach = {.argsz = sizeof detach - sizeof detach.pasid};
   return ioctl(engine->device, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach);
+}
+
+// The older way: puts the device's group into a container, /dev/vfio/vfio or /dev/iommu, and takes
+// the device from it. It may be used at once. Returns what failed, or NULL.
+static inline const char *engine_open_by_group(struct engine *engine, const char *container) {
+  char path[320], group[320], node[64];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", engine->bdf);
+  const ssize_t length = readlink(path, group, sizeof group - 1);
+  if (length < 0) return "the device's iommu_group";
+  group[length] = 0;
+  snprintf(node, sizeof node, "/dev/vfio/%.32s", strrchr(group, '/') + 1);
+  if ((engine->iommu = open(container, O_RDWR | O_CLOEXEC)) < 0) return "the container";
+  if ((engine->group = open(node, O_RDWR | O_CLOEXEC)) < 0) return "the group";
+  struct vfio_group_status status = {.argsz = sizeof status};
+  if (ioctl(engine->group, VFIO_GROUP_GET_STATUS, &status)) return "VFIO_GROUP_GET_STATUS";
+  if (!(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
+    errno = EPERM;
+    return "the group has a device that the host uses";
+  }
+  if (ioctl(engine->group, VFIO_GROUP_SET_CONTAINER, &engine->iommu))
+    return "VFIO_GROUP_SET_CONTAINER";
+  if (ioctl(engine->iommu, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU)) return "VFIO_SET_IOMMU";
+  engine->device = ioctl(engine->group, VFIO_GROUP_GET_DEVICE_FD, engine->bdf);
+  return engine->device < 0 ? "VFIO_GROUP_GET_DEVICE_FD" : NULL;
 }
 
 // Learns where the regions are, and lets the device be bus master.

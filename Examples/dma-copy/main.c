@@ -36,6 +36,8 @@ static void usage(FILE *stream) {
       "  --shared      into shared anonymous memory\n"
       "  --file PATH   into a file (made or overwritten; Linux itself wants one on tmpfs)\n"
       "  --memfd       into a memory file that is mapped by descriptor (IOMMU_IOAS_MAP_FILE)\n"
+      "  --container C the older way: through the device's group and a type1 container, which C\n"
+      "                opens: /dev/vfio/vfio or /dev/iommu\n"
       "  --bdf BDF     use the engine at this address (default: the first that is found)\n"
       "  --repeat N    copy N times, with new data each time (default 1)\n"
       "  --quiet       say nothing unless something fails\n"
@@ -88,6 +90,18 @@ static void make_buffer(struct buffer *buffer, uint64_t size, enum kind kind, co
   buffer->bytes = bytes;
 }
 
+// As a container maps: at an address that we choose.
+static void map_type1(int container, struct buffer *buffer, bool writable) {
+  static uint64_t next = 0x1000000;
+  struct vfio_iommu_type1_dma_map map = {
+      .argsz = sizeof map,
+      .flags = VFIO_DMA_MAP_FLAG_READ | (writable ? VFIO_DMA_MAP_FLAG_WRITE : 0),
+      .vaddr = (uintptr_t)buffer->bytes, .iova = next, .size = buffer->length};
+  if (ioctl(container, VFIO_IOMMU_MAP_DMA, &map)) fail("VFIO_IOMMU_MAP_DMA");
+  buffer->iova = next;
+  next += buffer->length;
+}
+
 static void map(int iommu, uint32_t ioas, struct buffer *buffer, uint32_t flags, int fd) {
   if (fd >= 0) {
     struct iommu_ioas_map_file map = {.size = sizeof map, .flags = flags, .ioas_id = ioas,
@@ -118,13 +132,14 @@ int main(int count, char **arguments) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   uint64_t size = 1 << 20, repeat = 1;
   enum kind kind = ANONYMOUS;
-  const char *path = NULL, *bdf = NULL;
+  const char *path = NULL, *bdf = NULL, *container = NULL;
   static const struct option options[] = {
       {"size", required_argument, NULL, 's'},   {"anonymous", no_argument, NULL, 'a'},
       {"shared", no_argument, NULL, 'S'},       {"file", required_argument, NULL, 'f'},
       {"memfd", no_argument, NULL, 'm'},        {"bdf", required_argument, NULL, 'b'},
       {"repeat", required_argument, NULL, 'r'}, {"quiet", no_argument, NULL, 'q'},
-      {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
+      {"help", no_argument, NULL, 'h'},         {"container", required_argument, NULL, 'c'},
+      {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, arguments, "hq", options, NULL)) != -1;) {
     switch (option) {
       case 's': size = parse_number(optarg); break;
@@ -133,6 +148,7 @@ int main(int count, char **arguments) {
       case 'f': kind = FILE_BACKED, path = optarg; break;
       case 'm': kind = MEMFD; break;
       case 'b': bdf = optarg; break;
+      case 'c': container = optarg; break;
       case 'r': repeat = parse_number(optarg); break;
       case 'q': quiet = true; break;
       case 'h': usage(stdout); return EXIT_OK;
@@ -154,19 +170,25 @@ int main(int count, char **arguments) {
   }
   TELL("found a copy engine at %s: %s", engine.bdf, engine.node);
 
-  engine.iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-  if (engine.iommu < 0) fail("/dev/iommu");
-  engine.device = open(engine.node, O_RDWR | O_CLOEXEC);
-  if (engine.device < 0) fail(engine.node);
-  TELL("opened /dev/iommu and the device");
-
-  if (engine_bind(&engine)) fail("VFIO_DEVICE_BIND_IOMMUFD");
-  TELL("bound them: the device is number %u there, and its DMA is blocked", engine.id);
-
   struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
-  if (ioctl(engine.iommu, IOMMU_IOAS_ALLOC, &alloc)) fail("IOMMU_IOAS_ALLOC");
-  if (engine_attach(&engine, alloc.out_ioas_id)) fail("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
-  TELL("attached it to a new address space, number %u", alloc.out_ioas_id);
+  if (container) {
+    const char *failed = engine_open_by_group(&engine, container);
+    if (failed) fail(failed);
+    TELL("put its group into %s, and took the device from the group", container);
+  } else {
+    engine.iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+    if (engine.iommu < 0) fail("/dev/iommu");
+    engine.device = open(engine.node, O_RDWR | O_CLOEXEC);
+    if (engine.device < 0) fail(engine.node);
+    TELL("opened /dev/iommu and the device");
+
+    if (engine_bind(&engine)) fail("VFIO_DEVICE_BIND_IOMMUFD");
+    TELL("bound them: the device is number %u there, and its DMA is blocked", engine.id);
+
+    if (ioctl(engine.iommu, IOMMU_IOAS_ALLOC, &alloc)) fail("IOMMU_IOAS_ALLOC");
+    if (engine_attach(&engine, alloc.out_ioas_id)) fail("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+    TELL("attached it to a new address space, number %u", alloc.out_ioas_id);
+  }
 
   if (engine_enable(&engine)) fail("the device's regions");
   if (!engine_reset(&engine)) errno = ETIMEDOUT, fail("resetting the channel");
@@ -184,10 +206,16 @@ int main(int count, char **arguments) {
               &control_fd);
   const uint32_t read_only = IOMMU_IOAS_MAP_READABLE;
   const uint32_t read_write = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
-  map(engine.iommu, alloc.out_ioas_id, &source, read_only, kind == MEMFD ? source_fd : -1);
-  map(engine.iommu, alloc.out_ioas_id, &destination, read_write,
-      kind == MEMFD ? destination_fd : -1);
-  map(engine.iommu, alloc.out_ioas_id, &control, read_write, -1);
+  if (container) {
+    map_type1(engine.iommu, &source, false);
+    map_type1(engine.iommu, &destination, true);
+    map_type1(engine.iommu, &control, true);
+  } else {
+    map(engine.iommu, alloc.out_ioas_id, &source, read_only, kind == MEMFD ? source_fd : -1);
+    map(engine.iommu, alloc.out_ioas_id, &destination, read_write,
+        kind == MEMFD ? destination_fd : -1);
+    map(engine.iommu, alloc.out_ioas_id, &control, read_write, -1);
+  }
   TELL("mapped the source read-only at IOVA 0x%llx, the destination at 0x%llx,\n"
        "    the descriptors at 0x%llx",
        (unsigned long long)source.iova, (unsigned long long)destination.iova,
@@ -246,10 +274,15 @@ int main(int count, char **arguments) {
   TELL("compared: all %llu bytes are right%s", (unsigned long long)size,
        repeat > 1 ? ", each time" : "");
 
-  if (engine_detach(&engine)) fail("VFIO_DEVICE_DETACH_IOMMUFD_PT");
+  if (container) {
+    close(engine.device);
+    if (ioctl(engine.group, VFIO_GROUP_UNSET_CONTAINER)) fail("VFIO_GROUP_UNSET_CONTAINER");
+  } else if (engine_detach(&engine)) {
+    fail("VFIO_DEVICE_DETACH_IOMMUFD_PT");
+  }
   if (kind == FILE_BACKED && ftruncate(destination_fd, (off_t)size)) fail(path);
   TELL("detached; closing the files frees the rest");
-  close(engine.device);
+  if (!container) close(engine.device);
   close(engine.iommu);
   return EXIT_OK;
 }

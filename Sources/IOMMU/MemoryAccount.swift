@@ -37,9 +37,11 @@ public final class PinnedMemory: Sendable {
 
 /// The sums of one process, or more exactly of one address space. Thread-safe.
 public final class ProcessMemory: Sendable {
-  /// Counted in every mode. Linux: `mm->pinned_vm`, `VmPin` of `/proc/PID/status`.
+  /// Counted in every mode but a container's. Linux: `mm->pinned_vm`, `VmPin` of
+  /// `/proc/PID/status`.
   public let pinned = PinnedMemory()
-  /// What mode `.process` has charged. Linux: its share of `mm->locked_vm`, `VmLck`.
+  /// What mode `.process` and containers have charged. Linux: its share of `mm->locked_vm`,
+  /// `VmLck`.
   public let locked = PinnedMemory()
 
   public init() {}
@@ -90,6 +92,10 @@ public final class MemoryAccount: Sendable {
     case user
     /// The process's. `IOMMU_OPTION_RLIMIT_MODE` 1.
     case process
+    /// The process's, as VFIO's type1 counts: as locked memory, and not as pinned.
+    case container
+    /// The same of a process that may lock what it likes: it counts all the same.
+    case unlimitedContainer
   }
 
   public let mode: Mode
@@ -98,6 +104,8 @@ public final class MemoryAccount: Sendable {
   private let limit: any MemoryLimit
   /// What the limit is held against. Kept, so that a charge counts no references.
   private let counted: PinnedMemory?
+  private let hasLimit: Bool
+  private let countsAsPinned: Bool
 
   fileprivate init(
     mode: Mode, user: PinnedMemory, process: ProcessMemory, limit: any MemoryLimit
@@ -110,8 +118,10 @@ public final class MemoryAccount: Sendable {
       switch mode {
       case .none: nil
       case .user: user
-      case .process: process.locked
+      case .process, .container, .unlimitedContainer: process.locked
       }
+    hasLimit = mode != .unlimitedContainer
+    countsAsPinned = mode != .container && mode != .unlimitedContainer
   }
 
   /// An account of its own with a fixed limit, for users of the library.
@@ -141,28 +151,28 @@ public final class MemoryAccount: Sendable {
     try FailurePoint.pass(.account)
     if let counted {
       // Linux counts pages: a limit within a page counts down to it.
-      let most = limit.bytes
+      let most = hasLimit ? limit.bytes : .max
       guard counted.add(byteCount, limit: most == .max ? .max : most & ~(Pages.hostPage - 1))
       else {
         throw IOMMUError(
           .noMemory,
           "pinning \(hex(byteCount)) bytes more passes RLIMIT_MEMLOCK, \(hex(most)) bytes: the "
-            + "\(mode) has \(hex(counted.byteCount)) pinned; raise the limit (ulimit -l), unmap "
+            + "\(mode == .user ? "user" : "process") has \(hex(counted.byteCount)) pinned; raise the limit (ulimit -l), unmap "
             + "memory, or give the program CAP_IPC_LOCK")
       }
     }
-    process.pinned.add(byteCount)
+    if countsAsPinned { process.pinned.add(byteCount) }
   }
 
   /// Takes back what `charge` added.
   func uncharge(_ byteCount: UInt64) {
     counted?.subtract(byteCount)
-    process.pinned.subtract(byteCount)
+    if countsAsPinned { process.pinned.subtract(byteCount) }
   }
 
   /// As `charge`, past any limit: for memory that is pinned already.
   func chargeAnyway(_ byteCount: UInt64) {
     counted?.add(byteCount)
-    process.pinned.add(byteCount)
+    if countsAsPinned { process.pinned.add(byteCount) }
   }
 }

@@ -68,7 +68,8 @@ extension Server {
     guard
       let process = ProcessStatus.process(
         path, thread: caller.thread, group: caller.processID),
-      let sums = tasks.pinnedMemory(of: process), sums.pinned.byteCount > 0,
+      let sums = tasks.pinnedMemory(of: process),
+      sums.pinned.byteCount > 0 || sums.locked.byteCount > 0,
       flags & (O_ACCMODE | System.pathOnly | O_DIRECTORY) == O_RDONLY,
       flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
       let contents = System.contents("/proc/\(process)/status")

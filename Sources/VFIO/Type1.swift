@@ -103,7 +103,7 @@ extension VFIOContainer {
   /// What mappings are charged to: the process, as type1 counts, whatever user it has.
   /// - Parameter isUnlimited: Whether the process may lock what it likes (CAP_IPC_LOCK).
   public static func account(of owner: MemoryOwner, isUnlimited: Bool) -> MemoryAccount {
-    owner.account(isUnlimited ? .none : .process)
+    owner.account(isUnlimited ? .unlimitedContainer : .container)
   }
 
   /// Maps memory for the devices of all groups, and pins it.

@@ -199,8 +199,13 @@ private typealias IOMMUConfiguration = SoftwareIOMMU.Configuration
     #expect(rig.caller.owner.process.locked.byteCount == 0x8000)
     #expect(rig.unmap(container, 0x10_0000, size: 0x6000) == (0, 0x6000))
     #expect(rig.caller.owner.process.locked.byteCount == 0x2000)
+    #expect(rig.caller.owner.process.pinned.byteCount == 0, "locked, not pinned")
+    // With CAP_IPC_LOCK it counts too, and leaves nothing for who has it not.
     rig.caller.right = .unlimited
     #expect(rig.map(container, 0x40_0000, to: 0x10_0000, size: 0x10_0000) == 0)
+    #expect(rig.caller.owner.process.locked.byteCount == 0x10_2000)
+    rig.caller.right = .limited
+    #expect(rig.map(container, 0x80_0000, to: 0x10_0000, size: 0x1000) == -12)
     #expect(rig.leftovers() == [])
     #expect(rig.caller.owner.process.locked.byteCount == 0)
   }

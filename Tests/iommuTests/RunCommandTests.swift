@@ -174,7 +174,10 @@ import Testing
 
   @Test(
     "a copy engine copies a program's memory",
-    arguments: [["--anonymous"], ["--shared"], ["--memfd"], ["--size", "8388608"]])
+    arguments: [
+      ["--anonymous"], ["--shared"], ["--memfd"], ["--size", "8388608"],
+      ["--container", "/dev/vfio/vfio"], ["--container", "/dev/iommu", "--shared"],
+    ])
   func copy(options: [String]) throws {
     let run = try iommu(["run", "--", built("dma-copy").path] + options)
     #expect(run.status == 0, "\(run.errors)")

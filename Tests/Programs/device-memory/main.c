@@ -5,19 +5,11 @@
 
 #include <setjmp.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 
-#include "copy_engine.h"
+#include "device_memory.h"
 
 #define BOTH (PROT_READ | PROT_WRITE)
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
 
 static sigjmp_buf back;
 
@@ -139,6 +131,7 @@ static void check_lifetime(uint64_t *map) {
   CHECK(engine_bind(&second) == 0);
   map = mmap(NULL, region.size, BOTH, MAP_SHARED, second.device, (off_t)region.offset);
   CHECK(map != MAP_FAILED && map[3] == 0);
+  CHECK(munmap(map, region.size) == 0 && close(second.device) == 0 && close(engine.iommu) == 0);
 }
 
 int main(void) {
@@ -159,5 +152,6 @@ int main(void) {
   check_revocation(map);
   check_refusal(map);
   check_lifetime(map);
+  check_group_way(&engine, &region);
   return 0;
 }
