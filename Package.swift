@@ -43,7 +43,10 @@ let package = Package(
   targets: [
     // The engine.
     .target(name: "PageTables", swiftSettings: strict),
-    .target(name: "IOMMU", dependencies: ["PageTables", system], swiftSettings: strict),
+    .target(name: "CProcessMemory"),
+    .target(
+      name: "IOMMU", dependencies: ["PageTables", "CProcessMemory", system],
+      swiftSettings: strict),
     .target(
       name: "SoftwareIOMMU", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
     .target(
@@ -70,7 +73,8 @@ let package = Package(
       swiftSettings: strict),
     .target(name: "CSyscalls"),
     .target(
-      name: "Interposer", dependencies: ["CSyscalls", "LinuxABI", "IOMMU", logging, system],
+      name: "Interposer",
+      dependencies: ["CSyscalls", "CProcessMemory", "LinuxABI", "IOMMU", logging, system],
       swiftSettings: strict),
     .executableTarget(
       name: "iommu",

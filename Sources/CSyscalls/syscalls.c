@@ -148,18 +148,6 @@ int csys_pidfd_send_signal(int pidfd, int signal) {
   return RESULT(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
 }
 
-long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length) {
-  struct iovec here = {local, length};
-  struct iovec there = {(void *)(uintptr_t)remote, length};
-  return RESULT(syscall(SYS_process_vm_readv, pid, &here, 1UL, &there, 1UL, 0UL));
-}
-
-long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length) {
-  struct iovec here = {(void *)local, length};
-  struct iovec there = {(void *)(uintptr_t)remote, length};
-  return RESULT(syscall(SYS_process_vm_writev, pid, &here, 1UL, &there, 1UL, 0UL));
-}
-
 uint64_t csys_open_limit(int pid, int hard) {
   struct rlimit limit;
   return prlimit(pid, RLIMIT_NOFILE, NULL, &limit) < 0 ? 0 : hard ? limit.rlim_max : limit.rlim_cur;

@@ -197,10 +197,12 @@ extension AddressSpace: MemorySlotFollower {
   }
 
   private func putBack(_ old: PublishedSlot, _ state: inout State) {
-    do throws(IOMMUError) {
-      try add(old, to: &state)
-    } catch {
-      assertionFailure("memory slot \(old.slot.number) in IOAS \(id): \(error)")
+    FailureCountdown.whileNothingFails {
+      do throws(IOMMUError) {
+        try add(old, to: &state)
+      } catch {
+        assertionFailure("memory slot \(old.slot.number) in IOAS \(id): \(error)")
+      }
     }
     letGo(old, in: &state)
   }

@@ -101,7 +101,9 @@ extension Context {
         "a table nested on HWPT \(parent.id) needs user data that says where it is")
     }
     let driver = object.device.driver
-    guard parent.attributes.contains(.nestParent), parent.driver === driver else {
+    guard parent.attributes.contains(.nestParent), parent.driver === driver,
+      let paging = parent.paging
+    else {
       throw IOMMUError(
         .invalidArgument,
         parent.driver === driver
@@ -112,7 +114,7 @@ extension Context {
     }
     try FailurePoint.pass(.driverObject)
     let domain = try driver.makeNestedDomain(
-      for: object.device.requester, parent: parent.paging, attributes: attributes, data: data)
+      for: object.device.requester, parent: paging, attributes: attributes, data: data)
     return try insertTable(dependingOn: parent.id, faultQueue: faultQueue) { id, queue in
       HWPT(
         id: id, addressSpace: parent.addressSpace, kind: .nested(domain, parent: parent),
@@ -125,7 +127,8 @@ extension Context {
   /// The queue is looked up last, as on Linux. The caller holds `configuration`, so that nothing
   /// is destroyed meanwhile.
   func insertTable(
-    dependingOn parent: ObjectID, faultQueue: ObjectID?, _ make: (ObjectID, FaultQueue?) -> HWPT
+    dependingOn parent: ObjectID?, faultQueue: ObjectID?,
+    _ make: (ObjectID, FaultQueue?) -> HWPT
   ) throws(IOMMUError) -> HWPT {
     let queue: FaultQueue? =
       if let faultQueue { try self.faultQueue(faultQueue) } else { nil }
@@ -134,7 +137,7 @@ extension Context {
         let table = make(id, queue)
         return (.hwpt(table), table)
       }
-      objects.table.addUser(of: parent)
+      if let parent { objects.table.addUser(of: parent) }
       if let queue { objects.table.addUser(of: queue.id) }
       return table
     }
@@ -205,6 +208,7 @@ extension Context {
       switch table.kind {
       case .nested(let domain, _): return domain.invalidate(requests)
       case .paging(let domain): refusal = domain.refusalToInvalidate
+      case .shared(let domain): throw sharedTableRefusal(table, domain)
       }
     case nil: throw noObject(target, wanted: "a user-managed page table")
     default: break

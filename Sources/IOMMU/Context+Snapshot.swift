@@ -36,7 +36,8 @@ extension Context {
     case .ioas(let space): space.snapshot
     case .hwpt(let table):
       ["  \(table.attributes), nested \(table.isNested)"]
-        + (table.isNested ? [] : table.addressSpace.translations(of: table.paging))
+        + (table.isNested
+          ? [] : table.paging.map { table.addressSpace.translations(of: $0) } ?? [])
     case .device(let object):
       ["  \(object.name), cookie \(object.cookie.map(String.init) ?? "none")"]
     case .faultQueue(let queue):

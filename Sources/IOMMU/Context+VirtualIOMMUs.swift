@@ -30,12 +30,12 @@ extension Context {
           "\(driver.name), the IOMMU of \(object.device.name), has no virtual IOMMUs of type "
             + hex(type))
       }
-      let table = try nestParent(parent, of: object)
+      let (table, paging) = try nestParent(parent, of: object)
       let events = VirtualEvents()
       return try insert(dependingOn: table.id) { (id) throws(IOMMUError) in
         try FailurePoint.pass(.driverObject)
         let model = try driver.makeVirtualIOMMU(
-          type: type, for: object.device.requester, parent: table.paging, data: data,
+          type: type, for: object.device.requester, parent: paging, data: data,
           resources: VirtualIOMMUResources(areas: areas, events: events))
         return .virtualIOMMU(
           VirtualIOMMUObject(
@@ -46,8 +46,10 @@ extension Context {
 
   private func nestParent(
     _ id: ObjectID, of object: DeviceObject
-  ) throws(IOMMUError) -> HWPT {
-    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }), !table.isNested else {
+  ) throws(IOMMUError) -> (HWPT, any PagingDomain) {
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }),
+      case .paging(let domain) = table.kind
+    else {
       throw noObject(id, wanted: "a kernel-managed page table")
     }
     guard table.attributes.contains(.nestParent) else {
@@ -62,7 +64,7 @@ extension Context {
         "HWPT \(id) was made for \(table.driver.name); \(object.device.name) is behind "
           + object.device.driver.name)
     }
-    return table
+    return (table, domain)
   }
 
   /// Gives an id to what `make` makes, a user of another object. Nobody sees it before.

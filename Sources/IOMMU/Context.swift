@@ -156,6 +156,8 @@ public final class Context: Sendable {
         configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
         table.addressSpace.remove(domain)
         dropUser(of: table.addressSpace.id)
+      case .shared:
+        break
       case .nested(_, let parent):
         dropUser(of: table.virtualIOMMU?.id ?? parent.id)
       }

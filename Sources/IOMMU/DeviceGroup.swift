@@ -103,6 +103,7 @@ public final class DeviceGroup: Sendable {
       case .host, .blocked: nil
       case .paging(let domain): ObjectIdentifier(domain)
       case .nested(let domain): ObjectIdentifier(domain)
+      case .shared(let domain): ObjectIdentifier(domain)
       }
     }
   }

@@ -75,9 +75,11 @@ extension Context {
   private func dirtyTable(
     _ id: ObjectID
   ) throws(IOMMUError) -> (HWPT, (any DirtyTrackingDomain)?) {
-    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }),
-      case .paging(let domain) = table.kind
-    else { throw noObject(id, wanted: "a kernel-managed page table") }
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[id] }), !table.isNested else {
+      throw noObject(id, wanted: "a kernel-managed page table")
+    }
+    if case .shared(let domain) = table.kind { throw sharedTableRefusal(table, domain) }
+    let domain = table.paging
     let tracks = table.attributes.contains(.dirtyTracking)
     return (table, tracks ? domain as? any DirtyTrackingDomain : nil)
   }

@@ -99,6 +99,12 @@ public final class FailureCountdown: Sendable {
     }.get()
   }
 
+  /// Runs a way back, which restores what was there before: it fails by itself only, if at all.
+  static func whileNothingFails(_ body: () -> Void) {
+    guard isAnyRunning else { return body() }
+    $current.withValue(nil) { body() }
+  }
+
   @inline(__always)
   fileprivate static var isAnyRunning: Bool { running.load(ordering: .relaxed) != 0 }
 

@@ -2,11 +2,12 @@
 //
 // A page table as an object of a context (Linux: `iommufd_hw_pagetable`).
 
-/// A page table of a context: one that the engine fills from an address space, or one of the
-/// user's that is nested on such a table.
+/// A page table of a context: one that the engine fills from an address space, one of the user's
+/// that is nested on such a table, or a process's own.
 final class HWPT: Sendable {
   let id: ObjectID
-  /// What the table mirrors; of a nested one, what its parent mirrors.
+  /// What the table mirrors; of a nested one, what its parent mirrors. A process's own table has
+  /// an empty one to itself: it mirrors nothing, and only what is reserved is noted there.
   let addressSpace: AddressSpace
   let kind: Kind
   /// The driver that made the domain: only its devices can use it.
@@ -25,6 +26,8 @@ final class HWPT: Sendable {
     case paging(any PagingDomain)
     /// Linux: `iommufd_hwpt_nested`.
     case nested(any NestedDomain, parent: HWPT)
+    /// MODEL B3.
+    case shared(any SharedDomain)
   }
 
   init(
@@ -47,19 +50,27 @@ final class HWPT: Sendable {
     switch kind {
     case .paging(let domain): .paging(domain)
     case .nested(let domain, _): .nested(domain)
+    case .shared(let domain): .shared(domain)
     }
   }
 
-  /// The domain that the engine fills: the table's own, or its parent's.
-  var paging: any PagingDomain {
+  /// The domain that the engine fills: the table's own, or its parent's. Nil where it fills none.
+  var paging: (any PagingDomain)? {
     switch kind {
     case .paging(let domain): domain
     case .nested(_, let parent): parent.paging
+    case .shared: nil
     }
   }
 
   /// Whether DMA through it snoops the CPU's caches whatever the device says (MODEL F1).
-  var enforcesSnoop: Bool { paging.geometry.enforcesSnoop }
+  var enforcesSnoop: Bool {
+    switch kind {
+    case .paging(let domain): domain.geometry.enforcesSnoop
+    case .nested(_, let parent): parent.enforcesSnoop
+    case .shared(let domain): domain.enforcesSnoop
+    }
+  }
 
   var isNested: Bool {
     if case .nested = kind { true } else { false }

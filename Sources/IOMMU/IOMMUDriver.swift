@@ -43,6 +43,12 @@ public protocol IOMMUDriver: AnyObject, Sendable {
     data: UserData
   ) throws(IOMMUError) -> any NestedDomain
 
+  /// Makes a page table of a process's own address space (Linux: `domain_alloc_sva`). MODEL B3.
+  /// - Throws: `EOPNOTSUPP` where this IOMMU cannot walk the page table of a CPU.
+  func makeSharedDomain(
+    for device: RequesterID, process: any ProcessAddressSpace
+  ) throws(IOMMUError) -> any SharedDomain
+
   /// Whether this IOMMU can be divided for guests in this way (Linux: `get_viommu_size`).
   /// - Parameter type: `IOMMU_VIOMMU_TYPE_…`.
   func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool
@@ -91,6 +97,8 @@ public enum DMAContext: Sendable {
   case paging(any PagingDomain)
   /// A user's table on top of the engine's.
   case nested(any NestedDomain)
+  /// A process's own address space.
+  case shared(any SharedDomain)
 }
 
 extension IOMMUDriver {
@@ -126,6 +134,14 @@ extension IOMMUDriver {
     resources: VirtualIOMMUResources
   ) throws(IOMMUError) -> any VirtualIOMMU {
     throw IOMMUError(.operationNotSupported, "\(name) is not divided for guests")
+  }
+
+  /// An IOMMU that cannot walk the page table of a CPU.
+  public func makeSharedDomain(
+    for device: RequesterID, process: any ProcessAddressSpace
+  ) throws(IOMMUError) -> any SharedDomain {
+    throw IOMMUError(
+      .operationNotSupported, "\(name) cannot walk the page table of \(process.name)")
   }
 
   /// An IOMMU without user-managed tables.

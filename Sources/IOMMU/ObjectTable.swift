@@ -32,7 +32,12 @@ enum ContextObject: Sendable {
   var kind: String {
     switch self {
     case .ioas: "an IOAS"
-    case .hwpt(let table): table.isNested ? "a nested page table (HWPT)" : "a page table (HWPT)"
+    case .hwpt(let table):
+      switch table.kind {
+      case .paging: "a page table (HWPT)"
+      case .nested: "a nested page table (HWPT)"
+      case .shared: "a process's own page table (HWPT)"
+      }
     case .device: "a device"
     case .faultQueue: "a fault queue"
     case .virtualIOMMU: "a virtual IOMMU"

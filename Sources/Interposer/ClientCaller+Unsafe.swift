@@ -3,6 +3,7 @@
 // One call of a program, as the binary face sees it: its memory, its descriptors, and the
 // descriptors that the call will give it.
 
+import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI

@@ -5,6 +5,7 @@
 // exec, then through `/proc/PID/mem`, which belongs to the address space, not to the number:
 // after an exec it reads nothing.
 
+import CProcessMemory
 import CSyscalls
 import IOMMU
 import Synchronization
@@ -18,11 +19,11 @@ import Synchronization
 /// One address space. Thread-safe.
 final class ClientMemory: MemorySource, RemoteMemory {
   private let number: UInt64
-  private let group: Int32
-  private let process: OwnedDescriptor
-  private let mem: OwnedDescriptor
+  let group: Int32
+  let process: OwnedDescriptor
+  let mem: OwnedDescriptor
   let maps: OwnedDescriptor
-  private let direct: DirectAccess
+  let direct: DirectAccess
   /// Our files: what a program maps of them cannot be pinned, as on Linux.
   let handles: HandleTable
   /// Where the last file mapping was found among the program's descriptors.
@@ -247,7 +248,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
 /// The way by process number: twice as fast as the descriptor, but right only while the process
 /// runs the image that the memory is of. Every exec comes by the supervisor, which closes this
 /// gate, waits until nobody is inside, and only then lets it go on.
-private final class DirectAccess: Sendable {
+final class DirectAccess: Sendable {
   private let inside = Atomic(0)
   private let isClosed: Atomic<Bool>
 

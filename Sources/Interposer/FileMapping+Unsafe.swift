@@ -78,8 +78,10 @@ struct MemoryArea: Sendable {
     _ maps: Int32, where isWanted: (ArraySlice<UInt8>) -> Bool = { _ in true }
   ) -> [(MemoryArea, String)] {
     var text: [UInt8] = []
-    lseek(maps, 0, SEEK_SET)
-    while let some = System.readSome(maps), !some.isEmpty { text += some }
+    // By offset: threads share the file.
+    while let some = System.readSome(maps, from: UInt64(text.count)), !some.isEmpty {
+      text += some
+    }
     return text.split(separator: UInt8(ascii: "\n")).compactMap { line in
       guard isWanted(line) else { return nil }
       let fields = line.split(

@@ -3,6 +3,7 @@
 // A run in small, for the doctor: a child that sets itself up as a program does and makes one
 // call, and what we could do while it waited.
 
+import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI

@@ -3,6 +3,7 @@
 // open, openat, openat2 and creat: a path that leads to one of our nodes or attributes opens it,
 // every other call goes on. Whether a path leads there is looked up as the caller's kernel will do it.
 
+import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI

@@ -106,6 +106,18 @@ enum System {
     return bytes
   }
 
+  /// Up to 64 KiB of a file from an offset on; empty at its end, nil where it cannot be read.
+  static func readSome(_ descriptor: Int32, from offset: UInt64) -> [UInt8]? {
+    var bytes = [UInt8](repeating: 0, count: 65_536)
+    // SAFETY: the count is the array's.
+    let count = unsafe bytes.withUnsafeMutableBytes { bytes in
+      unsafe csys_pread(descriptor, bytes.baseAddress!, bytes.count, offset)
+    }
+    guard count >= 0 else { return nil }
+    bytes.removeSubrange(count...)
+    return bytes
+  }
+
   /// A small file's contents; nil where it cannot be read.
   static func contents(_ path: String) -> [UInt8]? {
     let descriptor = open(path, O_RDONLY)

@@ -14,7 +14,7 @@ extension MockIOMMU {
     /// Nil for contexts without a page table.
     init?(_ context: DMAContext, _ port: PageRequestPort?) {
       switch context {
-      case .host, .blocked: return nil
+      case .host, .blocked, .shared: return nil
       case .paging: isNested = false
       case .nested: isNested = true
       }

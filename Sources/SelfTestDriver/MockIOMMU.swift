@@ -256,6 +256,7 @@ public final class MockIOMMU: IOMMUDriver {
       }
     case .nested(let domain):
       guard domain is MockNestedDomain else { throw notOurs }
+    case .shared: throw notOurs
     }
   }
 

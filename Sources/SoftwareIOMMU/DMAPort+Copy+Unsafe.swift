@@ -108,20 +108,24 @@ extension DMAPort {
       piece = min(piece, Self.localPiece)
       LocalAccess.copy(
         to: target.address(to), from: source.address(from), count: Int(piece))
-    } else if source.isLocal {
-      guard writeRemote(target.address(to), from: source.address(from), count: piece) else {
-        throw fail(.memoryGone, to, .write)
+      return piece
+    }
+    // What is read of the source goes straight to a local target, else by way of the bounce
+    // buffer; and what of it then cannot be written is read again.
+    let resting = source.isLocal ? source.address(from) : bounceAddress
+    if !source.isLocal {
+      do throws(DMAFault.Reason) {
+        piece = try readRemote(
+          source.address(from), to: target.isLocal ? target.address(to) : resting, count: piece)
+      } catch {
+        throw fail(error, from, .read)
       }
-    } else if target.isLocal {
-      guard readRemote(source.address(from), to: target.address(to), count: piece) else {
-        throw fail(.memoryGone, from, .read)
-      }
-    } else {
-      guard readRemote(source.address(from), to: bounceAddress, count: piece) else {
-        throw fail(.memoryGone, from, .read)
-      }
-      guard writeRemote(target.address(to), from: bounceAddress, count: piece) else {
-        throw fail(.memoryGone, to, .write)
+    }
+    if !target.isLocal {
+      do throws(DMAFault.Reason) {
+        piece = try writeRemote(target.address(to), from: resting, count: piece)
+      } catch {
+        throw fail(error, to, .write)
       }
     }
     return piece
@@ -141,9 +145,7 @@ extension DMAPort {
           piece = min(piece, Self.localPiece)
           LocalAccess.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
         } else {
-          guard readRemote(hit.address(at), to: buffer &+ done, count: piece) else {
-            throw .memoryGone
-          }
+          piece = try readRemote(hit.address(at), to: buffer &+ done, count: piece)
         }
         done &+= piece
       } catch {
@@ -153,7 +155,7 @@ extension DMAPort {
   }
 
   /// Writes `count` bytes from a buffer of the device.
-  private func put(_ iova: UInt64, from buffer: UInt64, count: UInt64) throws(DMAFault) {
+  func put(_ iova: UInt64, from buffer: UInt64, count: UInt64) throws(DMAFault) {
     var done: UInt64 = 0
     while done < count {
       checkpoint()
@@ -166,9 +168,7 @@ extension DMAPort {
           piece = min(piece, Self.localPiece)
           LocalAccess.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
         } else {
-          guard writeRemote(hit.address(at), from: buffer &+ done, count: piece) else {
-            throw .memoryGone
-          }
+          piece = try writeRemote(hit.address(at), from: buffer &+ done, count: piece)
         }
         done &+= piece
       } catch {
@@ -180,19 +180,35 @@ extension DMAPort {
   // The other side of a remote access is a buffer of the device or local memory of the same
   // piece: mapped, and held until the transaction ends.
 
-  private func readRemote(_ physical: UInt64, to address: UInt64, count: UInt64) -> Bool {
+  /// - Returns: How much was read: all, but of a process's memory perhaps less.
+  private func readRemote(
+    _ address: UInt64, to buffer: UInt64, count: UInt64
+  ) throws(DMAFault.Reason) -> UInt64 {
     // SAFETY: `count` bytes from a local address that was just translated, or of a buffer.
-    unsafe memory.readRemote(
-      at: PhysicalAddress(physical),
-      into: UnsafeMutableRawBufferPointer(
-        start: UnsafeMutableRawPointer(bitPattern: UInt(address)), count: Int(count)))
+    let bytes = unsafe UnsafeMutableRawBufferPointer(
+      start: UnsafeMutableRawPointer(bitPattern: UInt(buffer)), count: Int(count))
+    if case .process(let root) = unsafe state.pointee.context {
+      return try unsafe root.read(address, into: bytes)
+    }
+    guard unsafe memory.readRemote(at: PhysicalAddress(address), into: bytes) else {
+      throw .memoryGone
+    }
+    return count
   }
 
-  private func writeRemote(_ physical: UInt64, from address: UInt64, count: UInt64) -> Bool {
+  /// As `readRemote`.
+  private func writeRemote(
+    _ address: UInt64, from buffer: UInt64, count: UInt64
+  ) throws(DMAFault.Reason) -> UInt64 {
     // SAFETY: as in `readRemote`.
-    unsafe memory.writeRemote(
-      at: PhysicalAddress(physical),
-      from: UnsafeRawBufferPointer(
-        start: UnsafeRawPointer(bitPattern: UInt(address)), count: Int(count)))
+    let bytes = unsafe UnsafeRawBufferPointer(
+      start: UnsafeRawPointer(bitPattern: UInt(buffer)), count: Int(count))
+    if case .process(let root) = unsafe state.pointee.context {
+      return try unsafe root.write(address, from: bytes)
+    }
+    guard unsafe memory.writeRemote(at: PhysicalAddress(address), from: bytes) else {
+      throw .memoryGone
+    }
+    return count
   }
 }

@@ -124,6 +124,7 @@ extension DMAPort {
 
   /// Walks the table, and remembers what it finds.
   private func miss(_ iova: UInt64, _ need: UInt64) throws(DMAFault.Reason) -> Hit {
+    if case .process = unsafe state.pointee.context { return try processHit(iova) }
     let translation = try walk(iova, need)
     let permissions = UInt64(translation.permissions.rawValue) & IOTLB.accessFlags
     guard permissions & need == need else { throw .permission }
@@ -164,7 +165,7 @@ extension DMAPort {
     case .amd(let root): return try Self.walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
-    case .host: throw .hostMemory
+    case .host, .process: throw .hostMemory
     }
   }
 

@@ -90,7 +90,14 @@ public final class DMAPort: @unchecked Sendable {
     switch unsafe state.pointee.context {
     case .unknown: throw fail(.unknownRequester, iova, .write)
     case .blocked: throw fail(.blocked, iova, .write)
-    case .host, .intel, .amd:
+    case .process where pasid != nil:
+      // With a PASID the window is translated as any address is (VT-d 3.14): it is memory.
+      let bytes = data.littleEndian
+      // SAFETY: the four bytes outlive the call.
+      try unsafe withUnsafeBytes(of: bytes) { bytes throws(DMAFault) in
+        try put(iova, from: UInt64(UInt(bitPattern: bytes.baseAddress)), count: 4)
+      }
+    case .host, .intel, .amd, .process:
       guard interrupts.deliver(from: requester, address: iova, data: data) else {
         throw fail(.interruptRefused, iova, .write)
       }
@@ -105,7 +112,8 @@ public final class DMAPort: @unchecked Sendable {
     public var address: UInt64
     /// Bytes from there on that the same access may use, at least 1.
     public var length: UInt64
-    /// False where the memory is reached by calls.
+    /// False where the memory is reached by calls. Of a process's own page table (MODEL B3) the
+    /// address is virtual then, and nothing is said of what is there.
     public var isLocal: Bool
   }
 

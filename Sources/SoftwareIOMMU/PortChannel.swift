@@ -131,4 +131,5 @@ enum PortContext: Sendable {
   case host
   case intel(PageTableRoot<IntelSecondStage>)
   case amd(PageTableRoot<AMDv1>)
+  case process(ProcessRoot)
 }

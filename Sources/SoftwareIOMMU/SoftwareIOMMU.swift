@@ -128,6 +128,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
     case .paging(let domain):
       let fitting = try fit(domain, to: device)
       (new, portContext) = (fitting, fitting.portContext)
+    case .shared(let domain):
+      (new, portContext) = (nil, .process(ProcessRoot(try fit(domain, to: device))))
     case .nested:
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
@@ -169,6 +171,30 @@ public final class SoftwareIOMMU: IOMMUDriver {
       context: nil)
   }
 
+  public func makeSharedDomain(
+    for device: RequesterID, process: any ProcessAddressSpace
+  ) throws(IOMMUError) -> any SharedDomain {
+    guard configuration.pasidBits > 0 else {
+      throw IOMMUError(
+        .notSupportedOnSocket,
+        "\(name) has no PASIDs, so it cannot walk the page table of \(process.name): first-stage "
+          + "tables are found through a PASID table (the machine file's pasid-bits)")
+    }
+    return ProcessTable(process: process, enforcesSnoop: configuration.snoopControl)
+  }
+
+  private func fit(
+    _ domain: any SharedDomain, to device: RequesterID
+  ) throws(IOMMUError) -> ProcessTable {
+    guard let own = domain as? ProcessTable, configuration.pasidBits > 0 else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(device) is behind \(name), which cannot walk this page table of "
+          + domain.process.name)
+    }
+    return own
+  }
+
   private func fit(
     _ domain: any PagingDomain, to device: RequesterID
   ) throws(IOMMUError) -> any SoftwareDomain {
@@ -200,6 +226,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
       case .blocked: "blocked"
       case .paging: "paging"
       case .nested: "nested"
+      case .shared(let domain): domain.process.name
       }
     return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
   }

@@ -111,6 +111,7 @@ final class DictionaryDriver: IOMMUDriver {
       case .blocked: .blocked
       case .paging(let domain): .domain(ObjectIdentifier(domain))
       case .nested(let domain): .domain(ObjectIdentifier(domain))
+      case .shared(let domain): .domain(ObjectIdentifier(domain))
       }
     if let pasid {
       pasidHistory.withLock { $0[pasid, default: []].append(seen) }

@@ -61,8 +61,6 @@ int csys_fork(void);
 int csys_pidfd_open(int pid, uint32_t flags);
 int csys_pidfd_getfd(int pidfd, int fd);
 int csys_pidfd_send_signal(int pidfd, int signal);
-long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length);
-long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length);
 int csys_gettid(void);
 // The soft or the hard limit on open files of a process (0: this one); 0 where it cannot be
 // asked for.
