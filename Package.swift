@@ -87,6 +87,7 @@ let package = Package(
     // Programs that know nothing of us: headers only, nothing linked.
     example("dma-copy"),
     example("trespass"),
+    example("ioasid-use-cases"),
 
     .target(
       name: "TestSupport",
@@ -135,9 +136,8 @@ let package = Package(
     .testTarget(
       name: "iommuTests",
       dependencies: [
-        "Machine", "iommu", "dma-copy", "trespass", "two-processes", "fail-nth",
-        "process-stress", "locked-memory", "device-memory",
-        "both-descriptors",
+        "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
+        "fail-nth", "process-stress", "locked-memory", "device-memory", "both-descriptors",
       ]),
   ],
   swiftLanguageModes: [.v6]

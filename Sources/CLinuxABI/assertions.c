@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "ioasid_abi.h"
 #include "iommufd_abi.h"
 #include "iommufd_selftest_abi.h"
 #include "vfio_abi.h"
@@ -491,3 +492,70 @@ FIELD(iommu_viommu_selftest, in_data, 0, 4);
 FIELD(iommu_viommu_selftest, out_data, 4, 4);
 FIELD(iommu_viommu_selftest, out_mmap_offset, 8, 8);
 FIELD(iommu_viommu_selftest, out_mmap_length, 16, 8);
+
+// ioasid.tsv
+SIZE(ioasid_device_info, 32);
+FIELD(ioasid_device_info, argsz, 0, 4);
+FIELD(ioasid_device_info, flags, 4, 4);
+FIELD(ioasid_device_info, cookie, 8, 8);
+FIELD(ioasid_device_info, iova_pgsizes, 16, 8);
+FIELD(ioasid_device_info, addr_width, 24, 4);
+FIELD(ioasid_device_info, cap_offset, 28, 4);
+SIZE(ioasid_device_info_cap_iova_range, 16);
+FIELD(ioasid_device_info_cap_iova_range, header, 0, 8);
+FIELD(ioasid_device_info_cap_iova_range, nr_iovas, 8, 4);
+FIELD(ioasid_device_info_cap_iova_range, reserved, 12, 4);
+TAIL(ioasid_device_info_cap_iova_range, iova_ranges, 16);
+SIZE(ioasid_device_info_cap_pasid, 16);
+FIELD(ioasid_device_info_cap_pasid, header, 0, 8);
+FIELD(ioasid_device_info_cap_pasid, pasid_bits, 8, 4);
+FIELD(ioasid_device_info_cap_pasid, reserved, 12, 4);
+SIZE(ioasid_alloc, 32);
+FIELD(ioasid_alloc, argsz, 0, 4);
+FIELD(ioasid_alloc, flags, 4, 4);
+FIELD(ioasid_alloc, type, 8, 4);
+FIELD(ioasid_alloc, addr_width, 12, 4);
+FIELD(ioasid_alloc, parent, 16, 4);
+FIELD(ioasid_alloc, reserved, 20, 4);
+FIELD(ioasid_alloc, table, 24, 8);
+SIZE(ioasid_dma_map, 48);
+FIELD(ioasid_dma_map, argsz, 0, 4);
+FIELD(ioasid_dma_map, flags, 4, 4);
+FIELD(ioasid_dma_map, ioasid, 8, 4);
+FIELD(ioasid_dma_map, reserved, 12, 4);
+FIELD(ioasid_dma_map, map.argsz, 16, 4);
+FIELD(ioasid_dma_map, map.flags, 20, 4);
+FIELD(ioasid_dma_map, map.vaddr, 24, 8);
+FIELD(ioasid_dma_map, map.iova, 32, 8);
+FIELD(ioasid_dma_map, map.size, 40, 8);
+SIZE(ioasid_dma_unmap, 40);
+FIELD(ioasid_dma_unmap, argsz, 0, 4);
+FIELD(ioasid_dma_unmap, flags, 4, 4);
+FIELD(ioasid_dma_unmap, ioasid, 8, 4);
+FIELD(ioasid_dma_unmap, reserved, 12, 4);
+FIELD(ioasid_dma_unmap, unmap_argsz, 16, 4);
+FIELD(ioasid_dma_unmap, unmap_flags, 20, 4);
+FIELD(ioasid_dma_unmap, iova, 24, 8);
+FIELD(ioasid_dma_unmap, size, 32, 8);
+SIZE(ioasid_invalidate_cache, 48);
+FIELD(ioasid_invalidate_cache, argsz, 0, 4);
+FIELD(ioasid_invalidate_cache, flags, 4, 4);
+FIELD(ioasid_invalidate_cache, ioasid, 8, 4);
+FIELD(ioasid_invalidate_cache, granularity, 12, 4);
+FIELD(ioasid_invalidate_cache, caches, 16, 4);
+FIELD(ioasid_invalidate_cache, vpasid, 20, 4);
+FIELD(ioasid_invalidate_cache, cookie, 24, 8);
+FIELD(ioasid_invalidate_cache, addr, 32, 8);
+FIELD(ioasid_invalidate_cache, size, 40, 8);
+SIZE(vfio_device_bind_iommu_fd, 24);
+FIELD(vfio_device_bind_iommu_fd, argsz, 0, 4);
+FIELD(vfio_device_bind_iommu_fd, flags, 4, 4);
+FIELD(vfio_device_bind_iommu_fd, iommu_fd, 8, 4);
+FIELD(vfio_device_bind_iommu_fd, reserved, 12, 4);
+FIELD(vfio_device_bind_iommu_fd, cookie, 16, 8);
+SIZE(vfio_device_attach_ioasid, 20);
+FIELD(vfio_device_attach_ioasid, argsz, 0, 4);
+FIELD(vfio_device_attach_ioasid, flags, 4, 4);
+FIELD(vfio_device_attach_ioasid, iommu_fd, 8, 4);
+FIELD(vfio_device_attach_ioasid, ioasid, 12, 4);
+FIELD(vfio_device_attach_ioasid, vpasid, 16, 4);

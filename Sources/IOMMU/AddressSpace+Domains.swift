@@ -28,6 +28,7 @@ extension AddressSpace {
       }
       if alignment != state.alignment { try checkAligned(to: alignment, in: state) }
       let owner = Reserved.Owner.domain(ObjectIdentifier(domain))
+      try checkWidth(of: domain)
       try reserve(outside(geometry.aperture), for: owner, in: &state)
       do throws(IOMMUError) {
         try fillAll(into: domain, state: state)

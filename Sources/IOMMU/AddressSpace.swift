@@ -20,7 +20,7 @@ final class AddressSpace: Sendable {
   let id: ObjectID
   let memory: PhysicalMemory
   let events: EventLog
-  let snoopPolicy: SnoopPolicy
+  let attributes: AddressSpaceAttributes
   /// Where it is nested in software; nil for a space that maps memory itself.
   let link: ParentLink?
 
@@ -73,6 +73,8 @@ final class AddressSpace: Sendable {
       /// A `BindableDevice`.
       case device(ObjectIdentifier)
       case domain(ObjectIdentifier)
+      /// The space itself: past the width that it was made with.
+      case width
       case test
     }
   }
@@ -81,15 +83,17 @@ final class AddressSpace: Sendable {
 
   init(
     id: ObjectID, memory: PhysicalMemory, events: EventLog,
-    snoopPolicy: SnoopPolicy = .automatic, link: ParentLink? = nil
+    attributes: AddressSpaceAttributes = AddressSpaceAttributes(), link: ParentLink? = nil
   ) {
     self.id = id
     self.memory = memory
     self.events = events
-    self.snoopPolicy = snoopPolicy
+    self.attributes = attributes
     self.link = link
     state = RankedMutex(
-      .addressSpace(depth: link?.depth ?? 0), State(specials: link == nil ? [] : .nested))
+      .addressSpace(depth: link?.depth ?? 0),
+      State(
+        reserved: Self.reservations(for: attributes), specials: link == nil ? [] : .nested))
   }
 
   /// A part of some memory that goes into the map as one area.

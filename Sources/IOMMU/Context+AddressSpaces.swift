@@ -7,15 +7,16 @@ import SystemPackage
 
 extension Context {
   /// Makes an empty address space. Linux: `IOMMU_IOAS_ALLOC`.
-  /// - Parameter snoop: Whether its page tables force DMA to snoop (MODEL F1).
+  /// - Throws: `EINVAL` for attributes that no space can have, `ENOMEM`.
   public func allocateIOAS(
-    snoop: SnoopPolicy = .automatic
+    _ attributes: AddressSpaceAttributes = AddressSpaceAttributes()
   ) throws(IOMMUError) -> ObjectID {
+    try attributes.check()
     let system = system
     return try objects.withLock { (objects) throws(IOMMUError) in
       try objects.table.insert { id in
         let space = AddressSpace(
-          id: id, memory: system.memory, events: system.events, snoopPolicy: snoop)
+          id: id, memory: system.memory, events: system.events, attributes: attributes)
         return (.ioas(space), id)
       }
     }

@@ -200,8 +200,11 @@ extension Context {
         continue
       }
     }
+    let hasPASIDs =
+      space.attributes.allowsPASIDs && change.object.device.capabilities.pasidBits > 0
     let table = try makeTable(
-      for: change.object, space: space, attributes: [], data: nil, isAutomatic: true)
+      for: change.object, space: space, attributes: hasPASIDs ? .pasid : [], data: nil,
+      isAutomatic: true)
     configuration.automaticTables[space.id, default: []].append(table)
     do throws(IOMMUError) {
       try connect(change, to: table, &configuration)
@@ -242,17 +245,5 @@ extension Context {
       }
       destroyIfUnused(table, &configuration)
     }
-  }
-
-  /// What a bound device's IOMMU is and can do. Linux: `IOMMU_GET_HW_INFO`. MODEL B8.
-  /// - Throws: `ENOENT`.
-  public func hardwareInformation(
-    of device: ObjectID
-  ) throws(IOMMUError) -> (information: HardwareInformation, capabilities: IOMMUCapabilities) {
-    let object = try self.device(device)
-    let device = object.device
-    var capabilities = device.capabilities
-    if !object.endpoint.kind.hasVirtualPASIDs { capabilities.pasidBits = 0 }
-    return (device.driver.hardwareInformation(for: device.requester), capabilities)
   }
 }

@@ -15,19 +15,21 @@ extension Context {
   ///   - parent: An address space of this context (MODEL A1); nested itself, it may be, seven
   ///     levels deep.
   ///   - parentChanges: What becomes of later changes to the parent.
-  ///   - snoop: Of the space itself; the parent's has nothing to do with it (MODEL B7).
+  ///   - attributes: Of the space itself; the parent's has nothing to do with it (MODEL B7).
   /// - Throws: `ENOENT` where `parent` names no address space of this context, `EINVAL` where
-  ///   it is nested too deep, `ENOMEM`.
+  ///   it is nested too deep or no space can have the attributes, `ENOMEM`.
   public func allocateIOAS(
-    nestedOn parent: ObjectID, parentChanges: ParentChanges, snoop: SnoopPolicy = .automatic
+    nestedOn parent: ObjectID, parentChanges: ParentChanges,
+    attributes: AddressSpaceAttributes = AddressSpaceAttributes()
   ) throws(IOMMUError) -> ObjectID {
+    try attributes.check()
     // Held so that the parent is not destroyed meanwhile.
-    try configuration.withLock { (_) throws(IOMMUError) in
+    return try configuration.withLock { (_) throws(IOMMUError) in
       let space = try addressSpace(parent)
       let link = try ParentLink(parent: space, changes: parentChanges)
       let id = try reserveID()
       let child = AddressSpace(
-        id: id, memory: system.memory, events: system.events, snoopPolicy: snoop,
+        id: id, memory: system.memory, events: system.events, attributes: attributes,
         link: link)
       // Before anybody can map: no change of the parent may be missed.
       space.adopt(child)
@@ -87,7 +89,7 @@ extension Context {
   /// - Throws: `ENOENT` where `parent` belongs to another context (MODEL A1).
   public func makeAddressSpace(
     nestedOn parent: borrowing IOAS, parentChanges: ParentChanges,
-    snoop: SnoopPolicy = .automatic
+    attributes: AddressSpaceAttributes = AddressSpaceAttributes()
   ) throws(IOMMUError) -> IOAS {
     guard parent.context === self else {
       throw IOMMUError(
@@ -96,7 +98,7 @@ extension Context {
           + "has a parent of its own context")
     }
     let id = try allocateIOAS(
-      nestedOn: parent.id, parentChanges: parentChanges, snoop: snoop)
+      nestedOn: parent.id, parentChanges: parentChanges, attributes: attributes)
     return IOAS(context: self, space: try addressSpace(id))
   }
 }

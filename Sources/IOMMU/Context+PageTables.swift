@@ -68,7 +68,7 @@ extension Context {
     try FailurePoint.pass(.driverObject)
     // An IOMMU that cannot enforce need not be told not to.
     let allowsNoSnoop =
-      space.snoopPolicy == .notEnforced && object.device.capabilities.snoopControl
+      space.attributes.snoop == .notEnforced && object.device.capabilities.snoopControl
     let domain = try driver.makePagingDomain(
       for: object.device.requester,
       attributes: allowsNoSnoop ? attributes.union(.allowsNoSnoop) : attributes, data: data)
@@ -153,6 +153,15 @@ extension Context {
   ) throws(IOMMUError) -> ObjectID? {
     let object = try self.device(device)
     return object.group.table(of: object, pasid: pasid?.nonzero)?.id
+  }
+
+  /// The address space whose mappings a device's DMA reaches; nil where it is blocked.
+  /// - Throws: `ENOENT`.
+  public func attachedAddressSpace(
+    of device: ObjectID, pasid: PASID? = nil
+  ) throws(IOMMUError) -> ObjectID? {
+    let object = try self.device(device)
+    return object.group.table(of: object, pasid: pasid?.nonzero)?.addressSpace.id
   }
 
   /// The machine's device behind a bound one, for drivers that look into their own.

@@ -82,11 +82,11 @@ public struct IOAS: ~Copyable, Sendable {
 }
 
 extension Context {
-  /// Makes an address space that its owner destroys. As `allocateIOAS(snoop:)`.
+  /// Makes an address space that its owner destroys. As `allocateIOAS(_:)`.
   public func makeAddressSpace(
-    snoop: SnoopPolicy = .automatic
+    _ attributes: AddressSpaceAttributes = AddressSpaceAttributes()
   ) throws(IOMMUError) -> IOAS {
-    IOAS(context: self, space: try addressSpace(allocateIOAS(snoop: snoop)))
+    IOAS(context: self, space: try addressSpace(allocateIOAS(attributes)))
   }
 }
 

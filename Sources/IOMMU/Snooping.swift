@@ -81,7 +81,7 @@ extension DeviceGroup.Attachment {
         .invalidArgument,
         "HWPT \(table.id) enforces snooping, to which \(misfit.name) cannot be forced")
     }
-    guard table.addressSpace.snoopPolicy == .enforced,
+    guard table.addressSpace.attributes.snoop == .enforced,
       let misfit = unsnooped(among: members)
     else { return }
     throw IOMMUError(

@@ -48,6 +48,10 @@ extension IOMMUFile: HasLayouts {
   static let face = StructLayout.Face.iommufd
 }
 
+extension IOASIDFile: HasLayouts {
+  static let face = StructLayout.Face.ioasid
+}
+
 extension VFIODeviceFile: HasLayouts {
   static let face = StructLayout.Face.vfioDevice
 }

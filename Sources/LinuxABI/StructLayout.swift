@@ -56,7 +56,7 @@ public struct StructLayout: Sendable {
 
   /// Which file a command goes to: VFIO uses some numbers for a device and for a container.
   public enum Face: Sendable {
-    case iommufd, vfioDevice, vfioGroup, vfioContainer
+    case iommufd, ioasid, vfioDevice, vfioGroup, vfioContainer
   }
 
   init(
@@ -74,7 +74,8 @@ public struct StructLayout: Sendable {
   public static func all(of face: Face) -> [StructLayout] {
     switch face {
     case .iommufd: iommufd
-    case .vfioDevice: vfioDevice
+    case .ioasid: ioasid
+    case .vfioDevice: vfioDevice + vfioDeviceIOASID
     case .vfioGroup: vfioGroup
     case .vfioContainer: vfioContainer
     }

@@ -87,10 +87,16 @@ final class VFIODeviceFile: OpenFile {
       try bind(argument, caller)
       return 0
     }
+    if command == VFIO_DEVICE_BIND_IOMMU_FD {
+      try bindIOMMUFD(argument, caller)
+      return 0
+    }
     try session.checkAccess()
     switch command {
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT: try attach(argument, caller)
     case VFIO_DEVICE_DETACH_IOMMUFD_PT: try detach(argument, caller)
+    case VFIO_DEVICE_ATTACH_IOASID: try attachIOASID(argument, caller)
+    case VFIO_DEVICE_DETACH_IOASID: try detachIOASID(argument, caller)
     case VFIO_DEVICE_FEATURE: try feature(argument, caller)
     case VFIO_DEVICE_GET_INFO: try getInfo(argument, caller)
     case VFIO_DEVICE_GET_REGION_INFO: try getRegionInfo(argument, caller)

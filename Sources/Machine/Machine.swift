@@ -58,7 +58,8 @@ public final class Machine: Sendable {
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
     let container = VFIOContainerNode(system: system)
     threadNodes = context.failures.map { [$0] } ?? []
-    let nodes: [any DeviceNode] = [context, container] + parts.deviceNodes + parts.groupNodes
+    let nodes: [any DeviceNode] =
+      [context, IOASIDNode(system: system), container] + parts.deviceNodes + parts.groupNodes
     var view = MachineView(
       machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
       numbers: Dictionary(

@@ -44,6 +44,7 @@ struct MachineView {
     copy.addGroups()
     copy.addNodes()
     copy.addMiscellaneous("iommu", node: "iommu")
+    copy.addMiscellaneous("ioasid", node: "ioasid")
     copy.addMiscellaneous("vfio", node: "vfio/vfio")
     copy.addModules()
     return copy.builder.view

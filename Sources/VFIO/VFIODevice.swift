@@ -109,13 +109,14 @@ public final class DeviceSession: Sendable {
   ///
   /// Linux: `VFIO_DEVICE_BIND_IOMMUFD`. MODEL C1, C2.
   /// - Parameters:
+  ///   - cookie: The user's own name for the device; Linux has none.
   ///   - findContext: Looks the context up. Called after the checks that come before it on
   ///     Linux, with the device's lock held, as there.
   ///   - publish: Tells the user the device's id; where it throws, the bind is undone.
   /// - Throws: `EBUSY` where the group is open by its own node; `EINVAL` where this file or
   ///   another one is bound; what the context's bind throws.
   public func bind(
-    findContext: () throws(IOMMUError) -> Context,
+    cookie: UInt64? = nil, findContext: () throws(IOMMUError) -> Context,
     publish: (ObjectID) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     guard !isThroughGroup else {
@@ -131,7 +132,7 @@ public final class DeviceSession: Sendable {
         let context = try findContext()
         guard state.openCount == 0 else { throw alreadyBound("another file of it has") }
         let memories = try makeMemories()
-        let binding = try context.register(device.function.device)
+        let binding = try context.register(device.function.device, cookie: cookie)
         device.function.enable(memories: memories)
         do throws(IOMMUError) {
           try publish(binding.id)

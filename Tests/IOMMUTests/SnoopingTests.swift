@@ -60,7 +60,7 @@ import Testing
         capabilities: IOMMUCapabilities(snoopControl: combination.iommuEnforces)))
     let device = try machine.device(1, canSkipSnoop: combination.deviceCanSkip)
     let context = Context(system: machine.system)
-    let ioas = try context.allocateIOAS(snoop: combination.policy)
+    let ioas = try context.allocateIOAS(.init(snoop: combination.policy))
     let binding = try context.register(device)
     let before = context.snapshot
     #expect(!context.mayHaveNoSnoopDMA, "what is blocked does no DMA")
@@ -85,7 +85,7 @@ import Testing
     let machine = unforced
     let context = Context(system: machine.system)
     let loose = try context.allocateIOAS()
-    let strict = try context.allocateIOAS(snoop: .enforced)
+    let strict = try context.allocateIOAS(.init(snoop: .enforced))
     let binding = try context.register(machine.device(1, canSkipSnoop: true))
     try binding.group.attach(to: loose)
     #expect(errno { try binding.group.attach(to: strict) } == .invalidArgument)
@@ -104,7 +104,7 @@ import Testing
       try machine.device($0, group: group, canSkipSnoop: $0 == 2)
     }
     let context = Context(system: machine.system)
-    let strict = try context.allocateIOAS(snoop: .enforced)
+    let strict = try context.allocateIOAS(.init(snoop: .enforced))
     let first = DeviceHolder(try context.register(devices[0]))
     let second = DeviceHolder(try context.register(devices[1]))
     #expect(

@@ -190,6 +190,12 @@ import Testing
     #expect(run.output.hasSuffix(" refused, 0 not refused\n"))
   }
 
+  @Test("K1: the proposal's use cases run in their order") func useCases() throws {
+    let run = try iommu("run", "--", built("ioasid-use-cases").path)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.output.contains("4.1") && run.output.hasSuffix("All as the proposal has it.\n"))
+  }
+
   @Test("B1: AMD tables of six levels do as well") func amd() throws {
     let yaml = MachineDescription.standard.yaml
       .replacing("kind: intel", with: "kind: amd")

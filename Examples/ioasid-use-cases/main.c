@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The use cases of the /dev/ioasid proposal of 2021 (MODEL K1), in its order and with its calls:
+// 4.1 one space, 4.2 several, 4.3 one nested on another in software. A VMM gives two copy engines
+// to a guest; "guest" is what this program plays when it programs an engine with the guest's
+// addresses. Linux never had these calls: /dev/ioasid is there under `iommu run`.
+
+#define _GNU_SOURCE
+#include <sys/mman.h>
+
+#include "copy_engine.h"
+#include "ioasid_abi.h"
+
+enum { PAGE = 4096 };
+
+static void fail(const char *what) {
+  const int error = errno;
+  fflush(stdout);
+  fprintf(stderr, "ioasid-use-cases: %s: %s\n", what, strerror(error));
+  exit(1);
+}
+
+static void check(bool holds, const char *what) {
+  if (holds) return;
+  fflush(stdout);
+  fprintf(stderr, "ioasid-use-cases: not so: %s\n", what);
+  exit(1);
+}
+
+// The proposal's calls.
+
+static void bind(struct engine *engine, int ioasid_fd, uint64_t cookie) {
+  struct vfio_device_bind_iommu_fd bind = {
+      .argsz = sizeof bind, .iommu_fd = ioasid_fd, .cookie = cookie};
+  if (ioctl(engine->device, VFIO_DEVICE_BIND_IOMMU_FD, &bind)) fail("BIND_IOMMU_FD");
+}
+
+static int change(struct engine *engine, unsigned long call, int ioasid_fd, uint32_t ioasid) {
+  struct vfio_device_attach_ioasid attach = {
+      .argsz = sizeof attach, .iommu_fd = ioasid_fd, .ioasid = ioasid};
+  return ioctl(engine->device, call, &attach);
+}
+
+static void attach(struct engine *engine, int ioasid_fd, uint32_t ioasid) {
+  if (change(engine, VFIO_DEVICE_ATTACH_IOASID, ioasid_fd, ioasid)) fail("ATTACH_IOASID");
+}
+
+static void detach(struct engine *engine, int ioasid_fd, uint32_t ioasid) {
+  if (change(engine, VFIO_DEVICE_DETACH_IOASID, ioasid_fd, ioasid)) fail("DETACH_IOASID");
+}
+
+static uint32_t alloc(int ioasid_fd, uint32_t flags, uint32_t parent) {
+  struct ioasid_alloc alloc = {.argsz = sizeof alloc,
+                               .flags = flags,
+                               .type = IOASID_TYPE_KERNEL_TYPE1V2,
+                               .parent = parent};
+  const int ioasid = ioctl(ioasid_fd, IOASID_ALLOC, &alloc);
+  if (ioasid < 0) fail("IOASID_ALLOC");
+  return (uint32_t)ioasid;
+}
+
+static void map(int ioasid_fd, uint32_t ioasid, uint64_t iova, uint64_t address, uint64_t size) {
+  struct ioasid_dma_map map = {
+      .argsz = sizeof map,
+      .ioasid = ioasid,
+      .map = {.argsz = sizeof map.map,
+              .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+              .vaddr = address,
+              .iova = iova,
+              .size = size}};
+  if (ioctl(ioasid_fd, IOASID_MAP_DMA, &map)) fail("MAP_DMA");
+}
+
+static uint64_t unmap(int ioasid_fd, uint32_t ioasid, uint64_t iova, uint64_t size) {
+  struct ioasid_dma_unmap unmap = {
+      .argsz = sizeof unmap, .ioasid = ioasid, .unmap_argsz = 24, .iova = iova, .size = size};
+  if (ioctl(ioasid_fd, IOASID_UNMAP_DMA, &unmap)) fail("UNMAP_DMA");
+  return unmap.size;
+}
+
+static void print_information(int ioasid_fd, uint64_t cookie) {
+  union {
+    struct ioasid_device_info info;
+    uint8_t bytes[4096];
+  } buffer = {.info = {.argsz = sizeof buffer.bytes, .cookie = cookie}};
+  if (ioctl(ioasid_fd, IOASID_DEVICE_GET_INFO, &buffer)) fail("DEVICE_GET_INFO");
+  printf("     device %llu: %u-bit addresses, page sizes %#llx%s\n", (unsigned long long)cookie,
+         buffer.info.addr_width, (unsigned long long)buffer.info.iova_pgsizes,
+         buffer.info.flags & IOASID_DEVICE_INFO_ENFORCE_SNOOP ? ", snooping can be enforced" : "");
+  check(buffer.info.cap_offset != 0, "the capabilities fit into a page");
+  const struct ioasid_device_info_cap_iova_range *ranges =
+      (const void *)(buffer.bytes + buffer.info.cap_offset);
+  check(ranges->header.id == IOASID_DEVICE_INFO_CAP_IOVA_RANGE, "IOVA ranges come first");
+  for (uint32_t i = 0; i < ranges->nr_iovas; i++)
+    printf("       may map %#llx to %#llx\n", (unsigned long long)ranges->iova_ranges[i].start,
+           (unsigned long long)ranges->iova_ranges[i].end);
+}
+
+// The guest: three pages of its memory hold a descriptor, a source and a destination, and it
+// tells the engine to copy. `dma` is where the engine finds them, `memory` where we do.
+
+static bool guest_copies(struct engine *engine, uint8_t *memory, uint64_t dma, uint8_t seed) {
+  memset(memory + PAGE, seed, PAGE);
+  memset(memory + 2 * PAGE, 0, PAGE);
+  struct descriptor *descriptor = (struct descriptor *)memory;
+  *descriptor = (struct descriptor){.size = PAGE,
+                                    .control = CONTROL_COMPLETION,
+                                    .source = dma + PAGE,
+                                    .destination = dma + 2 * PAGE};
+  if (!engine_reset(engine)) fail("resetting the engine");
+  engine_start(engine, dma, dma + 256, 1);
+  uint64_t status = CHANSTS_ACTIVE;
+  for (uint64_t end = milliseconds() + 5000; milliseconds() < end; usleep(100)) {
+    status = engine_read(engine, CHANSTS, 4) & 7;
+    if (status != CHANSTS_ACTIVE) break;
+  }
+  return status != CHANSTS_HALTED && !memcmp(memory + PAGE, memory + 2 * PAGE, PAGE);
+}
+
+static void open_engine(struct engine *engine, const char *wanted) {
+  if (!engine_find(engine, wanted)) fail("no copy engine that vfio-pci drives");
+  engine->device = open(engine->node, O_RDWR | O_CLOEXEC);
+  if (engine->device < 0) fail(engine->node);
+}
+
+int main(int count, char **arguments) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  if (count > 3 || (count > 1 && arguments[1][0] == '-')) {
+    const bool help = !strcmp(arguments[1], "--help");
+    fputs("Usage: ioasid-use-cases [BDF [BDF]]\n"
+          "\n"
+          "Walks through the use cases of the /dev/ioasid proposal with two copy engines, which\n"
+          "are in different IOMMU groups (default: 0000:e0:04.0 and 0000:e0:05.0).\n"
+          "\n"
+          "Example:\n"
+          "  iommu run -- ioasid-use-cases\n"
+          "\n"
+          "Exit status: 0 all is as the proposal says, 1 something is not, 2 wrong usage.\n",
+          help ? stdout : stderr);
+    return help ? 0 : 2;
+  }
+  struct engine dev1 = {.event = -1}, dev2 = {.event = -1};
+  open_engine(&dev1, count > 1 ? arguments[1] : "0000:e0:04.0");
+  open_engine(&dev2, count > 2 ? arguments[2] : "0000:e0:05.0");
+
+  // The guest's memory, as the VMM has it.
+  enum { GUEST = 8 * PAGE };
+  uint8_t *memory = mmap(NULL, GUEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail("mmap");
+  const uint64_t gpa = 0x1000;  // where the guest has the first page of it
+
+  puts("4.1  A simple example: one device, one I/O address space");
+  const int fd = open("/dev/ioasid", O_RDWR | O_CLOEXEC);
+  if (fd < 0) fail("/dev/ioasid");
+  check(ioctl(fd, IOASID_CHECK_EXTENSION, IOASID_EXT_MAP_TYPE1V2) == 1, "type1v2 is there");
+  check(ioctl(fd, IOASID_CHECK_EXTENSION, IOASID_EXT_NESTING) == 1, "nesting is there");
+  bind(&dev1, fd, 1);
+  print_information(fd, 1);
+  if (engine_enable(&dev1)) fail("enabling the first engine");
+  const uint32_t gpa_ioasid = alloc(fd, 0, 0);
+  attach(&dev1, fd, gpa_ioasid);
+  map(fd, gpa_ioasid, gpa, (uintptr_t)memory, GUEST);
+  check(guest_copies(&dev1, memory, gpa, 0x41), "the guest's DMA by GPA reaches its memory");
+  puts("     device 1 copies by guest-physical addresses");
+
+  puts("4.2  Several I/O address spaces, no nesting");
+  bind(&dev2, fd, 2);
+  if (engine_enable(&dev2)) fail("enabling the second engine");
+  attach(&dev2, fd, gpa_ioasid);
+  check(guest_copies(&dev2, memory, gpa, 0x42), "two devices share the space");
+  // The guest has its vIOMMU translate for device 2: the VMM shadows GIOVA to HVA by itself.
+  const uint32_t giova_ioasid = alloc(fd, 0, 0);
+  const uint64_t giova = 0x40000000;
+  map(fd, giova_ioasid, giova, (uintptr_t)memory + 4 * PAGE, 3 * PAGE);
+  detach(&dev2, fd, gpa_ioasid);
+  check(!guest_copies(&dev2, memory, gpa, 0x43), "between the two it is blocked");
+  attach(&dev2, fd, giova_ioasid);
+  check(guest_copies(&dev2, memory + 4 * PAGE, giova, 0x44), "GIOVA reaches the guest's pages");
+  check(!guest_copies(&dev2, memory, gpa, 0x45), "its old addresses lead nowhere");
+  check(guest_copies(&dev1, memory, gpa, 0x46), "device 1 is where it was");
+  puts("     device 1 by GPA, device 2 by GIOVA");
+  detach(&dev2, fd, giova_ioasid);
+  if (ioctl(fd, IOASID_FREE, giova_ioasid)) fail("IOASID_FREE");
+
+  puts("4.3  I/O address spaces nested in software");
+  // The VMM says GIOVA to GPA only: what is under it is the parent's.
+  const uint32_t nested = alloc(fd, IOASID_ALLOC_PARENT, gpa_ioasid);
+  attach(&dev2, fd, nested);
+  map(fd, nested, giova, gpa + 4 * PAGE, 3 * PAGE);
+  check(guest_copies(&dev2, memory + 4 * PAGE, giova, 0x47), "GIOVA to GPA to memory");
+  check(ioctl(fd, IOASID_FREE, gpa_ioasid) && errno == EBUSY, "a parent stays");
+  puts("     device 2 by GIOVA, through the parent's GPA");
+  check(unmap(fd, gpa_ioasid, gpa, GUEST) == GUEST, "the parent can change");
+  check(!guest_copies(&dev2, memory + 4 * PAGE, giova, 0x48), "and its child with it");
+  map(fd, gpa_ioasid, gpa, (uintptr_t)memory, GUEST);
+  check(guest_copies(&dev2, memory + 4 * PAGE, giova, 0x49), "both ways");
+  puts("     what the parent unmaps, the child loses, and gets back with it");
+
+  detach(&dev2, fd, nested);
+  detach(&dev1, fd, gpa_ioasid);
+  if (ioctl(fd, IOASID_FREE, nested) || ioctl(fd, IOASID_FREE, gpa_ioasid)) fail("IOASID_FREE");
+  puts("All as the proposal has it.");
+  return 0;
+}
