@@ -132,12 +132,15 @@ let package = Package(
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),
     example("device-memory", in: "Tests/Programs"),
+    example("peer-to-peer", in: "Tests/Programs"),
+    example("virtual-functions", in: "Tests/Programs"),
     example("both-descriptors", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
-        "fail-nth", "process-stress", "locked-memory", "device-memory", "both-descriptors",
+        "fail-nth", "process-stress", "locked-memory", "device-memory", "peer-to-peer",
+        "virtual-functions", "both-descriptors",
       ]),
   ],
   swiftLanguageModes: [.v6]

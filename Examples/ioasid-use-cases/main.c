@@ -141,7 +141,7 @@ int main(int count, char **arguments) {
   }
   struct engine dev1 = {.event = -1}, dev2 = {.event = -1};
   open_engine(&dev1, count > 1 ? arguments[1] : "0000:e0:04.0");
-  open_engine(&dev2, count > 2 ? arguments[2] : "0000:e0:05.0");
+  open_engine(&dev2, count > 2 ? arguments[2] : "0000:e1:00.0");
 
   // The guest's memory, as the VMM has it.
   enum { GUEST = 8 * PAGE };

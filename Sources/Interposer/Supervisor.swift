@@ -83,6 +83,8 @@ final class Supervision {
   private let listener: Int32
   private let children: Int32
   private let handles: HandleTable
+  /// The machine's, which nobody else may hold: devices come and go in it.
+  private let files: LiveView
   private let reporter: Reporter
   private var frontIsOpen = true
   private var programIsAlive = true
@@ -104,6 +106,7 @@ final class Supervision {
     } catch {
       throw InterposerError("\(error)")
     }
+    files = machine.files
     let mount: LiveMount
     (listener, mount) = try Self.show(machine, to: program, over: ours)
     close(ours)

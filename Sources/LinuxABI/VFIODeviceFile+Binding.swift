@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // BIND_IOMMUFD, ATTACH_IOMMUFD_PT and DETACH_IOMMUFD_PT: what makes a device's security context
-// (MODEL C, D). The token that came to BIND_IOMMUFD later is refused by its flag.
+// (MODEL C, D).
 
 import CLinuxABI
 import IOMMU
@@ -11,13 +11,32 @@ import VFIO
 extension VFIODeviceFile {
   func bind(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 16
+    // Since 6.17, as commands of iommufd: the size first, and nothing but zeros behind what is
+    // known.
+    let size = try caller.load(UInt32.self, from: argument, zero: 0)
+    try check(size, atLeast: minimum)
+    let known = MemoryLayout<vfio_device_bind_iommufd>.size
+    if Int(size) > known {
+      guard try caller.isZero(at: argument &+ UInt64(known), count: UInt64(Int(size) - known))
+      else {
+        throw IOMMUError(
+          .argListTooLong,
+          "argsz is \(size), only \(known) bytes are known, and the rest is not zero")
+      }
+    }
     let structure = try caller.load(
-      vfio_device_bind_iommufd(), from: argument, size: minimum)
-    try check(structure.argsz, atLeast: minimum, flags: structure.flags)
+      vfio_device_bind_iommufd(), from: argument, size: min(Int(size), known))
+    try check(
+      structure.argsz, atLeast: minimum, flags: structure.flags,
+      known: VFIO_DEVICE_BIND_FLAG_TOKEN)
     guard structure.iommufd >= 0 else {
       throw IOMMUError(.invalidArgument, "\(structure.iommufd) is no descriptor to bind to")
     }
     try session.bind(
+      token: { () throws(IOMMUError) in
+        guard structure.flags & VFIO_DEVICE_BIND_FLAG_TOKEN != 0 else { return nil }
+        return VFToken(bytes: try caller.bytes(at: structure.token_uuid_ptr, count: 16))
+      },
       findContext: { () throws(IOMMUError) in
         guard let file = try caller.openFile(descriptor: structure.iommufd) as? any ContextFile
         else {

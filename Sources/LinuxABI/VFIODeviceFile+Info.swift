@@ -55,7 +55,7 @@ extension VFIODeviceFile {
 
   // MARK: Features
 
-  /// No feature is offered yet; the checks before that are Linux's.
+  /// VF tokens are the only feature; the checks before that are Linux's.
   func feature(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 8
     let header = try caller.load(vfio_device_feature(), from: argument, size: minimum)
@@ -70,8 +70,25 @@ extension VFIODeviceFile {
     guard header.flags & probe != 0 || header.flags & (get | set) != get | set else {
       throw IOMMUError(.invalidArgument, "a feature is read or set, not both at once")
     }
-    throw IOMMUError(
-      .inappropriateIOCTLForDevice,
-      "\(function.name) has no feature \(header.flags & VFIO_DEVICE_FEATURE_MASK)")
+    guard header.flags & VFIO_DEVICE_FEATURE_MASK == VFIO_DEVICE_FEATURE_PCI_VF_TOKEN,
+      session.device.hasToken
+    else {
+      throw IOMMUError(
+        .inappropriateIOCTLForDevice,
+        "\(function.name) has no feature \(header.flags & VFIO_DEVICE_FEATURE_MASK)")
+    }
+    guard header.flags & get == 0 else {
+      throw IOMMUError(.invalidArgument, "a VF token is set, and never read")
+    }
+    if header.flags & probe != 0 { return }
+    guard header.flags & set != 0 else {
+      throw IOMMUError(.invalidArgument, "what to do with the feature is missing: set it")
+    }
+    guard Int(header.argsz) >= minimum + 16 else {
+      throw IOMMUError(
+        .invalidArgument, "argsz is \(header.argsz); a VF token needs \(minimum + 16) bytes")
+    }
+    session.device.setToken(
+      VFToken(bytes: try caller.bytes(at: argument &+ UInt64(minimum), count: 16)))
   }
 }

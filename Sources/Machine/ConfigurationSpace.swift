@@ -69,11 +69,32 @@ struct ConfigurationSpace {
 
   /// The six base address registers.
   /// - Parameter sizes: Their sizes in bytes, 0 where there is none.
-  func resources(sizes: [UInt64]) -> [Resource] {
+  func resources(sizes: [UInt64]) -> [Resource] { resources(at: 0x10, sizes: sizes) }
+
+  /// Those of all virtual functions together.
+  /// - Parameter sizes: As for `resources`, of one virtual function times how many there can be.
+  func virtualResources(sizes: [UInt64]) -> [Resource] {
+    guard sizes.contains(where: { $0 > 0 }), let start = extendedCapability(0x10) else {
+      return [Resource](repeating: Resource(), count: 6)
+    }
+    return resources(at: start + 0x24, sizes: sizes)
+  }
+
+  /// Offset of an extended capability; nil where the function has none of that id.
+  private func extendedCapability(_ id: UInt16) -> Int? {
+    var offset = 0x100
+    for _ in 0..<64 where offset >= 0x100 {
+      if word(offset) == id { return offset }
+      offset = Int(word(offset + 2) >> 4)
+    }
+    return nil
+  }
+
+  private func resources(at start: Int, sizes: [UInt64]) -> [Resource] {
     var resources = [Resource](repeating: Resource(), count: 6)
     var index = 0
     while index < 6 {
-      let register = long(0x10 + 4 * index)
+      let register = long(start + 4 * index)
       let size = sizes.indices.contains(index) ? sizes[index] : 0
       let wide = register & 7 == 4 || register & 7 == 6
       defer { index += wide ? 2 : 1 }
@@ -84,7 +105,7 @@ struct ConfigurationSpace {
         resource.flags = 0x0004_0100 | UInt64(register & 3)
       } else {
         resource.first = UInt64(register & ~15)
-        if wide { resource.first |= UInt64(long(0x14 + 4 * index)) << 32 }
+        if wide { resource.first |= UInt64(long(start + 4 + 4 * index)) << 32 }
         // Memory, aligned to its size; prefetchable; 64 bits wide; the register's low bits.
         resource.flags = 0x0004_0200 | UInt64(register & 15)
         if register & 8 != 0 { resource.flags |= 0x2000 }

@@ -28,6 +28,8 @@ public final class Machine: Sendable {
   public var view: View { files.view }
   /// Nodes and view, which change as devices and drivers come and go.
   public let files: LiveView
+  /// Of each device that can have some, in the order of the description.
+  public let virtualFunctions: [VirtualFunctions]
 
   /// Most pages of 4 KiB that one page table may have: 1 GiB, which maps 512 GiB in the
   /// smallest pages. A map beyond it is `ENOMEM`: what a program maps costs it nothing, but
@@ -66,7 +68,13 @@ public final class Machine: Sendable {
         nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first })
     ).view()
     if selfTestDriver { view.entries += View.faultInjection }
-    files = LiveView(view, nodes: nodes)
+    let files = LiveView(view, nodes: nodes)
+    self.files = files
+    virtualFunctions = try parts.parents.map { (parent) throws(IOMMUError) in
+      let functions = try VirtualFunctions(parent, files: files)
+      try functions.start(parent.description.enabledFunctions)
+      return functions
+    }
   }
 }
 
@@ -79,6 +87,9 @@ private struct Parts {
   var deviceNodes: [any DeviceNode] = []
   var groupNodes: [any DeviceNode] = []
   private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
+  /// Devices that can have virtual functions.
+  var parents: [VirtualFunctions.Parent] = []
+  private let indices = DeviceIndices()
   private var buses: [RequesterID: PCIBus] = [:]
   /// One way up for each requester id: those that share one take turns.
   private var upstreams: [RequesterID: SoftwareIOMMUBus] = [:]
@@ -149,12 +160,32 @@ private struct Parts {
     upstreams[requester] = upstream
     let function = PCIFunction(
       device: physical, model: model, upstream: upstream,
-      barAddresses: model.bars.map { place($0) }, bus: bus(of: device))
+      barAddresses: model.bars.map { place($0) }, bus: bus(of: device),
+      sriov: sriov(of: device, model))
     functions.append(function)
-    guard device.hostDriver == .vfio, let offered else { return }
-    let index = UInt32(deviceNodes.count)
-    deviceNodes.append(
-      VFIODeviceNode(device: VFIODevice(index: index, function: function, group: offered)))
+    var offer: VFIODevice?
+    if device.hostDriver == .vfio, let offered {
+      let made = VFIODevice(index: indices.take(), function: function, group: offered)
+      deviceNodes.append(VFIODeviceNode(device: made))
+      offer = made
+    }
+    if let layout = function.sriov {
+      parents.append(
+        VirtualFunctions.Parent(
+          description: device, function: function, layout: layout, iommu: iommu, system: system,
+          device: offer, indices: indices, machine: description))
+    }
+  }
+
+  /// What a device says of its virtual functions: they are as it is, at addresses of their own.
+  private mutating func sriov(
+    of device: DeviceDescription, _ model: any PCIDeviceModel
+  ) -> SRIOVLayout? {
+    guard let offset = description.firstVirtualOffset(of: device) else { return nil }
+    let count = UInt64(device.virtualFunctions)
+    return SRIOVLayout(
+      total: UInt16(clamping: count), firstOffset: offset, deviceID: model.identity.device,
+      bars: model.bars, barAddresses: model.bars.map { place($0, count: count) })
   }
 
   /// The bus below the port or bridge above a device.
@@ -166,10 +197,10 @@ private struct Parts {
     return bus
   }
 
-  private mutating func place(_ bar: BAR) -> UInt64 {
+  private mutating func place(_ bar: BAR, count: UInt64 = 1) -> UInt64 {
     func next(_ cursor: inout UInt64) -> UInt64 {
       let address = (cursor + bar.size - 1) & ~(bar.size - 1)
-      cursor = address + bar.size
+      cursor = address + bar.size * count
       return address
     }
     return bar.is64Bit && bar.isPrefetchable ? next(&nextHighAddress) : next(&nextAddress)
@@ -178,10 +209,7 @@ private struct Parts {
   var viewFunctions: [RequesterID: MachineView.Function] {
     var result: [RequesterID: MachineView.Function] = [:]
     for function in functions {
-      var sizes = [UInt64](repeating: 0, count: 6)
-      for bar in function.bars { sizes[bar.index] = bar.size }
-      result[function.device.physical.address] = MachineView.Function(
-        configuration: function.config.contents, barSizes: sizes)
+      result[function.device.physical.address] = MachineView.Function(function)
     }
     return result
   }
@@ -212,7 +240,7 @@ extension IOMMUDescription {
 }
 
 extension DeviceDescription.Model {
-  fileprivate func make() -> any PCIDeviceModel {
+  func make() -> any PCIDeviceModel {
     switch self {
     case .copyEngine(let engine):
       CopyEngine(

@@ -40,6 +40,8 @@ extension MachineDescription {
       ("host-driver", .string(device.hostDriver.rawValue)),
       ("no-snoop", .boolean(device.noSnoop)),
       ("root-port", device.rootPort.map { JSON.string("\($0)") } ?? .null),
+      ("virtual-functions", .number(device.virtualFunctions)),
+      ("enabled-functions", .number(device.enabledFunctions)),
       ("node", devicePath(of: device).map(JSON.string) ?? .null),
     ]
     switch device.model {

@@ -71,6 +71,10 @@ extension MachineDescription {
     case .stub: parts.append(style.faint("pci-stub"))
     case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
     }
+    if device.virtualFunctions > 0 {
+      parts.append(
+        "\(device.enabledFunctions) of \(device.virtualFunctions) virtual functions")
+    }
     if let port = device.rootPort { parts.append(style.faint("below port \(port)")) }
     if device.noSnoop { parts.append(style.faint("can skip snooping")) }
     let requester = requester(of: device)

@@ -87,6 +87,12 @@ extension MachineDescription {
       "    no-snoop: \(device.noSnoop)",
     ]
     if let port = device.rootPort { lines.append("    root-port: \(port)") }
+    if device.virtualFunctions > 0 {
+      lines += [
+        "    virtual-functions: \(device.virtualFunctions)",
+        "    enabled-functions: \(device.enabledFunctions)",
+      ]
+    }
     switch device.model {
     case .copyEngine(let engine):
       lines += ["    version: \(hexText(engine.version))", "    fill: \(engine.fill)"]

@@ -138,6 +138,10 @@ public struct DeviceDescription: Hashable, Sendable {
   /// The address of the root port above it; nil on a root bus. Devices below one port are on one
   /// bus, and reset together.
   public var rootPort: RequesterID?
+  /// How many virtual functions it can make of itself (SR-IOV's TotalVFs); 0 where it has none.
+  public var virtualFunctions: Int
+  /// How many of them there are from the start.
+  public var enabledFunctions: Int
 
   public enum Model: Hashable, Sendable {
     case copyEngine(CopyEngineDescription)
@@ -164,7 +168,8 @@ public struct DeviceDescription: Hashable, Sendable {
   public init(
     model: Model, address: RequesterID, group: UInt32, subgroup: Int = 0, acs: Bool = false,
     iommu: String, hostDriver: HostDriver = .vfio, noSnoop: Bool = false,
-    rootPort: RequesterID? = nil
+    rootPort: RequesterID? = nil,
+    virtualFunctions: Int = 0, enabledFunctions: Int = 0
   ) {
     self.model = model
     self.address = address
@@ -175,6 +180,8 @@ public struct DeviceDescription: Hashable, Sendable {
     self.hostDriver = hostDriver
     self.noSnoop = noSnoop
     self.rootPort = rootPort
+    self.virtualFunctions = virtualFunctions
+    self.enabledFunctions = enabledFunctions
   }
 }
 

@@ -57,4 +57,45 @@ extension MachineParser {
       }
     }
   }
+
+  // MARK: Virtual functions
+
+  func virtualFunctions(_ fields: MachineReader.Fields) -> (total: Int, enabled: Int) {
+    let most = UInt64(MachineDescription.mostVirtualFunctions)
+    let total = fields["virtual-functions"].flatMap {
+      reader.number($0, "a number of virtual functions", in: 0...most)
+    }
+    let enabled = fields["enabled-functions"].flatMap {
+      reader.number($0, "a number of virtual functions", in: 0...(total ?? 0))
+    }
+    return (Int(total ?? 0), Int(enabled ?? 0))
+  }
+
+  /// Each device's virtual functions have requester ids on its bus that no other function has, and
+  /// the IOMMU tells them apart.
+  func checkVirtualFunctions(
+    of devices: [Placed<DeviceDescription>], below bridges: [BridgeDescription]
+  ) {
+    let machine = MachineDescription(
+      name: "", iommus: [], bridges: bridges, devices: devices.map(\.value))
+    for read in devices where read.value.virtualFunctions > 0 {
+      let device = read.value
+      let node = ReadDevice(device: device, node: read.node).node(of: "virtual-functions")
+      if machine.firstVirtualOffset(of: device) == nil {
+        reader.report(
+          node,
+          "found \(device.virtualFunctions) virtual functions of \(device.address), whose bus has no "
+            + "room for them behind it, expected fewer, or a lower address")
+      }
+      let hole = machine.topology.bridges(above: device.address).first {
+        $0.alias != nil || !$0.acs
+      }
+      if let hole {
+        reader.report(
+          node,
+          "found virtual functions of \(device.address) below \(hole.address), expected access control "
+            + "('acs: true') above them, as each is of a group of its own")
+      }
+    }
+  }
 }

@@ -50,6 +50,7 @@ struct MachineParser {
     var bridges = bridges(fields["bridges"], iommus: iommus, addresses: &addresses)
     var devices = devices(fields["devices"], iommus: iommus, addresses: &addresses)
     number(&bridges, &devices)
+    checkVirtualFunctions(of: devices, below: bridges.map(\.value))
     let machine = MachineDescription(
       name: fields["name"].flatMap(title) ?? "machine",
       iommus: iommus, bridges: bridges.map(\.value), devices: devices.map(\.value),
@@ -197,7 +198,7 @@ struct MachineParser {
   ) -> Placed<DeviceDescription>? {
     let common = [
       "model", "address", "group", "subgroup", "acs", "iommu", "host-driver", "no-snoop",
-      "root-port",
+      "root-port", "virtual-functions", "enabled-functions",
     ]
     let models = ["copy-engine": ["version", "fill", "local-memory"]]
     let model = node.mapping?["model"]?.scalar?.string
@@ -222,6 +223,7 @@ struct MachineParser {
     let acs = fields["acs"].flatMap(reader.flag) ?? false
     let address = fields["address"].flatMap(requester)
     let port = fields["root-port"].flatMap(requester)
+    let virtual = virtualFunctions(fields)
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
       let address, let behind, let driver
     else { return nil }
@@ -229,7 +231,8 @@ struct MachineParser {
       value: DeviceDescription(
         model: .copyEngine(engine), address: address, group: group ?? 0,
         subgroup: Int(subgroup ?? 0), acs: acs, iommu: behind, hostDriver: driver,
-        noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port),
+        noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port,
+        virtualFunctions: virtual.total, enabledFunctions: virtual.enabled),
       group: group, node: fields.node)
   }
 

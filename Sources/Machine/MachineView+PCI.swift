@@ -59,8 +59,8 @@ extension MachineView {
     builder.attribute("\(path)/class", "0x\(padded(config.classCode, 6))")
     builder.attribute("\(path)/revision", "0x\(padded(config.revision, 2))")
     builder.attribute("\(path)/modalias", alias)
-    builder.bytes("\(path)/config", function.configuration, mode: 0o644)
-    addResources(path, config: config, sizes: function.barSizes)
+    builder.bytes("\(path)/config", function.hardware ?? function.configuration, mode: 0o644)
+    addResources(path, function)
     addPlacement(path)
     addLink(path, config: config)
     addDriver(path, device)
@@ -68,13 +68,12 @@ extension MachineView {
     builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(device.iommu)")
   }
 
-  private mutating func addResources(
-    _ path: String, config: ConfigurationSpace, sizes: [UInt64]
-  ) {
+  private mutating func addResources(_ path: String, _ function: Function) {
+    let config = ConfigurationSpace(bytes: function.configuration)
     // Six base addresses, the ROM, and six of virtual functions.
     let resources =
-      config.resources(sizes: sizes)
-      + Array(repeating: ConfigurationSpace.Resource(), count: 7)
+      config.resources(sizes: function.barSizes) + [ConfigurationSpace.Resource()]
+      + config.virtualResources(sizes: function.virtualBARSizes)
     let lines = resources.map { resource in
       "0x\(padded(resource.first, 16)) 0x\(padded(resource.last, 16)) "
         + "0x\(padded(resource.flags, 16))"

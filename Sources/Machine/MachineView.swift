@@ -14,10 +14,14 @@ struct MachineView {
     var configuration: [UInt8]
     /// In bytes, by base address register; 0 where there is none.
     var barSizes: [UInt64]
+    /// The same of the virtual functions that it can have, all together.
+    var virtualBARSizes: [UInt64]
+    /// What a virtual function's own configuration space is; nil where it is `configuration`.
+    var hardware: [UInt8]?
   }
 
   let machine: MachineDescription
-  let functions: [RequesterID: Function]
+  var functions: [RequesterID: Function]
   /// GET_HW_INFO's data, by IOMMU name.
   let hardware: [String: HardwareInformation]
   /// Of the device nodes, by path.
@@ -97,19 +101,21 @@ struct MachineView {
 
   private mutating func addGroups() {
     builder.directory("/sys/kernel/iommu_groups", exclusive: true)
+    for group in machine.groups { addGroup(group) }
+  }
+
+  mutating func addGroup(_ group: GroupDescription) {
     let regions = machine.reservedRegions.map { region in
       "0x\(padded(region.range.lowerBound, 16)) 0x\(padded(region.range.upperBound, 16)) "
         + region.kind.rawValue
     }
-    for group in machine.groups {
-      let path = "/sys/kernel/iommu_groups/\(group.number)"
-      builder.directory("\(path)/devices")
-      for address in group.bridges + group.devices {
-        builder.link("\(path)/devices/\(address)", to: self.path(of: address))
-      }
-      builder.attribute("\(path)/reserved_regions", regions.joined(separator: "\n"))
-      builder.attribute("\(path)/type", "DMA", mode: 0o644)
+    let path = "/sys/kernel/iommu_groups/\(group.number)"
+    builder.directory("\(path)/devices")
+    for address in group.bridges + group.devices {
+      builder.link("\(path)/devices/\(address)", to: self.path(of: address))
     }
+    builder.attribute("\(path)/reserved_regions", regions.joined(separator: "\n"))
+    builder.attribute("\(path)/type", "DMA", mode: 0o644)
   }
 
   // MARK: Nodes
@@ -119,21 +125,27 @@ struct MachineView {
     builder.directory("/sys/class/vfio", exclusive: true)
     builder.directory("/sys/devices/virtual/vfio", exclusive: true)
     for (index, device) in machine.offeredDevices.enumerated() {
-      let parent = path(of: device.address)
-      let path = "\(parent)/vfio-dev/vfio\(index)"
-      let node = "vfio/devices/vfio\(index)"
-      guard let number = numbers["/dev/\(node)"] else { continue }
-      builder.node(path, subsystem: "/sys/class/vfio-dev", number: number, name: node)
-      builder.link("\(path)/device", to: parent)
-      builder.link("/sys/class/vfio-dev/vfio\(index)", to: path)
+      addNode(of: device, index: UInt32(index))
     }
-    for group in machine.offeredGroups {
-      let path = "/sys/devices/virtual/vfio/\(group.number)"
-      let node = "vfio/\(group.number)"
-      guard let number = numbers["/dev/\(node)"] else { continue }
-      builder.node(path, subsystem: "/sys/class/vfio", number: number, name: node)
-      builder.link("/sys/class/vfio/\(group.number)", to: path)
-    }
+    for group in machine.offeredGroups { addNode(of: group) }
+  }
+
+  mutating func addNode(of device: DeviceDescription, index: UInt32) {
+    let parent = path(of: device.address)
+    let path = "\(parent)/vfio-dev/vfio\(index)"
+    let node = "vfio/devices/vfio\(index)"
+    guard let number = numbers["/dev/\(node)"] else { return }
+    builder.node(path, subsystem: "/sys/class/vfio-dev", number: number, name: node)
+    builder.link("\(path)/device", to: parent)
+    builder.link("/sys/class/vfio-dev/vfio\(index)", to: path)
+  }
+
+  mutating func addNode(of group: GroupDescription) {
+    let path = "/sys/devices/virtual/vfio/\(group.number)"
+    let node = "vfio/\(group.number)"
+    guard let number = numbers["/dev/\(node)"] else { return }
+    builder.node(path, subsystem: "/sys/class/vfio", number: number, name: node)
+    builder.link("/sys/class/vfio/\(group.number)", to: path)
   }
 
   private mutating func addMiscellaneous(_ name: String, node: String) {
@@ -157,7 +169,13 @@ struct MachineView {
           ("dma_entry_limit", "65535"),
         ]
       ),
-      ("vfio_pci", [("disable_idle_d3", "N"), ("disable_vga", "N"), ("nointxmask", "N")]),
+      (
+        "vfio_pci",
+        [
+          ("disable_idle_d3", "N"), ("disable_vga", "N"), ("enable_sriov", "Y"),
+          ("nointxmask", "N"),
+        ]
+      ),
       ("vfio_pci_core", []),
     ]
     for module in modules {

@@ -23,6 +23,13 @@ struct SysfsBuilder {
     bytes(path, Array((value + "\n").utf8), mode: mode)
   }
 
+  /// An attribute that is asked and told.
+  mutating func attribute(_ path: String, _ attribute: any Attribute) {
+    guard seen.insert(path).inserted else { return }
+    addParent(of: path)
+    view.entries.append(View.Entry(path, .attribute(attribute)))
+  }
+
   mutating func bytes(_ path: String, _ contents: [UInt8], mode: UInt16 = 0o444) {
     guard seen.insert(path).inserted else { return }
     addParent(of: path)

@@ -36,7 +36,7 @@ extension DeviceSession {
       return state.sortedFunctions.map { function in
         ResetNeighbour(
           address: function.address, group: function.device.group.id,
-          holding: state.device(of: function)?.holding(by: context) ?? .foreign)
+          holding: resettable(function, in: state)?.holding(by: context) ?? .foreign)
       }
     }
   }
@@ -58,12 +58,13 @@ extension DeviceSession {
     let bus = try resettableBus()
     try bus.state.withLock { (state) throws(IOMMUError) in
       let functions = state.sortedFunctions
-      let devices = functions.map { (function: $0, device: state.device(of: $0)) }
+      let devices = functions.map { (function: $0, device: resettable($0, in: state)) }
       if let stray = devices.first(where: { $0.device == nil }) {
         throw IOMMUError(
           .invalidArgument,
-          "\(stray.function.name) would be reset too, and vfio-pci has not got it; bind it to "
-            + "vfio-pci first")
+          "\(stray.function.name) would be reset too, and "
+            + (stray.function.isVirtual || device.function.isVirtual
+              ? "virtual functions rule that out" : "vfio-pci has not got it"))
       }
       let context = device.boundContext
       for device in devices.compactMap(\.device) {
@@ -84,6 +85,13 @@ extension DeviceSession {
       }
       for function in functions { function.reset() }
     }
+  }
+
+  /// The device of a function that is reset together with this one; nil where none is VFIO's. A
+  /// virtual function is with none but itself.
+  private func resettable(_ function: PCIFunction, in state: PCIBus.State) -> VFIODevice? {
+    if function === device.function { return device }
+    return device.function.isVirtual ? nil : state.device(of: function)
   }
 
   /// The bus that a hot reset of the device resets.

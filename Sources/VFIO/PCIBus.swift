@@ -37,7 +37,16 @@ public final class PCIBus: Sendable {
     }
   }
 
+  /// Takes a function out that is gone.
+  public func remove(_ function: PCIFunction) {
+    state.withLock { state in
+      state.functions.removeAll { $0.function == nil || $0.function === function }
+    }
+  }
+
+  /// A virtual function is in a set of its own: none is reset by the way of a bus.
   func add(_ device: VFIODevice) {
+    guard !device.function.isVirtual else { return }
     state.withLock { state in
       state.devices.removeAll { $0.device == nil }
       state.devices.append(DeviceReference(device: device))

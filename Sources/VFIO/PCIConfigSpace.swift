@@ -26,6 +26,8 @@ public final class PCIConfigSpace: Sendable {
     var bytes = [UInt8](repeating: 0, count: PCIConfigSpace.size)
     var writable = [UInt8](repeating: 0, count: PCIConfigSpace.size)
     var clearedByOne = [UInt8](repeating: 0, count: PCIConfigSpace.size)
+    /// Virtual functions that there are.
+    var enabledVFs: UInt16 = 0
   }
 
   /// Where a capability starts; 0 where there is none.
@@ -39,13 +41,14 @@ public final class PCIConfigSpace: Sendable {
   ///   - interruptPin: 1 to 4 for INTA to INTD, 0 for none.
   public init(
     identity: PCIIdentity, bars: [BAR], barAddresses: [UInt64], msix: MSIXLayout? = nil,
-    interruptPin: UInt8 = 0, registers: [ConfigRegister] = []
+    interruptPin: UInt8 = 0, registers: [ConfigRegister] = [], sriov: SRIOVLayout? = nil
   ) {
     var storage = Storage()
     storage.writeHeader(identity, interruptPin: interruptPin)
     for (bar, address) in zip(bars, barAddresses) { storage.write(bar, at: address) }
     layout = storage.writeCapabilities(msix: msix)
     for register in registers { storage.write(register) }
+    if let sriov { storage.writeSRIOV(sriov) }
     initial = storage
     deviceRegisters = registers
     state = RankedMutex(.configurationSpace, storage)
@@ -94,6 +97,8 @@ public final class PCIConfigSpace: Sendable {
     state.withLock { $0.bytes[layout.power + PowerManagement.control] & 3 == 3 }
   }
 
+  func change(_ body: (inout Storage) -> Void) { state.withLock { body(&$0) } }
+
   /// All bytes as they are now.
   public var contents: [UInt8] { state.withLock { $0.bytes } }
 
@@ -120,7 +125,12 @@ public final class PCIConfigSpace: Sendable {
   /// memory decoding on, and nothing else.
   func resetAll(memoryEnabled: Bool) {
     state.withLock { state in
+      let virtual = state.enabledVFs
       state = initial
+      if virtual > 0 {
+        state.enabledVFs = virtual
+        state.setEnabledVFs(virtual)
+      }
       if memoryEnabled { state.bytes[Header.command] |= UInt8(Command.memory) }
     }
   }

@@ -20,6 +20,11 @@ public final class PCIFunction: Sendable {
   public let barAddresses: [UInt64]
   /// The bus that it is on; nil on a root bus.
   public let bus: PCIBus?
+  /// What it is as a physical function; nil where it is none.
+  public let sriov: SRIOVLayout?
+  /// Whether it is a virtual function: it decodes memory as long as it is there.
+  public let isVirtual: Bool
+  let virtuals = Guarded<[PCIFunction]>([])
   private let gate = MasterGate()
   /// What is behind the memory BARs, by number, while the function has a user.
   private let memories = Guarded<[Int: any DeviceMemory]>([:])
@@ -31,19 +36,26 @@ public final class PCIFunction: Sendable {
   ///   - barAddresses: Multiples of the BARs' sizes, in the order of the model's `bars`; laid
   ///     out from `0xC000_0000` up where nil.
   ///   - bus: What it is on; nil for a root bus.
+  ///   - sriov: What it can make of itself.
+  ///   - isVirtual: Whether it is made so. Its BARs read as 0 then until its user writes them.
   public init(
     device: any BindableDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
-    barAddresses: [UInt64]? = nil, bus: PCIBus? = nil
+    barAddresses: [UInt64]? = nil, bus: PCIBus? = nil, sriov: SRIOVLayout? = nil,
+    isVirtual: Bool = false
   ) {
     self.device = device
     self.bus = bus
+    self.sriov = sriov
+    self.isVirtual = isVirtual
     self.model = model
     bars = model.bars
     let addresses = barAddresses ?? Self.layOut(model.bars)
     self.barAddresses = addresses
     config = PCIConfigSpace(
-      identity: model.identity, bars: bars, barAddresses: addresses, msix: model.msix,
-      interruptPin: model.interruptPin, registers: model.configRegisters)
+      identity: model.identity, bars: bars,
+      barAddresses: isVirtual ? bars.map { _ in 0 } : addresses, msix: model.msix,
+      interruptPin: isVirtual ? 0 : model.interruptPin, registers: model.configRegisters,
+      sriov: sriov)
     interrupts = InterruptVectors(
       msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
       upstream: upstream, gate: gate)
@@ -90,6 +102,12 @@ public final class PCIFunction: Sendable {
       self.memories.withLock { $0 = memories }
       followMemory()
     }
+    resetVirtualFunctions()
+  }
+
+  /// A reset of a physical function is one of what it made of itself, too.
+  private func resetVirtualFunctions() {
+    for function in virtualFunctions { function.reset() }
   }
 
   /// Takes the function from its user. When it returns, it does no DMA, raises no interrupt
@@ -104,6 +122,7 @@ public final class PCIFunction: Sendable {
       for memory in memories.withLock({ Array($0.values) }) { memory.clear() }
       memories.withLock { $0 = [:] }
     }
+    resetVirtualFunctions()
   }
 
   /// A function-level reset on behalf of the user. What is in the header and the capabilities
@@ -119,6 +138,7 @@ public final class PCIFunction: Sendable {
       for memory in memories.withLock({ Array($0.values) }) { memory.clear() }
       followControl()
     }
+    resetVirtualFunctions()
   }
 
   /// The device is taken out of the machine: its threads end.
@@ -152,6 +172,6 @@ public final class PCIFunction: Sendable {
 
   /// Whether the BARs answer: memory decoding is on and the function has power.
   var isMemoryEnabled: Bool {
-    config.command & Command.memory != 0 && !config.isPoweredDown
+    (isVirtual || config.command & Command.memory != 0) && !config.isPoweredDown
   }
 }

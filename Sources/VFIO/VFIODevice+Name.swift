@@ -46,17 +46,6 @@ extension VFIODevice {
 
   private static let space = UInt8(ascii: " ")
   private static let option = "vf_token="
-
-  /// Whether a user who presents this token, or none, may open the device.
-  /// - Throws: `EINVAL` for a token where none is used: the function is no virtual one and has
-  ///   none.
-  func checkToken(_ token: VFToken?) throws(IOMMUError) {
-    guard token == nil else {
-      throw IOMMUError(
-        .invalidArgument,
-        "\(function.name) is no virtual function and has none: it takes no vf_token")
-    }
-  }
 }
 
 /// A secret that the users of a physical function and of its virtual ones share: a UUID.

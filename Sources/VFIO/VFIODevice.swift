@@ -24,6 +24,8 @@ public final class VFIODevice: Sendable {
     /// Sessions that give access: one at the most by the device's node, any number through the
     /// group.
     var openCount = 0
+    /// Whether it is taken out of the machine.
+    var isGone = false
   }
 
   /// Held over bind, attach, detach, open through the group and close, as Linux holds its
@@ -31,10 +33,20 @@ public final class VFIODevice: Sendable {
   /// layer.
   let state = RankedMutex(.vfioDevice, State())
 
-  public init(index: UInt32, function: PCIFunction, group: VFIOGroup) {
+  /// Of a virtual function, the physical one where that is VFIO's too; nil of all others.
+  public let physicalFunction: VFIODevice?
+  /// Of a physical function, who may use its virtual ones.
+  let tokens: TokenKeeper?
+
+  /// - Parameter physicalFunction: As the property.
+  public init(
+    index: UInt32, function: PCIFunction, group: VFIOGroup, physicalFunction: VFIODevice? = nil
+  ) {
     self.index = index
     self.function = function
     self.group = group
+    self.physicalFunction = physicalFunction
+    tokens = function.sriov == nil ? nil : TokenKeeper()
     function.bus?.add(self)
     group.add(self)
   }
@@ -46,6 +58,32 @@ public final class VFIODevice: Sendable {
   /// `DeviceSession.openThroughGroup`.
   public func makeGroupSession() -> DeviceSession {
     DeviceSession(device: self, isThroughGroup: true)
+  }
+
+  // MARK: Coming and going
+
+  /// Takes the device from users, as it is about to go: it is opened no more.
+  ///
+  /// Linux: `vfio_unregister_group_dev`, which waits for the user.
+  /// - Throws: `EBUSY` while a user has it.
+  package func unregister() throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      guard state.openCount == 0 else {
+        throw IOMMUError(
+          .resourceBusy, "\(function.name) is in use; its user has to close it first")
+      }
+      state.isGone = true
+    }
+  }
+
+  /// It stays after all.
+  package func register() { state.withLock { $0.isGone = false } }
+
+  /// - Throws: `ENODEV` where it is taken out of the machine.
+  func checkPresence(_ state: borrowing State) throws(IOMMUError) {
+    guard !state.isGone else {
+      throw IOMMUError(.noSuchDevice, "\(function.name) was taken out of the machine")
+    }
   }
 
   /// Whether a user has access.
@@ -110,13 +148,17 @@ public final class DeviceSession: Sendable {
   /// Linux: `VFIO_DEVICE_BIND_IOMMUFD`. MODEL C1, C2.
   /// - Parameters:
   ///   - cookie: The user's own name for the device; Linux has none.
+  ///   - token: Reads the VF token that the user presents; nil is none.
   ///   - findContext: Looks the context up. Called after the checks that come before it on
   ///     Linux, with the device's lock held, as there.
   ///   - publish: Tells the user the device's id; where it throws, the bind is undone.
   /// - Throws: `EBUSY` where the group is open by its own node; `EINVAL` where this file or
-  ///   another one is bound; what the context's bind throws.
+  ///   another one is bound; `ENODEV` where the device is gone; `EACCES` and `EINVAL` for its VF
+  ///   token; what the context's bind throws.
   public func bind(
-    cookie: UInt64? = nil, findContext: () throws(IOMMUError) -> Context,
+    cookie: UInt64? = nil,
+    token: () throws(IOMMUError) -> VFToken? = { () throws(IOMMUError) in nil },
+    findContext: () throws(IOMMUError) -> Context,
     publish: (ObjectID) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
     guard !isThroughGroup else {
@@ -129,15 +171,17 @@ public final class DeviceSession: Sendable {
     do throws(IOMMUError) {
       try device.lockedWithBus { (state) throws(IOMMUError) in
         guard !hasAccess else { throw alreadyBound("this file has") }
+        try device.checkPresence(state)
+        try device.checkToken(token())
         let context = try findContext()
         guard state.openCount == 0 else { throw alreadyBound("another file of it has") }
         let memories = try makeMemories()
         let binding = try context.register(device.function.device, cookie: cookie)
-        device.function.enable(memories: memories)
+        device.enable(memories: memories)
         do throws(IOMMUError) {
           try publish(binding.id)
         } catch {
-          device.function.disable()
+          device.disable()
           throw error
         }
         state.binding = consume binding
@@ -229,7 +273,7 @@ public final class DeviceSession: Sendable {
       return
     }
     device.lockedWithBus { state in
-      device.function.disable()
+      device.disable()
       state.binding = nil
       state.openCount = 0
     }

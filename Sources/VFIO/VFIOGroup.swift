@@ -222,12 +222,13 @@ public final class VFIOGroup: Sendable {
       guard state.mapper.isThere else { throw noContainer() }
       guard !session.hasAccess else { return }
       try session.device.lockedWithBus { (opens) throws(IOMMUError) in
+        try session.device.checkPresence(opens)
         if opens.openCount == 0 {
           switch state.mapper {
           case .none: break
           case .container(let container):
             try container.requireModel()
-            session.device.function.enable(memories: try session.makeMemories())
+            session.device.enable(memories: try session.makeMemories())
             state.containerUsers += 1
           case .context(let hold):
             opens.binding = try open(session, in: hold.context)
@@ -243,14 +244,14 @@ public final class VFIOGroup: Sendable {
   private func open(
     _ session: DeviceSession, in context: Context
   ) throws(IOMMUError) -> Binding {
-    let function = session.device.function
+    let device = session.device
     let memories = try session.makeMemories()
-    let binding = try context.register(function.device)
-    function.enable(memories: memories)
+    let binding = try context.register(device.function.device)
+    device.enable(memories: memories)
     do throws(IOMMUError) {
       try binding.group.attach(to: context.compatibilityIOAS())
     } catch {
-      function.disable()
+      device.disable()
       throw error
     }
     return binding
@@ -263,7 +264,7 @@ public final class VFIOGroup: Sendable {
       device.lockedWithBus { opens in
         opens.openCount -= 1
         guard opens.openCount == 0 else { return }
-        device.function.disable()
+        device.disable()
         if opens.binding != nil {
           opens.binding = nil
         } else {

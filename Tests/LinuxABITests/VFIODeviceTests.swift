@@ -50,7 +50,7 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
   @Test("C1: BIND checks size, flags, then the descriptor: EINVAL, EBADF, EBADFD")
   func bindErrors() {
     #expect(bind(rig.file, fd: rig.iommufd, argsz: 15).result == -EINVAL)
-    #expect(bind(rig.file, fd: rig.iommufd, flags: 1).result == -EINVAL)
+    #expect(bind(rig.file, fd: rig.iommufd, flags: 2).result == -EINVAL)
     #expect(bind(rig.file, fd: -1).result == -EINVAL)
     #expect(bind(rig.file, fd: 999).result == -EBADF)
     #expect(bind(rig.file, fd: rig.devicefd).result == -EBADFD)
@@ -317,8 +317,11 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
       VFIO_DEVICE_FEATURE, VFIO_DEVICE_BIND_IOMMUFD, VFIO_DEVICE_ATTACH_IOMMUFD_PT,
       VFIO_DEVICE_DETACH_IOMMUFD_PT,
     ]
+    // BIND_IOMMUFD looks at the size first, as the commands of /dev/iommu: a good one here.
+    let end = rig.caller.arena.byteCount - 4
+    rig.caller.put(UInt32(16), at: end)
     for command in commands {
-      for address in [0, 0xFFE, rig.caller.arena.byteCount - 4, .max, .max - 3] as [UInt64] {
+      for address in [0, 0xFFE, end, .max, .max - 3] as [UInt64] {
         #expect(rig.caller.ioctl(rig.file, command, at: address) == -EFAULT, "\(command)")
       }
     }

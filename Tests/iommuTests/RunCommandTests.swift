@@ -89,6 +89,38 @@ import Testing
     #expect(run.errors.contains("map it through a type1 container"))
   }
 
+  @Test("J1: type1 maps the address of a memory BAR, and another device's DMA goes there")
+  func peerToPeer() throws {
+    let machine = """
+      iommus: [{name: dmar0, kind: intel}]
+      devices:
+        - {model: copy-engine, address: e0:04.0, group: 0, local-memory: 64KiB}
+        - {model: copy-engine, address: e0:06.0, group: 1}
+      """
+    let run = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("peer-to-peer").path, "0000:e0:04.0",
+      "0000:e0:06.0", input: machine)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+  }
+
+  @Test("J1: virtual functions come by a write to sriov_numvfs, and are opened with a token")
+  func virtualFunctions() throws {
+    let machine = """
+      iommus: [{name: dmar0, kind: intel}]
+      devices:
+        - model: copy-engine
+          address: e1:00.0
+          group: 0
+          root-port: e0:05.0
+          virtual-functions: 2
+      """
+    let run = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("virtual-functions").path,
+      "0000:e1:00.0", input: machine)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("asks for the VF token"))
+  }
+
   @Test("B6: a program's RLIMIT_MEMLOCK bounds what it has pinned; files change hands")
   func lockedMemory() throws {
     let run = try iommu("run", "--explain", "--", built("locked-memory").path)
