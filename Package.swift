@@ -120,7 +120,11 @@ let package = Package(
       path: "Tests/Programs/iommu-stress"),
     .testTarget(name: "StressTests", dependencies: ["Stress"]),
     .testTarget(
-      name: "InterposerTests", dependencies: ["Interposer", "CSyscalls", "LinuxABI", "IOMMU"]),
+      name: "InterposerTests",
+      dependencies: [
+        "Interposer", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU", "PageTables",
+        "memory-holder",
+      ]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(
       name: "interposer-host",
@@ -131,6 +135,7 @@ let package = Package(
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),
+    example("memory-holder", in: "Tests/Programs"),
     example("device-memory", in: "Tests/Programs"),
     example("peer-to-peer", in: "Tests/Programs"),
     example("virtual-functions", in: "Tests/Programs"),
