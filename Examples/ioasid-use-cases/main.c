@@ -130,7 +130,7 @@ int main(int count, char **arguments) {
     fputs("Usage: ioasid-use-cases [BDF [BDF]]\n"
           "\n"
           "Walks through the use cases of the /dev/ioasid proposal with two copy engines, which\n"
-          "are in different IOMMU groups (default: 0000:e0:04.0 and 0000:e0:05.0).\n"
+          "are in different IOMMU groups (default: 0000:e0:04.0 and 0000:e1:00.0).\n"
           "\n"
           "Example:\n"
           "  iommu run -- ioasid-use-cases\n"

@@ -172,6 +172,43 @@ import VFIO
     #expect(copy(from: 0x11_0000, to: 0x80_1000) != 0)
   }
 
+  @Test("C4: memory is taken, given and cleared while DMA, reads and writes go on")
+  func concurrency() async throws {
+    try rig.connect()
+    #expect(rig.map(0x10_0000, to: 0x10_0000, length: 0x10_0000) == 0)
+    try mapMemory(at: 0x80_0000)
+    // A ring of copies into the BAR and out of it; some fail while it is taken.
+    for index in UInt64(0)..<16 {
+      let toBAR = index % 2 == 0
+      rig.descriptor(
+        at: 0x10_0000 + index * 64, size: 4096,
+        source: toBAR ? 0x11_0000 : 0x80_0000, destination: toBAR ? 0x80_1000 : 0x12_0000,
+        next: 0x10_0000 + (index + 1) % 16 * 64)
+    }
+    let memory = try memory
+    let toggling = Task.detached {
+      for round in 0..<200 {
+        memory.take()
+        if round % 3 == 0 { memory.clear() }
+        memory.give()
+        await Task.yield()
+      }
+    }
+    for round in UInt64(0)..<50 {
+      rig.start(0x10_0000, count: 16)
+      var value = round
+      let isRead = withUnsafeMutableBytes(of: &value) { memory.read(at: 0x2000, into: $0) }
+      #expect(!isRead || value == 0, "nobody writes there")
+      rig.wait()
+      #expect(rig.errors & ~0x300 == 0, "data errors only")
+    }
+    await toggling.value
+    rig.start(0x10_0000, count: 16)
+    rig.wait()
+    #expect(rig.errors == 0)
+    #expect(rig.pread(Self.bar2 + 0x1000) == rig.caller.get(UInt64.self, at: 0x11_0000))
+  }
+
   @Test("J1: memory that does not decode cannot be mapped for DMA, nor beyond its end: EFAULT")
   func peerToPeerErrors() throws {
     try rig.connect()
