@@ -24,6 +24,7 @@ final class AddressSpace: Sendable {
   /// Where it is nested in software; nil for a space that maps memory itself.
   let link: ParentLink?
 
+  /// Small: a lock that is taken copies it.
   struct State: Sendable {
     var areas = AreaMap()
     var reserved: [Reserved] = []
@@ -34,17 +35,17 @@ final class AddressSpace: Sendable {
     /// Every mapping's IOVA, length and offset in its page are multiples of this, in bytes.
     var alignment: UInt64 = 1
     var largePages = true
+    /// What maps and unmaps have to heed; for most spaces nothing.
+    var specials: Specials = []
+    /// A slot is being moved to where it partly is, and stays pinned meanwhile.
+    var holdsMovedSlot = false
     /// What accessors have pinned, and how many of them may pin.
     var accessPins: [AccessPin.Key: AccessPin] = [:]
     var pinningAccessors = 0
     /// How many of the pins keep what is under them mapped.
     var lockedPins = 0
-    /// What maps and unmaps have to heed; for most spaces nothing.
-    var specials: Specials = []
     /// Of a space that follows: which VM.
     var followed: FollowedMachine?
-    /// A slot is being moved to where it partly is, and stays pinned meanwhile.
-    var holdsMovedSlot = false
     /// The spaces that are nested on this one.
     var children: [AddressSpace] = []
     /// Of a nested space, what the user has mapped.

@@ -30,31 +30,33 @@ struct NestedMapping: Equatable, Sendable {
 /// All mappings of one nested address space. No two share a byte of the child; many may share
 /// the parent's. A value; guarded by its space.
 struct NestedMappings: Sendable {
-  private var byIOVA = IntervalIndex(side: .child)
-  private var byParent = IntervalIndex(side: .parent)
+  /// By the child's IOVA and by the parent's; none before the first mapping. An array, so that a
+  /// space that does not nest pays one word for it.
+  private var indices: [IntervalIndex] = []
 
   mutating func insert(_ mapping: NestedMapping) {
-    byIOVA.insert(mapping)
-    byParent.insert(mapping)
+    if indices.isEmpty {
+      indices = [IntervalIndex(side: .child), IntervalIndex(side: .parent)]
+    }
+    for index in indices.indices { indices[index].insert(mapping) }
   }
 
   mutating func remove(_ mapping: NestedMapping) {
-    byIOVA.remove(mapping)
-    byParent.remove(mapping)
+    for index in indices.indices { indices[index].remove(mapping) }
   }
 
   /// The mappings that share a byte with a range of the child's IOVA, in its order.
   func overlapping(_ range: ClosedRange<UInt64>) -> [NestedMapping] {
-    byIOVA.overlapping(range)
+    indices.first?.overlapping(range) ?? []
   }
 
   /// The mappings that refer to a byte of a range of the parent's IOVA.
   func referring(to range: ClosedRange<UInt64>) -> [NestedMapping] {
-    byParent.overlapping(range)
+    indices.last?.overlapping(range) ?? []
   }
 
   /// All of them, in order of the child's IOVA.
-  var all: [NestedMapping] { byIOVA.overlapping(0...UInt64.max) }
+  var all: [NestedMapping] { overlapping(0...UInt64.max) }
 }
 
 /// Mappings in the order of one side's addresses, cut into chunks that know how far they reach.

@@ -27,9 +27,15 @@ private let page: UInt64 = 4096
     _ location: SourceLocation = #_sourceLocation
   ) {
     let sums = [owner.process.pinned, owner.user, owner.process.locked].map(\.byteCount)
-    let wanted = [
-      count * page, mode == .user ? count * page : 0, mode == .process ? count * page : 0,
-    ]
+    // A container counts locked pages only.
+    let counted: [Bool] =
+      switch mode {
+      case .none: [true, false, false]
+      case .user: [true, true, false]
+      case .process: [true, false, true]
+      case .container, .unlimitedContainer: [false, false, true]
+      }
+    let wanted = counted.map { $0 ? count * page : 0 }
     #expect(sums == wanted, comment, sourceLocation: location)
   }
 
