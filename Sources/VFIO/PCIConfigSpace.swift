@@ -79,8 +79,9 @@ public final class PCIConfigSpace: Sendable {
       }
       let power = layout.power + PowerManagement.control
       if offset == power, let byte = data.first {
-        // D1 and D2 are not offered; asking for them changes nothing, as on Linux.
-        if byte & 3 == 0 || byte & 3 == 3 {
+        // D1 and D2 are not offered; asking for them changes nothing, as on Linux; nor does asking
+        // for D3hot while there are virtual functions.
+        if byte & 3 == 0 || byte & 3 == 3 && state.enabledVFs == 0 {
           state.bytes[power] = state.bytes[power] & ~3 | byte & 3
           effects.insert(.control)
         }

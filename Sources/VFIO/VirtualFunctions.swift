@@ -95,10 +95,12 @@ extension PCIConfigSpace.Storage {
 
 extension PCIConfigSpace {
   /// Says how many virtual functions there are. Resets keep it: Linux puts it back after each.
+  /// With some of them the function has power.
   func setEnabledVFs(_ count: UInt16) {
     change { state in
       state.enabledVFs = count
       state.setEnabledVFs(count)
+      if count > 0 { state.bytes[layout.power + PowerManagement.control] &= ~3 }
     }
   }
 
@@ -123,5 +125,6 @@ extension PCIFunction {
   public func setVirtualFunctions(_ functions: [PCIFunction]) {
     virtuals.withLock { $0 = functions }
     config.setEnabledVFs(UInt16(clamping: functions.count))
+    carryOut(.control)
   }
 }

@@ -214,6 +214,24 @@ private let home = "/sys/bus/pci/devices/0000:e1:00.0"
     #expect(function.config.value(at: 0x48) == 0)
   }
 
+  @Test("J1: a physical function has power as long as there are virtual ones")
+  func power() throws {
+    let machine = try makeMachine()
+    let function = machine.functions[0]
+    func setPower(_ state: UInt8) throws {
+      _ = try [state].withUnsafeBytes { try function.write(.config, at: 0xE4, from: $0) }
+    }
+    try setPower(3)
+    #expect(function.config.value(at: 0xE4) & 3 == 3)
+    #expect(try write("1", to: machine) == nil)
+    #expect(function.config.value(at: 0xE4) & 3 == 0)
+    try setPower(3)
+    #expect(function.config.value(at: 0xE4) & 3 == 0)
+    #expect(try write("0", to: machine) == nil)
+    try setPower(3)
+    #expect(function.config.value(at: 0xE4) & 3 == 3)
+  }
+
   @Test("J1: virtual functions are on the bus of a hot reset, and rule it out")
   func hotReset() throws {
     let machine = try makeMachine()
