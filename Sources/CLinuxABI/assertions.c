@@ -7,6 +7,7 @@
 #include "ioasid_abi.h"
 #include "iommufd_abi.h"
 #include "iommufd_selftest_abi.h"
+#include "kvm_abi.h"
 #include "vfio_abi.h"
 
 #define SIZE(structure, bytes) \
@@ -559,3 +560,30 @@ FIELD(vfio_device_attach_ioasid, flags, 4, 4);
 FIELD(vfio_device_attach_ioasid, iommu_fd, 8, 4);
 FIELD(vfio_device_attach_ioasid, ioasid, 12, 4);
 FIELD(vfio_device_attach_ioasid, vpasid, 16, 4);
+// KVM, of Linux 6.12; kvm_pasid is ours, and so is the last capability of VFIO.
+SIZE(kvm_userspace_memory_region, 32);
+FIELD(kvm_userspace_memory_region, slot, 0, 4);
+FIELD(kvm_userspace_memory_region, flags, 4, 4);
+FIELD(kvm_userspace_memory_region, guest_phys_addr, 8, 8);
+FIELD(kvm_userspace_memory_region, memory_size, 16, 8);
+FIELD(kvm_userspace_memory_region, userspace_addr, 24, 8);
+SIZE(kvm_enable_cap, 104);
+FIELD(kvm_enable_cap, cap, 0, 4);
+FIELD(kvm_enable_cap, flags, 4, 4);
+FIELD(kvm_enable_cap, args, 8, 32);
+SIZE(kvm_create_device, 12);
+FIELD(kvm_create_device, type, 0, 4);
+FIELD(kvm_create_device, fd, 4, 4);
+FIELD(kvm_create_device, flags, 8, 4);
+SIZE(kvm_device_attr, 24);
+FIELD(kvm_device_attr, flags, 0, 4);
+FIELD(kvm_device_attr, group, 4, 4);
+FIELD(kvm_device_attr, attr, 8, 8);
+FIELD(kvm_device_attr, addr, 16, 8);
+SIZE(kvm_pasid, 20);
+FIELD(kvm_pasid, iommu_fd, 8, 4);
+FIELD(kvm_pasid, ioasid, 12, 4);
+FIELD(kvm_pasid, vpasid, 16, 4);
+SIZE(vfio_device_info_cap_pasid, 16);
+FIELD(vfio_device_info_cap_pasid, flags, 8, 4);
+FIELD(vfio_device_info_cap_pasid, pasid_bits, 12, 4);

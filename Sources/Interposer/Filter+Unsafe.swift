@@ -40,7 +40,17 @@ struct Filter {
   static let longestCommand: UInt32 = 128
 
   /// What the supervisor is told of: call number and any of these conditions (none: always).
-  private static let table: [(number: Int32, when: [Condition])] = [
+  /// - Parameter trapsKVM: Whether VMs are ours.
+  private static func table(
+    trapsKVM: Bool
+  ) -> [(number: Int32, when: [Condition])] {
+    fixed.map { row in
+      guard trapsKVM, row.number == CSYS_NR_ioctl else { return row }
+      return (row.number, row.when + [.ioctlType(argument: 1, 0xAE)])
+    }
+  }
+
+  private static let fixed: [(number: Int32, when: [Condition])] = [
     (CSYS_NR_read, [.descriptor(argument: 0)]),
     (CSYS_NR_write, [.shortOutput, .descriptor(argument: 0)]),
     (CSYS_NR_ioctl, [.ioctlType(argument: 1, 0x3B)]),
@@ -75,7 +85,9 @@ struct Filter {
   private static let notify: UInt32 = 0x7FC0_0000
   private static let noSuchCall: UInt32 = 0x0005_0000 | 38
 
-  init(window: DescriptorWindow) {
+  /// - Parameter trapsKVM: Whether the machine has VMs of its own. Calls on other KVM files go
+  ///   on to the kernel.
+  init(window: DescriptorWindow, trapsKVM: Bool = false) {
     load(offset: 4)
     // A program of another architecture: the supervisor says so and ends it.
     jump(.equal, CSYS_AUDIT_ARCH, ifTrue: 1, ifFalse: 0)
@@ -85,7 +97,7 @@ struct Filter {
       jump(.notBelow, 0x4000_0000, ifTrue: 0, ifFalse: 1)
       finish(Self.noSuchCall)
     #endif
-    for (number, conditions) in Self.table where number >= 0 {
+    for (number, conditions) in Self.table(trapsKVM: trapsKVM) where number >= 0 {
       let block = Self.block(conditions, window)
       jump(.equal, UInt32(number), ifTrue: 0, ifFalse: UInt8(block.count))
       code += block

@@ -24,8 +24,10 @@ enum Program {
       guard let head = System.readExactly(socket, 8), let count = Int(exactly: decode(head)),
         let bytes = System.readExactly(socket, count)
       else { _exit(125) }
-      let roots = try MountView(WireView(bytes), mode: mode).build()
-      let listener = try installFilter()
+      let wire = WireView(bytes)
+      let roots = try MountView(wire, mode: mode).build()
+      let listener = try installFilter(
+        trapsKVM: wire.nodes.contains { $0.path == "/dev/kvm" })
       System.writeAll(socket, [0, 0, 0, 0])
       _ = csys_send_fd(socket, listener)
       close(listener)
@@ -56,11 +58,11 @@ enum Program {
     bytes.enumerated().reduce(0) { $0 | UInt64($1.element) << (8 * UInt64($1.offset)) }
   }
 
-  private static func installFilter() throws(InterposerError) -> Int32 {
+  private static func installFilter(trapsKVM: Bool) throws(InterposerError) -> Int32 {
     guard csys_no_new_privileges() == 0 else {
       throw InterposerError("the kernel has no no_new_privs; Linux 5.19 or later is needed")
     }
-    let (listener, killable) = Filter(window: descriptorWindow()).install()
+    let (listener, killable) = Filter(window: descriptorWindow(), trapsKVM: trapsKVM).install()
     if listener < 0 {
       switch -listener {
       case EBUSY:

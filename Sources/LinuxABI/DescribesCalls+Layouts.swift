@@ -22,9 +22,11 @@ extension HasLayouts {
       return CallFields(
         name: layout.name, fields: argument == 0 ? [] : [("argument", hex(argument))])
     }
-    // What the caller has of it: every structure starts with its own size, and may end its
-    // mapping, so field by field.
-    let size = (try? caller.load(UInt32(0), from: argument, size: 4)) ?? 0
+    // What the caller has of it: every structure but KVM's starts with its own size, and may end
+    // its mapping, so field by field.
+    let size =
+      Self.face == .kvm && layout.command & 0xFF00_0000 != 0
+      ? UInt32(layout.size) : (try? caller.load(UInt32(0), from: argument, size: 4)) ?? 0
     let fields = layout.fields.compactMap { field -> (name: String, value: String)? in
       guard field.offset + field.size <= size else { return nil }
       var value: UInt64
@@ -62,4 +64,16 @@ extension VFIOGroupFile: HasLayouts {
 
 extension VFIOContainerFile: HasLayouts {
   static let face = StructLayout.Face.vfioContainer
+}
+
+extension VirtualMachineSystemFile: HasLayouts {
+  static let face = StructLayout.Face.kvm
+}
+
+extension VirtualMachineFile: HasLayouts {
+  static let face = StructLayout.Face.kvm
+}
+
+extension VirtualMachineVFIOFile: HasLayouts {
+  static let face = StructLayout.Face.kvm
 }

@@ -56,7 +56,7 @@ public struct StructLayout: Sendable {
 
   /// Which file a command goes to: VFIO uses some numbers for a device and for a container.
   public enum Face: Sendable {
-    case iommufd, ioasid, vfioDevice, vfioGroup, vfioContainer
+    case iommufd, ioasid, vfioDevice, vfioGroup, vfioContainer, kvm
   }
 
   init(
@@ -78,6 +78,7 @@ public struct StructLayout: Sendable {
     case .vfioDevice: vfioDevice + vfioDeviceIOASID
     case .vfioGroup: vfioGroup
     case .vfioContainer: vfioContainer
+    case .kvm: kvm
     }
   }
 

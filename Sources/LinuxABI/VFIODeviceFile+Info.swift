@@ -15,8 +15,33 @@ extension VFIODeviceFile {
     info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET
     info.num_regions = VFIO_PCI_NUM_REGIONS
     info.num_irqs = VFIO_PCI_NUM_IRQS
-    // As much as the caller has room for; there are no capabilities.
-    try caller.store(info, to: argument, size: Int(info.argsz))
+    let room = min(MemoryLayout<vfio_device_info>.size, Int(info.argsz))
+    if let pasids = pasidCapability {
+      // Where it has no room, it is told how much there is.
+      info.flags |= VFIO_DEVICE_FLAGS_CAPS
+      let size = MemoryLayout<vfio_device_info>.size
+      let whole = size + MemoryLayout<vfio_device_info_cap_pasid>.size
+      if Int(info.argsz) < whole {
+        info.argsz = UInt32(whole)
+      } else {
+        try caller.store(pasids, to: argument &+ UInt64(size))
+        info.cap_offset = UInt32(size)
+      }
+    }
+    // As much as the caller has room for.
+    try caller.store(info, to: argument, size: room)
+  }
+
+  /// What the user may do with PASIDs (MODEL E3). The proposal's capability, at a number of ours.
+  private var pasidCapability: vfio_device_info_cap_pasid? {
+    let device: (any BindableDevice)? = function.device
+    guard let device, device.kind.hasVirtualPASIDs else { return nil }
+    var capability = vfio_device_info_cap_pasid()
+    capability.header.id = UInt16(VFIO_DEVICE_INFO_CAP_PASID)
+    capability.header.version = 1
+    capability.flags = device.kind.flags.rawValue
+    capability.pasid_bits = UInt32(device.physical.capabilities.pasidBits)
+    return capability
   }
 
   func getRegionInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {

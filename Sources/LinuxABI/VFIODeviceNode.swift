@@ -128,6 +128,11 @@ final class VFIODeviceFile: OpenFile {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
     let (region, offset) = try locate(offset)
+    if let portal = function.portal(in: region, at: offset) {
+      // SAFETY: the bytes are copied here, once; the client may change them meanwhile.
+      return try function.submit(
+        unsafe [UInt8](buffer), at: offset, to: portal, from: session.virtualMachine)
+    }
     // SAFETY: as in `read`.
     return try unsafe function.write(region, at: offset, from: buffer)
   }

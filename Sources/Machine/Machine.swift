@@ -61,7 +61,9 @@ public final class Machine: Sendable {
     let container = VFIOContainerNode(system: system)
     threadNodes = context.failures.map { [$0] } ?? []
     let nodes: [any DeviceNode] =
-      [context, IOASIDNode(system: system), container] + parts.deviceNodes + parts.groupNodes
+      [context, IOASIDNode(system: system), container]
+      + (description.virtualMachines ? [VirtualMachineNode()] : [])
+      + parts.deviceNodes + parts.groupNodes
     var view = MachineView(
       machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
       numbers: Dictionary(
@@ -153,7 +155,11 @@ private struct Parts {
     let physical = try system.addDevice(
       name: "\(device.address)", address: device.address, requester: requester, driver: iommu,
       group: group, subgroup: device.subgroup, hostDriver: device.hostDriver.claim,
-      canSkipSnoop: device.noSnoop)
+      canSkipSnoop: device.noSnoop,
+      kind: device.kind(
+        // Behind a bridge that speaks for it there are no PASIDs.
+        pasidBits: requester == device.address
+          ? description.iommu(named: device.iommu)?.usablePASIDBits ?? 0 : 0))
     let model = device.model.make()
     let upstream =
       upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
@@ -246,6 +252,10 @@ extension DeviceDescription.Model {
       CopyEngine(
         configuration: CopyEngine.Configuration(
           version: engine.version, canFill: engine.fill, localMemory: engine.localMemory))
+    case .workQueue(let queue):
+      WorkQueueEngine(
+        configuration: WorkQueueEngine.Configuration(
+          isShared: queue.mode == .shared, depth: queue.depth))
     }
   }
 }

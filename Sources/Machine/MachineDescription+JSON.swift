@@ -15,6 +15,7 @@ extension MachineDescription {
       ("bridges", .array(bridges.map(\.json))),
       ("devices", .array(devices.map(json))),
       ("reserved", .array(reservedRegions.map(json))),
+      ("virtual-machines", .boolean(virtualMachines)),
     ])
     return machine.text(indent: 0) + "\n"
   }
@@ -39,6 +40,12 @@ extension MachineDescription {
       ("iommu", .string(device.iommu)),
       ("host-driver", .string(device.hostDriver.rawValue)),
       ("no-snoop", .boolean(device.noSnoop)),
+      (
+        "pasid-kind",
+        .number(
+          Int(device.kind(pasidBits: iommu(named: device.iommu)?.usablePASIDBits ?? 0).rawValue)
+        )
+      ),
       ("root-port", device.rootPort.map { JSON.string("\($0)") } ?? .null),
       ("virtual-functions", .number(device.virtualFunctions)),
       ("enabled-functions", .number(device.enabledFunctions)),
@@ -50,6 +57,8 @@ extension MachineDescription {
         ("version", .string(hexText(engine.version))), ("fill", .boolean(engine.fill)),
         ("local-memory", .number(Int(clamping: engine.localMemory))),
       ]
+    case .workQueue(let queue):
+      fields += [("mode", .string(queue.mode.rawValue)), ("depth", .number(queue.depth))]
     }
     return .object(fields)
   }

@@ -76,6 +76,11 @@ extension MachineDescription {
         "\(device.enabledFunctions) of \(device.virtualFunctions) virtual functions")
     }
     if let port = device.rootPort { parts.append(style.faint("below port \(port)")) }
+    switch device.pasids {
+    case .delegated?: parts.append(style.faint("PASID table delegated"))
+    case DeviceDescription.PASIDUse.none?: parts.append(style.faint("no PASIDs"))
+    case .registered?, nil: break
+    }
     if device.noSnoop { parts.append(style.faint("can skip snooping")) }
     let requester = requester(of: device)
     if requester != device.address { parts.append("DMA as \(requester)") }
@@ -126,6 +131,8 @@ extension DeviceDescription.Model {
     case .copyEngine(let engine):
       "copy engine \(engine.version >> 4).\(engine.version & 15)\(engine.fill ? ", fill" : "")"
         + (engine.localMemory > 0 ? ", \(sizeText(engine.localMemory)) of memory" : "")
+    case .workQueue(let queue):
+      "work-queue engine, \(queue.mode.rawValue) queue of \(queue.depth)"
     }
   }
 }

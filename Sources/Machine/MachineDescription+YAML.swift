@@ -48,6 +48,11 @@ extension MachineDescription {
         "    kind: \(region.kind.rawValue)",
       ]
     }
+    lines += [
+      "",
+      "# Whether /dev/kvm makes VMs for DMA, which run no guest; otherwise it is the host's.",
+      "virtual-machines: \(virtualMachines)",
+    ]
     return lines.joined(separator: "\n") + "\n"
   }
 
@@ -86,6 +91,7 @@ extension MachineDescription {
       "    host-driver: \(device.hostDriver.rawValue)",
       "    no-snoop: \(device.noSnoop)",
     ]
+    if let pasids = device.pasids { lines.append("    pasids: \(pasids.rawValue)") }
     if let port = device.rootPort { lines.append("    root-port: \(port)") }
     if device.virtualFunctions > 0 {
       lines += [
@@ -99,6 +105,8 @@ extension MachineDescription {
       if engine.localMemory > 0 {
         lines.append("    local-memory: \(sizeText(engine.localMemory))")
       }
+    case .workQueue(let queue):
+      lines += ["    mode: \(queue.mode.rawValue)", "    depth: \(queue.depth)"]
     }
     return lines
   }

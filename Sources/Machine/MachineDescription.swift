@@ -18,11 +18,16 @@ public struct MachineDescription: Hashable, Sendable {
   /// IOVA that no address space of any device may map, beside the MSI window that each
   /// machine has.
   public var reserved: [ReservedRegion]
+  /// Whether `/dev/kvm` is the machine's: VMs for DMA, which run no guest (MODEL B4, E4).
+  /// Otherwise it is the host's.
+  public var virtualMachines: Bool
 
   public init(
     name: String, iommus: [IOMMUDescription], bridges: [BridgeDescription] = [],
-    devices: [DeviceDescription], reserved: [ReservedRegion] = []
+    devices: [DeviceDescription], reserved: [ReservedRegion] = [],
+    virtualMachines: Bool = false
   ) {
+    self.virtualMachines = virtualMachines
     self.name = name
     self.iommus = iommus
     self.bridges = bridges
@@ -142,14 +147,28 @@ public struct DeviceDescription: Hashable, Sendable {
   public var virtualFunctions: Int
   /// How many of them there are from the start.
   public var enabledFunctions: Int
+  /// What its user has of PASIDs; nil where that follows from its IOMMU.
+  public var pasids: PASIDUse?
+
+  /// What a user has of a device's PASIDs (MODEL E2).
+  public enum PASIDUse: String, CaseIterable, Hashable, Sendable {
+    /// None: kind 1.
+    case none
+    /// The whole table: kind 4.
+    case delegated
+    /// Those that it attaches: kind 5, and kind 7 with a shared work queue.
+    case registered
+  }
 
   public enum Model: Hashable, Sendable {
     case copyEngine(CopyEngineDescription)
+    case workQueue(WorkQueueDescription)
 
     /// As the machine file spells it.
     public var name: String {
       switch self {
       case .copyEngine: "copy-engine"
+      case .workQueue: "work-queue"
       }
     }
   }
@@ -169,8 +188,9 @@ public struct DeviceDescription: Hashable, Sendable {
     model: Model, address: RequesterID, group: UInt32, subgroup: Int = 0, acs: Bool = false,
     iommu: String, hostDriver: HostDriver = .vfio, noSnoop: Bool = false,
     rootPort: RequesterID? = nil,
-    virtualFunctions: Int = 0, enabledFunctions: Int = 0
+    virtualFunctions: Int = 0, enabledFunctions: Int = 0, pasids: PASIDUse? = nil
   ) {
+    self.pasids = pasids
     self.model = model
     self.address = address
     self.group = group
@@ -202,6 +222,38 @@ public struct CopyEngineDescription: Hashable, Sendable {
 
   /// The versions that exist.
   public static let versions: [UInt8] = [0x32, 0x33, 0x34]
+}
+
+/// The work-queue engine's parameters.
+public struct WorkQueueDescription: Hashable, Sendable {
+  /// Whether CPUs submit to it with PASIDs of theirs, or registers say for which.
+  public var mode: Mode
+  /// Commands that wait at most, 1 to 64.
+  public var depth: Int
+
+  public enum Mode: String, CaseIterable, Hashable, Sendable {
+    case shared, dedicated
+  }
+
+  public init(mode: Mode = .shared, depth: Int = 16) {
+    self.mode = mode
+    self.depth = depth
+  }
+}
+
+extension DeviceDescription {
+  /// What it is as far as PASIDs go, behind an IOMMU with PASIDs of so many bits (MODEL E2).
+  public func kind(pasidBits: Int) -> DeviceKind {
+    switch pasids ?? (pasidBits > 0 ? .registered : .none) {
+    case .none: return .physicalWithoutPASIDs
+    case .delegated: return .physicalDelegated
+    case .registered:
+      if case .workQueue(let queue) = model, queue.mode == .shared {
+        return .physicalWithWorkQueue
+      }
+      return .physical
+    }
+  }
 }
 
 /// Devices that cannot be isolated from each other.

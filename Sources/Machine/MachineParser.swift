@@ -39,7 +39,7 @@ struct MachineParser {
     guard
       let fields = reader.fields(
         of: root, what: "a machine",
-        known: ["name", "iommus", "bridges", "devices", "reserved"],
+        known: ["name", "iommus", "bridges", "devices", "reserved", "virtual-machines"],
         required: ["iommus", "devices"])
     else {
       try reader.finish()
@@ -54,7 +54,8 @@ struct MachineParser {
     let machine = MachineDescription(
       name: fields["name"].flatMap(title) ?? "machine",
       iommus: iommus, bridges: bridges.map(\.value), devices: devices.map(\.value),
-      reserved: reserved(fields["reserved"]))
+      reserved: reserved(fields["reserved"]),
+      virtualMachines: fields["virtual-machines"].flatMap(reader.flag) ?? false)
     try reader.finish()
     return machine
   }
@@ -198,9 +199,11 @@ struct MachineParser {
   ) -> Placed<DeviceDescription>? {
     let common = [
       "model", "address", "group", "subgroup", "acs", "iommu", "host-driver", "no-snoop",
-      "root-port", "virtual-functions", "enabled-functions",
+      "root-port", "virtual-functions", "enabled-functions", "pasids",
     ]
-    let models = ["copy-engine": ["version", "fill", "local-memory"]]
+    let models = [
+      "copy-engine": ["version", "fill", "local-memory"], "work-queue": ["mode", "depth"],
+    ]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
       model.flatMap { models[$0] } ?? models.values.flatMap { $0 }.sorted()
@@ -215,7 +218,9 @@ struct MachineParser {
         reader.choice(
           $0, "what the host bound to it", of: DeviceDescription.HostDriver.self)
       } ?? .vfio
-    let engine = copyEngine(fields)
+    let parts =
+      model == "work-queue"
+      ? DeviceDescription.Model.workQueue(workQueue(fields)) : .copyEngine(copyEngine(fields))
     let group = group(of: fields)
     let subgroup = fields["subgroup"].flatMap {
       reader.number($0, "a sub-group number", in: 0...0xff)
@@ -227,12 +232,13 @@ struct MachineParser {
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
       let address, let behind, let driver
     else { return nil }
+    let pasids = self.pasids(fields, parts, behind: iommus.first { $0.name == behind })
     return Placed(
       value: DeviceDescription(
-        model: .copyEngine(engine), address: address, group: group ?? 0,
+        model: parts, address: address, group: group ?? 0,
         subgroup: Int(subgroup ?? 0), acs: acs, iommu: behind, hostDriver: driver,
         noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port,
-        virtualFunctions: virtual.total, enabledFunctions: virtual.enabled),
+        virtualFunctions: virtual.total, enabledFunctions: virtual.enabled, pasids: pasids),
       group: group, node: fields.node)
   }
 

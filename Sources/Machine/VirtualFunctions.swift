@@ -122,7 +122,9 @@ public final class VirtualFunctions: Sendable {
       let physical = try parent.system.addDevice(
         name: "\(address)", requester: address, driver: parent.iommu, group: group,
         hostDriver: .safe(DeviceDescription.HostDriver.vfio.rawValue),
-        canSkipSnoop: parent.description.noSnoop)
+        canSkipSnoop: parent.description.noSnoop,
+        kind: parent.description.kind(
+          pasidBits: Int(parent.iommu.capabilities(for: address).pasidBits)))
       let function = PCIFunction(
         device: physical, model: parent.description.model.make(),
         upstream: SoftwareIOMMUBus(iommu: parent.iommu, requester: address),

@@ -26,6 +26,8 @@ public final class DMAPort: @unchecked Sendable {
   /// nil for requests by RID alone.
   public let pasid: PASID?
   let channel = PortChannel()
+  /// For those who share the port: whoever has it is the one thread that may use it.
+  package let turn = RankedMutex(.busPort, ())
   let memory: PhysicalMemory
   let state: UnsafeMutablePointer<PortState>
   /// Where data rests on its way from or to memory that is reached by calls.

@@ -27,8 +27,10 @@ public final class SoftwareIOMMU: IOMMUDriver {
     var pasid: PASID?
   }
 
-  private struct Entry: Sendable {
-    let port: DMAPort
+  fileprivate struct Entry: Sendable {
+    /// Nil until somebody does DMA: most PASIDs that are set are used by none, and a port has a
+    /// buffer.
+    var port: DMAPort?
     /// Keeps the page table alive that the port goes through.
     var context: DMAContext?
   }
@@ -120,31 +122,26 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(name) takes PASIDs of \(configuration.pasidBits) bits, not \(pasid.rawValue)")
     }
     let source = Source(requester: device, pasid: pasid)
-    let new: (any SoftwareDomain)?
-    let portContext: PortContext
-    switch context {
-    case .host: (new, portContext) = (nil, .host)
-    case .blocked: (new, portContext) = (nil, .blocked)
-    case .paging(let domain):
-      let fitting = try fit(domain, to: device)
-      (new, portContext) = (fitting, fitting.portContext)
-    case .shared(let domain):
-      (new, portContext) = (nil, .process(ProcessRoot(try fit(domain, to: device))))
-    case .nested:
+    if case .nested = context {
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
     }
+    if case .paging(let domain) = context { _ = try fit(domain, to: device) }
+    if case .shared(let domain) = context { _ = try fit(domain, to: device) }
     entries.withLock { entries in
-      var entry = entries[source] ?? makeEntry(source)
-      let channel = entry.port.channel
-      // Unmaps in the new table reach the port before it first walks there, and those in the
-      // old one until it has left.
-      new?.attach(channel)
-      channel.post(portContext)
-      channel.wait()
-      if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
-        old.detach(channel)
+      // Taken out, so that whether somebody else has the port can be told.
+      var entry = entries.removeValue(forKey: source) ?? Entry()
+      if let channel = entry.port?.channel {
+        // Unmaps in the new table reach the port before it first walks there, and those in the
+        // old one until it has left.
+        Self.enter(context, channel)
+        channel.wait()
+        if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
+          old.detach(channel)
+        }
       }
+      // A PASID that was detached and that nobody does DMA with is as one that was never set.
+      if pasid != nil, entry.hasTable, case .blocked = context, entry.isUnused { return }
       entry.context = context
       entries[source] = entry
     }
@@ -158,17 +155,29 @@ public final class SoftwareIOMMU: IOMMUDriver {
   public func port(for requester: RequesterID, pasid: PASID? = nil) -> DMAPort {
     let source = Source(requester: requester, pasid: pasid)
     return entries.withLock { entries in
-      if let entry = entries[source] { return entry.port }
-      let entry = makeEntry(source)
-      entries[source] = entry
-      return entry.port
+      if let port = entries[source]?.port { return port }
+      let port = DMAPort(
+        source: source, memory: memory, interrupts: interrupts, faults: faults)
+      let context = entries[source]?.context
+      if let context { Self.enter(context, port.channel) }
+      entries[source] = Entry(port: port, context: context)
+      return port
     }
   }
 
-  private func makeEntry(_ source: Source) -> Entry {
-    Entry(
-      port: DMAPort(source: source, memory: memory, interrupts: interrupts, faults: faults),
-      context: nil)
+  /// Sends a port through a context that fits it.
+  private static func enter(_ context: DMAContext, _ channel: PortChannel) {
+    switch context {
+    case .host: channel.post(.host)
+    case .blocked, .nested: channel.post(.blocked)
+    case .paging(let domain):
+      guard let domain = domain as? any SoftwareDomain else { return channel.post(.blocked) }
+      domain.attach(channel)
+      channel.post(domain.portContext)
+    case .shared(let domain):
+      guard let table = domain as? ProcessTable else { return channel.post(.blocked) }
+      channel.post(.process(ProcessRoot(table)))
+    }
   }
 
   public func makeSharedDomain(
@@ -229,5 +238,22 @@ public final class SoftwareIOMMU: IOMMUDriver {
       case .shared(let domain): domain.process.name
       }
     return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
+  }
+}
+
+extension SoftwareIOMMU.Entry {
+  fileprivate var hasTable: Bool {
+    switch context {
+    case .paging?, .shared?: true
+    case .host?, .blocked?, .nested?, nil: false
+    }
+  }
+
+  /// Whether nobody but the table has the port.
+  fileprivate var isUnused: Bool {
+    mutating get {
+      guard port != nil else { return true }
+      return isKnownUniquelyReferenced(&port)
+    }
   }
 }

@@ -70,6 +70,9 @@ public struct InterruptMessage: Hashable, Sendable {
 public protocol UpstreamBus: AnyObject, Sendable {
   func makePort() -> any BusPort
 
+  /// A way to memory for DMA that carries a PASID beside what all DMA of the function carries.
+  func makePort(pasid: PASID) -> any BusPort
+
   /// Allocates a message that signals `signal` when this function, and no other, writes it.
   /// - Throws: `ENOSPC` where no message is left.
   func allocateInterrupt(
@@ -78,4 +81,36 @@ public protocol UpstreamBus: AnyObject, Sendable {
 
   /// Takes a message back. When it returns, writing it signals nothing.
   func freeInterrupt(_ message: InterruptMessage)
+}
+
+extension UpstreamBus {
+  /// A bus without PASIDs: nothing is reached.
+  public func makePort(pasid: PASID) -> any BusPort { UnreachablePort() }
+}
+
+/// A port that everything faults on.
+private final class UnreachablePort: BusPort {
+  private func fault(_ address: IOVA, _ access: Permissions) -> BusError {
+    BusError(kind: .translation, address: address, access: access)
+  }
+
+  func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {
+    throw fault(address, .read)
+  }
+
+  func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
+    throw fault(address, .write)
+  }
+
+  func store(_ value: UInt64, at address: IOVA) throws(BusError) {
+    throw fault(address, .write)
+  }
+
+  func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
+    throw fault(source, .read)
+  }
+
+  func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
+    throw fault(address, .write)
+  }
 }

@@ -14,11 +14,13 @@ public final class FunctionPort: Sendable {
   private let config: PCIConfigSpace
   private let upstream: any UpstreamBus
   private let gate: MasterGate
+  private let pasids: VirtualPASIDs?
 
   init(
     interrupts: InterruptVectors, config: PCIConfigSpace, upstream: any UpstreamBus,
-    gate: MasterGate
+    gate: MasterGate, pasids: VirtualPASIDs?
   ) {
+    self.pasids = pasids
     self.interrupts = interrupts
     self.config = config
     self.upstream = upstream
@@ -30,6 +32,17 @@ public final class FunctionPort: Sendable {
   public func makePort() -> any BusPort {
     GatedPort(port: upstream.makePort(), gate: gate)
   }
+
+  /// As `makePort()`, for DMA with a PASID. For one use after another, not to be kept: what a
+  /// PASID leads to changes hands.
+  /// - Parameter pasid: As DMA carries it: one that `physicalPASID(for:)` or a command had.
+  public func makePort(pasid: PASID) -> any BusPort {
+    GatedPort(port: upstream.makePort(pasid: pasid), gate: gate)
+  }
+
+  /// What DMA carries for a PASID that the user programs; nil where it is not on the device's
+  /// own list (MODEL A3).
+  public func physicalPASID(for pasid: PASID) -> PASID? { pasids?.physical(of: pasid) }
 
   /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
   /// vector is out of range or MSI-X is off.

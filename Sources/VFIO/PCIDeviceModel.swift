@@ -144,8 +144,23 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
 
   /// The device is taken out of the machine: as `reset`, and its threads have ended.
   func remove()
+
+  /// The page that commands for a shared work queue are written to; nil, unless a model says
+  /// otherwise, for none.
+  var portal: PortalLayout? { get }
+
+  /// Takes a command for the queue, or puts it off. Never blocks.
+  /// - Parameter command: Its PASID is what the DMA for it is to carry.
+  func receive(_ command: WorkCommand) -> DeferrableWrite
+
+  /// Forgets all work of a PASID. When it returns, no DMA that was begun for it goes on.
+  /// - Parameter pasid: As DMA carries it.
+  func drain(_ pasid: PASID)
 }
 
 extension PCIDeviceModel {
   public var interruptPin: UInt8 { 0 }
+  public var portal: PortalLayout? { nil }
+  public func receive(_ command: WorkCommand) -> DeferrableWrite { .retry }
+  public func drain(_ pasid: PASID) {}
 }

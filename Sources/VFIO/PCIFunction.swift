@@ -25,6 +25,8 @@ public final class PCIFunction: Sendable {
   /// Whether it is a virtual function: it decodes memory as long as it is there.
   public let isVirtual: Bool
   let virtuals = Guarded<[PCIFunction]>([])
+  /// Where CPUs submit commands; nil where the function has no shared work queue.
+  public let portal: FunctionPortal?
   private let gate = MasterGate()
   /// What is behind the memory BARs, by number, while the function has a user.
   private let memories = Guarded<[Int: any DeviceMemory]>([:])
@@ -48,6 +50,7 @@ public final class PCIFunction: Sendable {
     self.sriov = sriov
     self.isVirtual = isVirtual
     self.model = model
+    portal = model.portal.map { FunctionPortal(device: device, layout: $0, model: model) }
     bars = model.bars
     let addresses = barAddresses ?? Self.layOut(model.bars)
     self.barAddresses = addresses
@@ -61,7 +64,8 @@ public final class PCIFunction: Sendable {
       upstream: upstream, gate: gate)
     model.connect(
       to: FunctionPort(
-        interrupts: interrupts, config: config, upstream: upstream, gate: gate))
+        interrupts: interrupts, config: config, upstream: upstream, gate: gate,
+        pasids: device.pasids))
     bus?.add(self)
   }
 

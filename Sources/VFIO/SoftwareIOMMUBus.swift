@@ -21,6 +21,10 @@ public final class SoftwareIOMMUBus: UpstreamBus {
 
   public func makePort() -> any BusPort { port }
 
+  public func makePort(pasid: PASID) -> any BusPort {
+    SerializedPort(iommu.port(for: requester, pasid: pasid))
+  }
+
   public func allocateInterrupt(
     signal: any EventSignal
   ) throws(IOMMUError) -> InterruptMessage {
@@ -34,17 +38,18 @@ public final class SoftwareIOMMUBus: UpstreamBus {
 }
 
 /// A requester has one port, which one thread at a time may use: the function's threads, and
-/// whoever makes it send an interrupt, take turns, one access each.
+/// whoever makes it send an interrupt, take turns, one access each. So do slices of a device that
+/// share a PASID.
 private final class SerializedPort: BusPort {
-  private let port: RankedMutex<DMAPort>
+  private let port: DMAPort
 
-  init(_ port: DMAPort) { self.port = RankedMutex(.busPort, port) }
+  init(_ port: DMAPort) { self.port = port }
 
   private func access(
     _ body: (DMAPort) throws(DMAFault) -> Void
   ) throws(BusError) {
     do throws(DMAFault) {
-      try port.withLock { (port) throws(DMAFault) in try body(port) }
+      try port.turn.withLock { (_) throws(DMAFault) in try body(port) }
     } catch {
       throw BusError(
         kind: error.reason == .memoryGone ? .data : .translation, address: error.iova,

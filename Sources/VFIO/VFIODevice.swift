@@ -97,6 +97,8 @@ public final class DeviceSession: Sendable {
   /// Whether the group gives it: then there is nothing to bind or to attach.
   public let isThroughGroup: Bool
   let granted = Atomic(false)
+  /// The VM that the file was given to.
+  let machine = Guarded<VirtualMachine?>(nil)
   private let keeper = Guarded(MemoryKeeper())
 
   /// Who keeps the memory BARs, and where in its file.
@@ -237,7 +239,7 @@ public final class DeviceSession: Sendable {
       do throws(IOMMUError) {
         try publish(table)
       } catch {
-        Self.detach(pasid, from: &state.binding)
+        Self.detach(pasid, of: device, from: &state.binding)
         throw error
       }
     }
@@ -247,7 +249,7 @@ public final class DeviceSession: Sendable {
   /// Linux: `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
   public func detach(pasid: PASID? = nil) throws(IOMMUError) {
     try checkAttachable()
-    device.state.withLock { state in Self.detach(pasid, from: &state.binding) }
+    device.state.withLock { state in Self.detach(pasid, of: device, from: &state.binding) }
   }
 
   /// - Throws: `EINVAL` before the bind; `ENOTTY` of a file that the group gave.
@@ -260,13 +262,24 @@ public final class DeviceSession: Sendable {
     }
   }
 
-  private static func detach(_ pasid: PASID?, from binding: inout Binding?) {
-    if let pasid { binding?.group.detach(pasid) } else { binding?.group.detach() }
+  private static func detach(
+    _ pasid: PASID?, of device: VFIODevice, from binding: inout Binding?
+  ) {
+    guard let pasid else {
+      binding?.group.detach()
+      return
+    }
+    guard let portal = device.function.portal else {
+      binding?.group.detach(pasid)
+      return
+    }
+    portal.whileDrained(of: pasid) { binding?.group.detach(pasid) }
   }
 
   /// The last reference to the file is gone: interrupts end, the device is reset and unbound.
   /// Nothing of it goes on after the return.
   public func close() {
+    takeBack()
     guard granted.exchange(false, ordering: .acquiringAndReleasing) else { return }
     guard !isThroughGroup else {
       device.group.closeDevice(device)

@@ -22,14 +22,15 @@ struct FilterTests {
 
   /// Runs the filter on a call.
   private func verdict(
-    _ number: Int32, _ arguments: [UInt64] = [], arch: UInt32 = CSYS_AUDIT_ARCH
+    _ number: Int32, _ arguments: [UInt64] = [], arch: UInt32 = CSYS_AUDIT_ARCH,
+    trapsKVM: Bool = false
   ) -> Verdict? {
     var words: [UInt32] = [UInt32(bitPattern: number), arch, 0, 0]
     for index in 0..<6 {
       let value = index < arguments.count ? arguments[index] : 0
       words += [UInt32(truncatingIfNeeded: value), UInt32(truncatingIfNeeded: value >> 32)]
     }
-    let code = Filter(window: window).code
+    let code = Filter(window: window, trapsKVM: trapsKVM).code
     var place = 0
     var accumulator: UInt32 = 0
     while place < code.count {
@@ -57,6 +58,16 @@ struct FilterTests {
     #expect(verdict(CSYS_NR_ioctl, [3, 0x5401]) == .allow)
     #expect(verdict(CSYS_NR_ioctl, [900, 0x5401]) == .allow)
     #expect(verdict(CSYS_NR_ioctl, [3, 0x3B]) == .allow)
+  }
+
+  @Test("KVM's ioctls come to us where VMs are the machine's, and go by where they are not")
+  func kvm() {
+    for command: UInt64 in [0xAE01, 0xAEF0, 0x4020_AE46] {
+      #expect(verdict(CSYS_NR_ioctl, [3, command]) == .allow)
+      #expect(verdict(CSYS_NR_ioctl, [3, command], trapsKVM: true) == .notify)
+    }
+    #expect(verdict(CSYS_NR_ioctl, [3, 0x3B85], trapsKVM: true) == .notify)
+    #expect(verdict(CSYS_NR_ioctl, [3, 0x5401], trapsKVM: true) == .allow)
   }
 
   @Test("Region offsets come to us, the offsets of real files do not")

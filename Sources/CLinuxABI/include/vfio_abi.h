@@ -98,6 +98,20 @@ struct vfio_device_info_cap_pci_atomic_comp {
   uint32_t reserved;
 };
 
+/// The proposal's 5 was given to another one; this number is ours.
+#define VFIO_DEVICE_INFO_CAP_PASID 0xf005u
+#define VFIO_DEVICE_PASID_DELEGATED 1u
+#define VFIO_DEVICE_PASID_CPU 2u
+#define VFIO_DEVICE_PASID_CPU_VIRT 4u
+
+/// Capability: the device's user may attach it by PASIDs of its own (MODEL E3). The layout is
+/// ours.
+struct vfio_device_info_cap_pasid {
+  struct vfio_info_cap_header header;
+  uint32_t flags;
+  uint32_t pasid_bits;
+};
+
 // Indices of a PCI device's regions and interrupts.
 #define VFIO_PCI_BAR0_REGION_INDEX 0u
 #define VFIO_PCI_BAR1_REGION_INDEX 1u

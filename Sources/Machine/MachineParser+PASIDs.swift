@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a machine file says of PASIDs: the work-queue engine, and who manages a device's PASIDs.
+
+import IOMMU
+import Yams
+
+extension MachineParser {
+  func workQueue(_ fields: MachineReader.Fields) -> WorkQueueDescription {
+    var queue = WorkQueueDescription()
+    if let node = fields["mode"],
+      let mode = reader.choice(
+        node, "who submits to the queue", of: WorkQueueDescription.Mode.self)
+    {
+      queue.mode = mode
+    }
+    if let node = fields["depth"],
+      let depth = reader.number(node, "a number of commands", in: 1...64)
+    {
+      queue.depth = Int(depth)
+    }
+    return queue
+  }
+
+  /// What a device's user has of its PASIDs, checked against its model and its IOMMU.
+  func pasids(
+    _ fields: MachineReader.Fields, _ model: DeviceDescription.Model,
+    behind iommu: IOMMUDescription?
+  ) -> DeviceDescription.PASIDUse? {
+    let use = fields["pasids"].flatMap {
+      reader.choice($0, "who manages its PASIDs", of: DeviceDescription.PASIDUse.self)
+    }
+    guard let iommu else { return use }
+    if case .workQueue(let queue) = model {
+      if iommu.usablePASIDBits == 0 {
+        reader.report(
+          fields["model"] ?? fields.node,
+          "found a work-queue engine behind \(iommu.name), which has no PASIDs; it works by those "
+            + "only: give an intel IOMMU 'pasid-bits'")
+      } else if let use, use != .registered, queue.mode == .shared {
+        reader.report(
+          fields["pasids"] ?? fields.node,
+          "found '\(use.rawValue)' beside a shared work queue, expected registered: what CPUs "
+            + "submit names a PASID that is attached")
+      }
+    } else if let use, use != PASIDUse.none, iommu.usablePASIDBits == 0 {
+      reader.report(
+        fields["pasids"] ?? fields.node,
+        "found '\(use.rawValue)' behind \(iommu.name), which has no PASIDs; expected none, or an "
+          + "intel IOMMU with 'pasid-bits'")
+    }
+    return use
+  }
+
+  private typealias PASIDUse = DeviceDescription.PASIDUse
+}
+
+extension IOMMUDescription {
+  /// Width of the PASIDs that its devices can use: host tables of AMD take none.
+  var usablePASIDBits: Int { kind == .intel ? pasidBits : 0 }
+}
