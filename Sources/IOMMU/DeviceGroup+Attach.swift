@@ -123,7 +123,7 @@ extension DeviceGroup {
       if state.attachments[slot] == nil { try check(table, fits: devices) }
       try attachment.checkSnooping(of: devices)
       if state.attachments[slot] == nil {
-        try check(table, slot: slot, state)
+        try check(table, slot: slot, owner: object.owner, state)
         try Self.withPASID(pasid, assignedTo: devices, owner: object.owner) {
           () throws(IOMMUError) in
           attachment.ports = Self.openPorts(of: [object], to: table, pasid: pasid)
@@ -193,7 +193,7 @@ extension DeviceGroup {
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
     new.ports = Self.openPorts(of: old.devices, to: table, pasid: pasid)
     do throws(IOMMUError) {
-      try check(table, slot: slot, state)
+      try check(table, slot: slot, owner: old.devices.first?.owner, state)
       try Self.switchAll(devices, pasid: pasid, to: new.route, from: { _ in old.route })
     } catch {
       for port in new.ports.values { port.close() }
@@ -223,7 +223,7 @@ extension DeviceGroup {
   ///
   /// Linux: `iommufd_hwpt_pasid_compat`.
   private func check(
-    _ table: HWPT, slot: Slot, _ state: borrowing State
+    _ table: HWPT, slot: Slot, owner: ObjectIdentifier?, _ state: borrowing State
   ) throws(IOMMUError) {
     let allows = table.attributes.contains(.pasid)
     if let pasid = slot.pasid {
@@ -233,12 +233,15 @@ extension DeviceGroup {
           "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made without "
             + "IOMMU_HWPT_ALLOC_PASID")
       }
-      if let own = state.attachments[Slot(subgroup: slot.subgroup, pasid: nil)]?.table,
-        !own.attributes.contains(.pasid)
+      if let main = state.attachments[Slot(subgroup: slot.subgroup, pasid: nil)],
+        !main.table.attributes.contains(.pasid)
       {
+        // It may be another context's, whose ids are nobody's business (MODEL A1).
+        let isOwn = main.devices.contains { $0.owner == owner }
         throw IOMMUError(
           .invalidArgument,
-          "HWPT \(own.id), which IOMMU group \(id) uses without a PASID, was made without "
+          (isOwn ? "HWPT \(main.table.id)" : "the page table")
+            + ", which IOMMU group \(id) uses without a PASID, was made without "
             + "IOMMU_HWPT_ALLOC_PASID, so its devices cannot use PASIDs")
       }
     } else if !allows,

@@ -88,7 +88,7 @@ import Testing
     process.arguments =
       ["-emit-sil", "-o", "/dev/null", "-swift-version", "6", "-diagnostic-style", "llvm"]
       + ["-I", build.appendingPathComponent("Modules").path]
-      + cModules(near: build).flatMap { ["-I", $0] } + [file.path]
+      + cModules(near: build) + [file.path]
     let pipe = Pipe()
     process.standardOutput = pipe
     process.standardError = pipe
@@ -115,12 +115,19 @@ import Testing
         .first { FileManager.default.isExecutableFile(atPath: $0.path) })
   }
 
-  /// Where the C modules are that the package's dependencies import.
+  /// What the compiler is told of the C modules below ours: the package's own, for which the
+  /// build writes module maps, and those of its dependencies.
   private func cModules(near build: URL) -> [String] {
+    func list(_ directory: URL, _ tail: String) -> [String] {
+      let names = try? FileManager.default.contentsOfDirectory(atPath: directory.path)
+      return (names ?? []).map { directory.appendingPathComponent("\($0)/\(tail)").path }
+        .filter { FileManager.default.fileExists(atPath: $0) }
+    }
     let scratch = build.deletingLastPathComponent().deletingLastPathComponent()
-    let checkouts = scratch.appendingPathComponent("checkouts/swift-system/Sources")
-    let modules = try? FileManager.default.contentsOfDirectory(atPath: checkouts.path)
-    return (modules ?? []).map { checkouts.appendingPathComponent("\($0)/include").path }
-      .filter { FileManager.default.fileExists(atPath: $0 + "/module.modulemap") }
+    let checkout = scratch.appendingPathComponent("checkouts/swift-system/Sources")
+    let maps =
+      list(build, "module.modulemap").filter { $0.hasSuffix(".build/module.modulemap") }
+      + list(checkout, "include/module.modulemap")
+    return maps.flatMap { ["-Xcc", "-fmodule-map-file=\($0)"] }
   }
 }

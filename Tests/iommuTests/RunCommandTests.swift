@@ -71,6 +71,32 @@ import Testing
   }
 
   @Test(
+    "D2, C3: behind a bridge that takes its requester id away an engine copies and interrupts",
+    arguments: ["pcie-to-pci", "pci"])
+  func alias(kind: String) throws {
+    let machine = """
+      iommus: [{name: dmar0, kind: intel}]
+      bridges: [{address: 00:1c.0, bus: 1}, {address: 01:00.0, bus: 2, kind: \(kind)}]
+      devices:
+        - {model: copy-engine, address: 02:03.0}
+        - {model: copy-engine, address: 02:04.0, host-driver: pci-stub}
+      """
+    let run = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("dma-copy").path, input: machine)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    let printed = try iommu("machine", "--machine", "-", input: machine)
+    let alias = kind == "pci" ? "0000:01:00.0" : "0000:02:00.0"
+    #expect(printed.output.contains("DMA as \(alias)"), "\(printed.output)")
+    let refused = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("dma-copy").path,
+      input: machine.replacing("pci-stub", with: "ioatdma"))
+    #expect(refused.status != 0)
+    #expect(
+      refused.errors.contains("0000:02:04.0 is bound to the host driver ioatdma"),
+      "\(refused.errors)")
+  }
+
+  @Test(
     "A1, A2: both descriptors or nothing: between strangers, by fork, dup, exec and a socket")
   func bothDescriptors() throws {
     let run = try iommu("run", "--explain", "--", built("both-descriptors").path)
