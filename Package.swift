@@ -105,7 +105,8 @@ let package = Package(
       name: "SoftDevicesTests",
       dependencies: ["TestSupport", "SoftDevices", "LinuxABI", "PageTables"]),
     .testTarget(
-      name: "MachineTests", dependencies: ["Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU"]),
+      name: "MachineTests",
+      dependencies: ["TestSupport", "Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU", system]),
     .testTarget(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],

@@ -17,6 +17,8 @@ import Synchronization
 package enum LockRank: Int, Sendable {
   // Above the engine: frameworks, and device models on their way down to the driver.
 
+  /// `PCIDrivers.state`: held while a driver is bound or unbound and /sys follows.
+  case hostDrivers
   /// `VFIOGroup.state`: which of the two ways a group is used; held over what its file does.
   case vfioGroup
   /// `PCIBus.state`: held over bind, open and close of the devices on a bus, and over its reset.

@@ -200,7 +200,7 @@ final class LiveMount: ViewCarrier {
 
   private func place(_ path: String) -> Place? {
     let parts = path.split(separator: "/")
-    guard parts.count > 1, let root = roots[String(parts[0])] else { return nil }
+    guard let first = parts.first, let root = roots[String(first)] else { return nil }
     return Place(
       path: "/" + parts.joined(separator: "/"), root: root, components: parts.dropFirst())
   }

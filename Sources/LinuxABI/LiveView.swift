@@ -92,7 +92,7 @@ public final class LiveView: Sendable {
           state.nodes.append(node)
         }
         state.view.entries.removeAll { change.removes($0.path) }
-        for entry in change.added { state.view.add(entry) }
+        state.view.add(change.added)
       }
     }
   }
@@ -110,14 +110,18 @@ extension View.Change {
 }
 
 extension View {
-  fileprivate mutating func add(_ entry: Entry) {
-    guard let index = entries.firstIndex(where: { $0.path == entry.path }) else {
-      entries.append(entry)
-      return
-    }
-    switch entry.kind {
-    case .directory, .exclusiveDirectory: break
-    default: entries[index] = entry
+  fileprivate mutating func add(_ added: [Entry]) {
+    var places: [String: Int] = [:]
+    places.reserveCapacity(entries.count + added.count)
+    for (index, entry) in entries.enumerated() { places[entry.path] = index }
+    for entry in added {
+      switch (places[entry.path], entry.kind) {
+      case (nil, _):
+        places[entry.path] = entries.count
+        entries.append(entry)
+      case (_?, .directory), (_?, .exclusiveDirectory): break
+      case (let index?, _): entries[index] = entry
+      }
     }
   }
 }

@@ -60,8 +60,11 @@ public final class VFIODeviceNode: DeviceNode {
   }
 
   /// Any number of opens succeed; one of them can be bound.
+  /// - Throws: `ENODEV` where vfio-pci has given the device up.
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    VFIODeviceFile(session: device.open(), number: number)
+    let session = device.open()
+    try device.checkRegistration()
+    return VFIODeviceFile(session: session, number: number)
   }
 }
 

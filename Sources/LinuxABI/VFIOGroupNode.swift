@@ -102,6 +102,7 @@ final class VFIOGroupFile: OpenFile {
   /// open fails then, the caller takes it back.
   private func getDevice(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) -> Int32 {
     let file = node.file(of: try group.device(matching: caller.text(at: argument)))
+    try file.session.device.checkRegistration()
     let descriptor = try caller.install(file, closeOnExec: true)
     try file.session.openThroughGroup()
     return descriptor

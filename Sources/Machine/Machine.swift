@@ -28,6 +28,8 @@ public final class Machine: Sendable {
   public var view: View { files.view }
   /// Nodes and view, which change as devices and drivers come and go.
   public let files: LiveView
+  /// What of the host is bound to the functions.
+  public let drivers: PCIDrivers
   /// Of each device that can have some, in the order of the description.
   public let virtualFunctions: [VirtualFunctions]
 
@@ -60,20 +62,27 @@ public final class Machine: Sendable {
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
     let container = VFIOContainerNode(system: system)
     threadNodes = context.failures.map { [$0] } ?? []
-    let nodes: [any DeviceNode] =
+    files = LiveView()
+    drivers = PCIDrivers(files: files)
+    var nodes: [any DeviceNode] =
       [context, IOASIDNode(system: system), container]
       + (description.virtualMachines ? [VirtualMachineNode()] : [])
-      + parts.deviceNodes + parts.groupNodes
     var view = MachineView(
       machine: description, functions: parts.viewFunctions, hardware: parts.hardware,
       numbers: Dictionary(
-        nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first })
-    ).view()
-    if selfTestDriver { view.entries += View.faultInjection }
-    let files = LiveView(view, nodes: nodes)
-    self.files = files
-    virtualFunctions = try parts.parents.map { (parent) throws(IOMMUError) in
-      let functions = try VirtualFunctions(parent, files: files)
+        nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first }),
+      drivers: drivers)
+    view.addMachine()
+    for (device, function) in zip(description.devices, functions) {
+      nodes += try drivers.add(
+        PCIDrivers.Device(function, description: device, view: view),
+        bind: device.hostDriver == .none ? nil : device.hostDriver, to: &view.builder)
+    }
+    var entries = view.builder.view.entries
+    if selfTestDriver { entries += View.faultInjection }
+    try files.change(View.Change(added: entries, addedNodes: nodes))
+    virtualFunctions = try parts.parents.map { [files, drivers] (parent) throws(IOMMUError) in
+      let functions = try VirtualFunctions(parent, files: files, drivers: drivers)
       try functions.start(parent.description.enabledFunctions)
       return functions
     }
@@ -86,12 +95,9 @@ private struct Parts {
   let system: IOMMUSystem
   let iommus: [SoftwareIOMMU]
   var functions: [PCIFunction] = []
-  var deviceNodes: [any DeviceNode] = []
-  var groupNodes: [any DeviceNode] = []
-  private var groups: [UInt32: (group: DeviceGroup, offered: VFIOGroup?)] = [:]
+  private var groups: [UInt32: DeviceGroup] = [:]
   /// Devices that can have virtual functions.
   var parents: [VirtualFunctions.Parent] = []
-  private let indices = DeviceIndices()
   private var buses: [RequesterID: PCIBus] = [:]
   /// One way up for each requester id: those that share one take turns.
   private var upstreams: [RequesterID: SoftwareIOMMUBus] = [:]
@@ -112,35 +118,27 @@ private struct Parts {
   }
 
   mutating func add(_ group: GroupDescription) throws(IOMMUError) {
-    let made = try system.addGroup(group.number)
-    guard description.offeredGroups.contains(group) else {
-      groups[group.number] = (made, nil)
-      return
-    }
-    let offered = VFIOGroup(group: made)
-    groups[group.number] = (made, offered)
-    groupNodes.append(VFIOGroupNode(group: offered))
+    groups[group.number] = try system.addGroup(group.number)
   }
 
   private func place(
     of address: RequesterID, iommu: String, group: UInt32
-  ) throws(IOMMUError) -> (iommu: SoftwareIOMMU, group: DeviceGroup, offered: VFIOGroup?) {
-    guard let unit = iommus.first(where: { $0.name == iommu }),
-      let (group, offered) = groups[group]
+  ) throws(IOMMUError) -> (iommu: SoftwareIOMMU, group: DeviceGroup) {
+    guard let unit = iommus.first(where: { $0.name == iommu }), let group = groups[group]
     else {
       throw IOMMUError(
         .invalidArgument, "\(address) is behind '\(iommu)', which is not there")
     }
-    let known = groups.values.flatMap { $0.group.devices.map(\.physical.address) }
+    let known = groups.values.flatMap { $0.devices.map(\.physical.address) }
     guard !known.contains(address) else {
       throw IOMMUError(.fileExists, "the machine has \(address) twice")
     }
-    return (unit, group, offered)
+    return (unit, group)
   }
 
   /// A bridge is in its group like any device, with a driver that may be in the way.
   mutating func add(_ bridge: BridgeDescription) throws(IOMMUError) {
-    let (iommu, group, _) = try place(
+    let (iommu, group) = try place(
       of: bridge.address, iommu: bridge.iommu, group: bridge.group)
     _ = try system.addDevice(
       name: "\(bridge.address)", address: bridge.address,
@@ -149,13 +147,12 @@ private struct Parts {
   }
 
   mutating func add(_ device: DeviceDescription) throws(IOMMUError) {
-    let (iommu, group, offered) = try place(
+    let (iommu, group) = try place(
       of: device.address, iommu: device.iommu, group: device.group)
     let requester = description.requester(of: device)
     let physical = try system.addDevice(
       name: "\(device.address)", address: device.address, requester: requester, driver: iommu,
-      group: group, subgroup: device.subgroup, hostDriver: device.hostDriver.claim,
-      canSkipSnoop: device.noSnoop,
+      group: group, subgroup: device.subgroup, canSkipSnoop: device.noSnoop,
       kind: device.kind(
         // Behind a bridge that speaks for it there are no PASIDs.
         pasidBits: requester == device.address
@@ -169,17 +166,11 @@ private struct Parts {
       barAddresses: model.bars.map { place($0) }, bus: bus(of: device),
       sriov: sriov(of: device, model))
     functions.append(function)
-    var offer: VFIODevice?
-    if device.hostDriver == .vfio, let offered {
-      let made = VFIODevice(index: indices.take(), function: function, group: offered)
-      deviceNodes.append(VFIODeviceNode(device: made))
-      offer = made
-    }
     if let layout = function.sriov {
       parents.append(
         VirtualFunctions.Parent(
           description: device, function: function, layout: layout, iommu: iommu, system: system,
-          device: offer, indices: indices, machine: description))
+          machine: description))
     }
   }
 
@@ -262,7 +253,7 @@ extension DeviceDescription.Model {
 
 extension DeviceDescription.HostDriver {
   /// What the driver means to isolation (MODEL C3).
-  fileprivate var claim: HostDriver {
+  var claim: HostDriver {
     switch self {
     case .vfio, .stub: .safe(rawValue)
     case .none: .none

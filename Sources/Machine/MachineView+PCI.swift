@@ -2,8 +2,9 @@
 //
 // sysfs's PCI functions and their drivers: /sys/devices/pciDDDD:BB and /sys/bus/pci.
 //
-// Attributes that only take commands (bind, reset, drivers_probe) and the BARs as files are
-// left out: a file that swallows a command, or shows registers that are none, would lie.
+// What is bound to which driver, and the commands that change it: PCIDrivers+Attributes.swift. Of
+// the attributes that take commands `reset` and `rescan` are left out, and the BARs as files: a
+// file that swallows a command, or shows registers that are none, would lie.
 
 import Glibc
 import IOMMU
@@ -12,8 +13,7 @@ import LinuxABI
 extension MachineView {
   mutating func addBus() {
     builder.directory("/sys/bus/pci/devices", exclusive: true)
-    builder.directory("/sys/bus/pci/drivers/vfio-pci", exclusive: true)
-    builder.link("/sys/bus/pci/drivers/vfio-pci/module", to: "/sys/module/vfio_pci")
+    drivers.addDrivers(to: &builder)
     let devices = machine.devices.map { ($0.address, $0.rootPort) }
     for (address, port) in machine.bridges.map({ ($0.address, nil) }) + devices {
       let root = root(
@@ -41,16 +41,7 @@ extension MachineView {
     guard let function = functions[device.address] else { return }
     let path = path(of: device.address)
     let config = ConfigurationSpace(bytes: function.configuration)
-    let alias = modalias(config)
-    builder.device(
-      path, subsystem: "/sys/bus/pci",
-      uevent: (driver(of: device).map { ["DRIVER=\($0)"] } ?? []) + [
-        "PCI_CLASS=\(String(config.classCode, radix: 16, uppercase: true))",
-        "PCI_ID=\(upper(config.vendor)):\(upper(config.device))",
-        "PCI_SUBSYS_ID=\(upper(config.subsystemVendor)):\(upper(config.subsystemDevice))",
-        "PCI_SLOT_NAME=\(device.address)",
-        "MODALIAS=\(alias)",
-      ])
+    builder.device(path, subsystem: "/sys/bus/pci", uevent: nil)
     builder.link("/sys/bus/pci/devices/\(device.address)", to: path)
     builder.attribute("\(path)/vendor", "0x\(padded(config.vendor, 4))")
     builder.attribute("\(path)/device", "0x\(padded(config.device, 4))")
@@ -58,12 +49,12 @@ extension MachineView {
     builder.attribute("\(path)/subsystem_device", "0x\(padded(config.subsystemDevice, 4))")
     builder.attribute("\(path)/class", "0x\(padded(config.classCode, 6))")
     builder.attribute("\(path)/revision", "0x\(padded(config.revision, 2))")
-    builder.attribute("\(path)/modalias", alias)
+    builder.attribute("\(path)/modalias", modalias(config))
     builder.bytes("\(path)/config", function.hardware ?? function.configuration, mode: 0o644)
     addResources(path, function)
     addPlacement(path)
     addLink(path, config: config)
-    addDriver(path, device)
+    drivers.addOverride(of: "\(device.address)", at: path, to: &builder)
     builder.link("\(path)/iommu_group", to: "/sys/kernel/iommu_groups/\(device.group)")
     builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(device.iommu)")
   }
@@ -117,19 +108,16 @@ extension MachineView {
     builder.attribute("\(path)/current_link_width", "\(link.currentWidth)")
   }
 
-  private mutating func addDriver(_ path: String, _ device: DeviceDescription) {
-    builder.attribute(
-      "\(path)/driver_override", device.hostDriver == .vfio ? "vfio-pci" : "(null)",
-      mode: 0o644)
-    guard let driver = driver(of: device) else { return }
-    let home = "/sys/bus/pci/drivers/\(driver)"
-    builder.directory(home, exclusive: true)
-    builder.link("\(path)/driver", to: home)
-    builder.link("\(home)/\(device.address)", to: path)
-  }
-
-  private func driver(of device: DeviceDescription) -> String? {
-    device.hostDriver == .none ? nil : device.hostDriver.rawValue
+  /// What a function's events say beside its driver.
+  func uevent(_ device: DeviceDescription) -> [String] {
+    let config = ConfigurationSpace(bytes: functions[device.address]?.configuration ?? [])
+    return [
+      "PCI_CLASS=\(String(config.classCode, radix: 16, uppercase: true))",
+      "PCI_ID=\(upper(config.vendor)):\(upper(config.device))",
+      "PCI_SUBSYS_ID=\(upper(config.subsystemVendor)):\(upper(config.subsystemDevice))",
+      "PCI_SLOT_NAME=\(device.address)",
+      "MODALIAS=\(modalias(config))",
+    ]
   }
 
   func upper(_ value: UInt16) -> String { padded(value, 4, uppercase: true) }

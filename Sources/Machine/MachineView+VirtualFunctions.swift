@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A virtual function in /sys: as any function, but that its own configuration space has no ids and
-// no base addresses, and that it comes with its group and its nodes.
+// no base addresses, and that it comes with its group.
 
 import IOMMU
 import VFIO
 
 extension MachineView {
-  /// All that comes with a virtual function, but for its links to the physical one.
-  mutating func addVirtualFunction(
-    _ device: DeviceDescription, _ function: PCIFunction, index: UInt32
-  ) {
+  /// All that comes with a virtual function, but for its links to the physical one and its driver.
+  mutating func addVirtualFunction(_ device: DeviceDescription, _ function: PCIFunction) {
     functions[device.address] = Function(function)
     addFunction(device)
     addGroup(GroupDescription(number: device.group, devices: [device.address]))
     builder.link(
       "/sys/devices/virtual/iommu/\(device.iommu)/devices/\(device.address)",
       to: path(of: device.address))
-    addNode(of: device, index: index)
-    addNode(of: GroupDescription(number: device.group, devices: [device.address]))
   }
 }
 

@@ -26,32 +26,34 @@ struct MachineView {
   let hardware: [String: HardwareInformation]
   /// Of the device nodes, by path.
   let numbers: [String: DeviceNumber]
+  /// Whose commands /sys has, and which binds what it shows as bound.
+  let drivers: PCIDrivers
   var builder = SysfsBuilder()
 
   init(
     machine: MachineDescription, functions: [RequesterID: Function],
-    hardware: [String: HardwareInformation], numbers: [String: DeviceNumber]
+    hardware: [String: HardwareInformation], numbers: [String: DeviceNumber],
+    drivers: PCIDrivers
   ) {
     self.machine = machine
     self.functions = functions
     self.hardware = hardware
     self.numbers = numbers
+    self.drivers = drivers
   }
 
-  /// The whole view.
-  func view() -> View {
-    var copy = self
-    copy.addBus()
-    for bridge in machine.bridges { copy.addBridge(bridge) }
-    for device in machine.devices { copy.addFunction(device) }
-    copy.addIOMMUs()
-    copy.addGroups()
-    copy.addNodes()
-    copy.addMiscellaneous("iommu", node: "iommu")
-    copy.addMiscellaneous("ioasid", node: "ioasid")
-    copy.addMiscellaneous("vfio", node: "vfio/vfio")
-    copy.addModules()
-    return copy.builder.view
+  /// Adds all that does not hang on drivers.
+  mutating func addMachine() {
+    addBus()
+    for bridge in machine.bridges { addBridge(bridge) }
+    for device in machine.devices { addFunction(device) }
+    addIOMMUs()
+    addGroups()
+    addClasses()
+    addMiscellaneous("iommu", node: "iommu")
+    addMiscellaneous("ioasid", node: "ioasid")
+    addMiscellaneous("vfio", node: "vfio/vfio")
+    addModules()
   }
 
   // MARK: IOMMUs and groups
@@ -120,32 +122,11 @@ struct MachineView {
 
   // MARK: Nodes
 
-  private mutating func addNodes() {
+  /// Where vfio-pci's devices and groups come.
+  private mutating func addClasses() {
     builder.directory("/sys/class/vfio-dev", exclusive: true)
     builder.directory("/sys/class/vfio", exclusive: true)
     builder.directory("/sys/devices/virtual/vfio", exclusive: true)
-    for (index, device) in machine.offeredDevices.enumerated() {
-      addNode(of: device, index: UInt32(index))
-    }
-    for group in machine.offeredGroups { addNode(of: group) }
-  }
-
-  mutating func addNode(of device: DeviceDescription, index: UInt32) {
-    let parent = path(of: device.address)
-    let path = "\(parent)/vfio-dev/vfio\(index)"
-    let node = "vfio/devices/vfio\(index)"
-    guard let number = numbers["/dev/\(node)"] else { return }
-    builder.node(path, subsystem: "/sys/class/vfio-dev", number: number, name: node)
-    builder.link("\(path)/device", to: parent)
-    builder.link("/sys/class/vfio-dev/vfio\(index)", to: path)
-  }
-
-  mutating func addNode(of group: GroupDescription) {
-    let path = "/sys/devices/virtual/vfio/\(group.number)"
-    let node = "vfio/\(group.number)"
-    guard let number = numbers["/dev/\(node)"] else { return }
-    builder.node(path, subsystem: "/sys/class/vfio", number: number, name: node)
-    builder.link("/sys/class/vfio/\(group.number)", to: path)
   }
 
   private mutating func addMiscellaneous(_ name: String, node: String) {

@@ -49,10 +49,16 @@ struct SysfsBuilder {
     view.entries.append(View.Entry(path, .link(target: steps.joined(separator: "/"))))
   }
 
+  /// What a device's last event said.
+  mutating func uevent(of path: String, _ lines: [String]) {
+    bytes("\(path)/uevent", Array(lines.map { $0 + "\n" }.joined().utf8), mode: 0o644)
+  }
+
   /// What every device has: uevent, power and the link to its subsystem.
-  mutating func device(_ path: String, subsystem: String, uevent: [String]) {
+  /// - Parameter uevent: Nil where it comes later.
+  mutating func device(_ path: String, subsystem: String, uevent: [String]?) {
     directory(path)
-    bytes("\(path)/uevent", Array(uevent.map { $0 + "\n" }.joined().utf8), mode: 0o644)
+    if let uevent { self.uevent(of: path, uevent) }
     link("\(path)/subsystem", to: subsystem)
     attribute("\(path)/power/control", "auto", mode: 0o644)
     attribute("\(path)/power/runtime_status", "unsupported")

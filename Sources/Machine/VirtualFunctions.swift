@@ -19,17 +19,12 @@ public final class VirtualFunctions: Sendable {
     let layout: SRIOVLayout
     let iommu: SoftwareIOMMU
     let system: IOMMUSystem
-    /// What VFIO has of the physical function; nil where another driver has it.
-    let device: VFIODevice?
-    let indices: DeviceIndices
     let machine: MachineDescription
   }
 
   private struct Function: Sendable {
     let function: PCIFunction
     let physical: PhysicalDevice
-    let device: VFIODevice
-    let nodes: [any DeviceNode]
   }
 
   private struct State: Sendable {
@@ -41,14 +36,16 @@ public final class VirtualFunctions: Sendable {
   private let parent: Parent
   /// Which holds this, by the file that takes the number.
   private weak let files: LiveView?
+  private let drivers: PCIDrivers
   private let state = Guarded(State())
   /// They come or go at one time, so that devices and view agree. Nothing that this calls comes
   /// back here.
   private let changing = Guarded(())
 
   /// - Throws: What showing the attributes throws.
-  init(_ parent: Parent, files: LiveView) throws(IOMMUError) {
+  init(_ parent: Parent, files: LiveView, drivers: PCIDrivers) throws(IOMMUError) {
     self.parent = parent
+    self.drivers = drivers
     self.files = files
     try files.change(View.Change(added: attributes))
   }
@@ -56,8 +53,13 @@ public final class VirtualFunctions: Sendable {
   /// How many there can be.
   public var total: Int { Int(parent.layout.total) }
 
-  /// Those that there are, by number.
-  public var devices: [VFIODevice] { state.withLock { $0.functions.map(\.device) } }
+  /// How many there are.
+  public var count: Int { state.withLock { $0.functions.count } }
+
+  /// Those that vfio-pci has, by number.
+  public var devices: [VFIODevice] {
+    state.withLock { $0.functions }.compactMap { drivers.offered($0.physical.name) }
+  }
 
   /// Makes as many, or removes all of them.
   ///
@@ -74,7 +76,7 @@ public final class VirtualFunctions: Sendable {
           "\(parent.function.name) has \(total) virtual functions at most, not \(count)")
       }
       guard count != now else { return }
-      guard parent.device != nil else {
+      guard drivers.driver(of: parent.function.name) == .vfio else {
         throw IOMMUError(
           .noSuchFileOrDirectory,
           "\(parent.function.name) is not bound to vfio-pci: its driver makes no virtual functions"
@@ -104,9 +106,14 @@ public final class VirtualFunctions: Sendable {
     var made: [Function] = []
     do throws(IOMMUError) {
       for number in 0..<UInt16(clamping: count) { made.append(try makeFunction(number)) }
-      let entries = entries(of: made)
-      try show(View.Change(added: entries.added, addedNodes: made.flatMap(\.nodes)))
-      state.withLock { $0 = State(functions: made, places: entries.removed) }
+      let new = try appear(made)
+      do throws(IOMMUError) {
+        try show(View.Change(added: new.added, addedNodes: new.nodes))
+      } catch {
+        for function in made { drivers.forget(function.physical.name) }
+        throw error
+      }
+      state.withLock { $0 = State(functions: made, places: new.removed) }
       parent.function.setVirtualFunctions(made.map(\.function))
     } catch {
       for function in made { discard(function) }
@@ -118,10 +125,8 @@ public final class VirtualFunctions: Sendable {
     let address = parent.layout.requester(of: number, under: parent.description.address)
     let group = parent.system.addGroup()
     do throws(IOMMUError) {
-      // The driver of the physical function takes them, or they are left to vfio-pci all the same.
       let physical = try parent.system.addDevice(
         name: "\(address)", requester: address, driver: parent.iommu, group: group,
-        hostDriver: .safe(DeviceDescription.HostDriver.vfio.rawValue),
         canSkipSnoop: parent.description.noSnoop,
         kind: parent.description.kind(
           pasidBits: Int(parent.iommu.capabilities(for: address).pasidBits)))
@@ -130,13 +135,7 @@ public final class VirtualFunctions: Sendable {
         upstream: SoftwareIOMMUBus(iommu: parent.iommu, requester: address),
         barAddresses: parent.layout.barAddresses(of: number), bus: parent.function.bus,
         isVirtual: true)
-      let offered = VFIOGroup(group: group)
-      let device = VFIODevice(
-        index: parent.indices.take(), function: function, group: offered,
-        physicalFunction: parent.device)
-      return Function(
-        function: function, physical: physical, device: device,
-        nodes: [VFIODeviceNode(device: device), VFIOGroupNode(group: offered)])
+      return Function(function: function, physical: physical)
     } catch {
       try? parent.system.removeGroup(group)
       throw error
@@ -147,24 +146,13 @@ public final class VirtualFunctions: Sendable {
 
   private func removeAll() throws(IOMMUError) {
     let old = state.withLock { $0 }
-    var gone: [Function] = []
-    do throws(IOMMUError) {
-      for function in old.functions {
-        guard !function.physical.group.isOwned else {
-          throw IOMMUError(
-            .resourceBusy,
-            "\(function.function.name) is in use, in IOMMU group \(function.physical.group.id); its "
-              + "user has to let go of it first")
-        }
-        try function.device.unregister()
-        gone.append(function)
-      }
-      try show(
-        View.Change(removed: old.places + old.functions.flatMap { $0.nodes.map(\.path) }))
-    } catch {
-      for function in gone { function.device.register() }
-      throw error
+    for function in old.functions where function.physical.group.isOwned {
+      throw IOMMUError(
+        .resourceBusy,
+        "\(function.function.name) is in use, in IOMMU group \(function.physical.group.id); its "
+          + "user has to let go of it first")
     }
+    try drivers.remove(old.functions.map(\.physical.name), places: old.places)
     parent.function.setVirtualFunctions([])
     state.withLock { $0 = State() }
     for function in old.functions { discard(function) }
@@ -174,7 +162,6 @@ public final class VirtualFunctions: Sendable {
   private func discard(_ function: Function) {
     function.function.remove()
     parent.function.bus?.remove(function.function)
-    parent.indices.free(function.device.index)
     // Nobody owns the group: its only device is unregistered, or was never seen.
     try? function.physical.remove()
     try? parent.system.removeGroup(function.physical.group)
@@ -200,7 +187,7 @@ public final class VirtualFunctions: Sendable {
     builder.attribute(
       "\(path)/sriov_numvfs",
       CommandAttribute(
-        show: { [self] () throws(IOMMUError) in "\(devices.count)" },
+        show: { [self] () throws(IOMMUError) in "\(count)" },
         store: { [self] (text, _) throws(IOMMUError) in
           guard let count = Self.number(text), count <= UInt64(UInt16.max) else {
             throw IOMMUError(
@@ -223,17 +210,18 @@ public final class VirtualFunctions: Sendable {
   }
 
   /// What comes to /sys with some functions, and what has to be removed to undo that.
-  private func entries(of functions: [Function]) -> (added: [View.Entry], removed: [String]) {
+  private func appear(
+    _ functions: [Function]
+  ) throws(IOMMUError) -> (
+    added: [View.Entry], nodes: [any DeviceNode], removed: [String]
+  ) {
     let machine = machine(of: functions)
     var view = MachineView(
-      machine: machine, functions: [:], hardware: [:],
-      numbers: Dictionary(
-        functions.flatMap(\.nodes).map { ($0.path, $0.number) },
-        uniquingKeysWith: { first, _ in first }))
+      machine: machine, functions: [:], hardware: [:], numbers: [:], drivers: drivers)
+    var nodes: [any DeviceNode] = []
     for (number, function) in functions.enumerated() {
       let path = view.path(of: machine.devices[number].address)
-      view.addVirtualFunction(
-        machine.devices[number], function.function, index: function.device.index)
+      view.addVirtualFunction(machine.devices[number], function.function)
       view.builder.link("\(path)/physfn", to: home)
       view.builder.link("\(home)/virtfn\(number)", to: path)
     }
@@ -244,13 +232,28 @@ public final class VirtualFunctions: Sendable {
     for entry in new {
       if case .link = entry.kind { links.append(entry) } else { places.append(entry) }
     }
-    return (places + links, (links + places).map(\.path))
+    // vfio-pci takes them, whatever drives the physical function.
+    var drives = SysfsBuilder()
+    for (number, function) in functions.enumerated() {
+      do throws(IOMMUError) {
+        nodes += try drivers.add(
+          PCIDrivers.Device(
+            function.function, description: machine.devices[number], view: view,
+            physicalFunction: parent.function.name),
+          bind: .vfio, to: &drives)
+      } catch {
+        for function in functions[..<number] { drivers.forget(function.physical.name) }
+        throw error
+      }
+    }
+    return (places + links + drives.view.entries, nodes, (links + places).map(\.path))
   }
 
   /// The physical function's directory in /sys/devices.
   private var home: String {
-    MachineView(machine: parent.machine, functions: [:], hardware: [:], numbers: [:])
-      .path(of: parent.description.address)
+    MachineView(
+      machine: parent.machine, functions: [:], hardware: [:], numbers: [:], drivers: drivers
+    ).path(of: parent.description.address)
   }
 
   /// The machine with these functions in the place of its devices.

@@ -33,6 +33,8 @@ public final class VFIODevice: Sendable {
   /// layer.
   let state = RankedMutex(.vfioDevice, State())
 
+  let registration = Guarded(Registration())
+
   /// Of a virtual function, the physical one where that is VFIO's too; nil of all others.
   public let physicalFunction: VFIODevice?
   /// Of a physical function, who may use its virtual ones.
@@ -107,9 +109,20 @@ public final class DeviceSession: Sendable {
     var offset: @Sendable (_ bar: Int) -> UInt64 = { _ in 0 }
   }
 
+  private let isOpen = Atomic(true)
+
   init(device: VFIODevice, isThroughGroup: Bool) {
     self.device = device
     self.isThroughGroup = isThroughGroup
+    device.registration.withLock { $0.openFiles += 1 }
+  }
+
+  deinit { leave() }
+
+  /// The device may be taken from vfio-pci as far as this file goes.
+  private func leave() {
+    guard isOpen.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    device.registration.withLock { $0.openFiles -= 1 }
   }
 
   /// Says who keeps the device's memory once it is bound through this file; this process alone
@@ -279,6 +292,7 @@ public final class DeviceSession: Sendable {
   /// The last reference to the file is gone: interrupts end, the device is reset and unbound.
   /// Nothing of it goes on after the return.
   public func close() {
+    defer { leave() }
     takeBack()
     guard granted.exchange(false, ordering: .acquiringAndReleasing) else { return }
     guard !isThroughGroup else {

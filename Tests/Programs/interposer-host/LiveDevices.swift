@@ -69,7 +69,9 @@ final class LiveDevices: Sendable {
       throw IOMMUError(.fileExists, "\(name) is there already")
     }
     let home = "/sys/devices/test/\(name)"
+    // With the parents, which are there.
     var entries: [View.Entry] = [
+      .init("/sys", .directory), .init("/sys/devices", .directory),
       .init(home, .directory), .init("\(home)/files", .directory),
       .init(
         "\(home)/name",

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The commands of /sys/bus/pci: bind, unbind, new_id and remove_id of each driver, driver_override
+// of each device, drivers_probe of the bus; and what of /sys comes and goes with a driver.
+
+import IOMMU
+import LinuxABI
+import SystemPackage
+import VFIO
+
+extension PCIDrivers {
+  /// The directories of the drivers and the bus's own commands.
+  func addDrivers(to builder: inout SysfsBuilder) {
+    let bus = "/sys/bus/pci"
+    builder.attribute(
+      "\(bus)/drivers_probe",
+      CommandAttribute(store: { [self] (name, _) throws(IOMMUError) in try probe(name) }))
+    for driver in Self.drivers {
+      let home = "\(bus)/drivers/\(driver.rawValue)"
+      builder.directory(home, exclusive: true)
+      if driver == .vfio { builder.link("\(home)/module", to: "/sys/module/vfio_pci") }
+      builder.attribute(
+        "\(home)/bind",
+        CommandAttribute(store: { [self] (name, _) throws(IOMMUError) in
+          try bind(name, to: driver)
+        }))
+      builder.attribute(
+        "\(home)/unbind",
+        CommandAttribute(store: { [self] (name, _) throws(IOMMUError) in
+          try unbind(name, from: driver)
+        }))
+      builder.attribute(
+        "\(home)/new_id",
+        CommandAttribute(store: { [self] (text, _) throws(IOMMUError) in
+          try add(Self.id(text), to: driver)
+        }))
+      builder.attribute(
+        "\(home)/remove_id",
+        CommandAttribute(store: { [self] (text, _) throws(IOMMUError) in
+          try remove(Self.id(text), from: driver)
+        }))
+    }
+  }
+
+  private static func id(_ text: String) throws(IOMMUError) -> PCIDeviceID {
+    guard let id = PCIDeviceID(text) else {
+      throw IOMMUError(
+        .invalidArgument,
+        "'\(text)' is no id: expected a vendor and a device, such as '8086 0e20'")
+    }
+    return id
+  }
+
+  /// `driver_override` of a device.
+  /// - Parameter path: The device's directory.
+  func addOverride(of name: String, at path: String, to builder: inout SysfsBuilder) {
+    builder.attribute(
+      "\(path)/driver_override",
+      CommandAttribute(
+        show: { [self] () throws(IOMMUError) in try override(of: name) ?? "(null)" },
+        store: { [self] (text, _) throws(IOMMUError) in
+          guard text.utf8.count < 4095 else {
+            throw IOMMUError(
+              .invalidArgument, "no driver has a name of \(text.utf8.count) bytes")
+          }
+          let driver = String(text.prefix { $0 != "\n" })
+          try setOverride(driver.isEmpty ? nil : driver, of: name)
+        }))
+  }
+
+  /// What comes with a driver.
+  /// - Returns: The nodes that come with it.
+  static func appear(
+    _ device: Device, _ offer: Offer?, in builder: inout SysfsBuilder
+  ) -> [any DeviceNode] {
+    var nodes: [any DeviceNode] = []
+    if let node = offer?.device {
+      let name = "vfio\(node.device.index)"
+      let path = "\(device.path)/vfio-dev/\(name)"
+      builder.node(
+        path, subsystem: "/sys/class/vfio-dev", number: node.number,
+        name: "vfio/devices/\(name)")
+      builder.link("\(path)/device", to: device.path)
+      builder.link("/sys/class/vfio-dev/\(name)", to: path)
+      nodes.append(node)
+    }
+    if let group = offer?.group {
+      let name = "\(group.group.group.id)"
+      let path = "/sys/devices/virtual/vfio/\(name)"
+      builder.node(
+        path, subsystem: "/sys/class/vfio", number: group.number, name: "vfio/\(name)")
+      builder.link("/sys/class/vfio/\(name)", to: path)
+      nodes.append(group)
+    }
+    if let driver = device.driver {
+      let home = "/sys/bus/pci/drivers/\(driver.rawValue)"
+      builder.uevent(of: device.path, ["DRIVER=\(driver.rawValue)"] + device.uevent)
+      builder.link("\(home)/\(device.name)", to: device.path)
+      builder.link("\(device.path)/driver", to: home)
+    }
+    return nodes
+  }
+
+  /// What goes with a driver.
+  /// - Parameter device: As it was.
+  static func disappearance(of device: Device, isLastOfGroup: Bool) -> View.Change {
+    var removed = ["\(device.path)/driver"]
+    if let driver = device.driver {
+      removed.append("/sys/bus/pci/drivers/\(driver.rawValue)/\(device.name)")
+    }
+    if let offered = device.offered {
+      let node = VFIODeviceNode(device: offered)
+      removed += [
+        "/sys/class/vfio-dev/vfio\(offered.index)", link(of: node.number),
+        "\(device.path)/vfio-dev", node.path,
+      ]
+      if isLastOfGroup {
+        let group = VFIOGroupNode(group: offered.group)
+        let name = "\(offered.group.group.id)"
+        removed += [
+          "/sys/class/vfio/\(name)", link(of: group.number),
+          "/sys/devices/virtual/vfio/\(name)", group.path,
+        ]
+      }
+    }
+    var builder = SysfsBuilder()
+    builder.uevent(of: device.path, device.uevent)
+    return View.Change(removed: removed, added: builder.view.entries)
+  }
+
+  private static func link(of number: DeviceNumber) -> String {
+    "/sys/dev/char/\(number.major):\(number.minor)"
+  }
+}
