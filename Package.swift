@@ -15,9 +15,11 @@ let arguments: Target.Dependency = .product(
   name: "ArgumentParser", package: "swift-argument-parser")
 
 /// A C program of Examples/, against the kernel's interface only.
-func example(_ name: String, in directory: String = "Examples") -> Target {
+func example(
+  _ name: String, in directory: String = "Examples", exclude: [String] = []
+) -> Target {
   .executableTarget(
-    name: name, path: "\(directory)/\(name)",
+    name: name, path: "\(directory)/\(name)", exclude: exclude,
     cSettings: [
       .headerSearchPath(directory == "Examples" ? "../common" : "../../../Examples/common"),
       .headerSearchPath(
@@ -88,6 +90,7 @@ let package = Package(
     example("dma-copy"),
     example("trespass"),
     example("ioasid-use-cases"),
+    example("mdev-copy", exclude: ["README.md", "machine.yaml"]),
 
     .target(
       name: "TestSupport",
@@ -103,10 +106,15 @@ let package = Package(
     .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
     .testTarget(
       name: "SoftDevicesTests",
-      dependencies: ["TestSupport", "SoftDevices", "LinuxABI", "PageTables"]),
+      dependencies: [
+        "TestSupport", "SoftDevices", "LinuxABI", "CLinuxABI", "PageTables", "VFIO",
+        "SoftwareIOMMU",
+      ]),
     .testTarget(
       name: "MachineTests",
-      dependencies: ["TestSupport", "Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU", system]),
+      dependencies: [
+        "TestSupport", "Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU", "VFIO", system,
+      ]),
     .testTarget(
       name: "LinuxABITests",
       dependencies: ["TestSupport", "LinuxABI", "CLinuxABI", "SoftwareIOMMU", "VFIO"],
@@ -146,7 +154,7 @@ let package = Package(
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
         "fail-nth", "process-stress", "locked-memory", "device-memory", "peer-to-peer",
-        "virtual-functions", "both-descriptors",
+        "virtual-functions", "both-descriptors", "mdev-copy",
       ]),
   ],
   swiftLanguageModes: [.v6]

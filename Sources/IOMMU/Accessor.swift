@@ -9,12 +9,16 @@ import SystemPackage
 /// A software device's way into one address space of a context. Thread-safe.
 ///
 /// Memory never goes away under it: an unmap first takes back the pins that touch what goes
-/// (the calls run one way, MODEL A4: it is not asked), and a read or write holds the map.
+/// (the calls run one way, MODEL A4: it is not asked, but `notice` tells), and a read or write
+/// holds the map.
 /// It keeps its context alive until it is closed.
 public final class Accessor: Sendable {
   /// Whether it may pin: then everything in its address space is aligned to host pages.
   public let pinsMemory: Bool
-  private let context: Context
+  /// Signalled where an unmap takes pins back, before their memory goes. It must not block and
+  /// must call nothing.
+  private let notice: (any EventSignal)?
+  public let context: Context
   private let record: Record
 
   /// What stands for it in the context's table: in use for as long as the accessor is open.
@@ -49,10 +53,14 @@ public final class Accessor: Sendable {
     }
   }
 
+  /// - Parameter notice: Told of pins that an unmap ends; `isPinned` says which.
   /// - Throws: `EBADF` where the context was closed, `ENOMEM`.
-  public init(context: Context, pinsMemory: Bool) throws(IOMMUError) {
+  public init(
+    context: Context, pinsMemory: Bool, notice: (any EventSignal)? = nil
+  ) throws(IOMMUError) {
     self.context = context
     self.pinsMemory = pinsMemory
+    self.notice = notice
     try context.addHolder()
     do throws(IOMMUError) {
       record = try context.insert { Record(id: $0) }
@@ -67,6 +75,9 @@ public final class Accessor: Sendable {
 
   /// Names the accessor in its context. It cannot be destroyed by that name.
   public var id: ObjectID { record.id }
+
+  /// The address space that it is on; nil for none.
+  public var addressSpace: ObjectID? { state.withLock { $0.space?.id } }
 
   /// Moves the accessor to an address space, its first or another. Pins in the old one end.
   ///
@@ -88,6 +99,11 @@ public final class Accessor: Sendable {
       }
     }
   }
+
+  /// Takes the accessor off its address space; pins in it end. Nothing where it is on none.
+  ///
+  /// Linux: `iommufd_access_detach`.
+  public func detach() { state.withLock { leave(&$0) } }
 
   private func leave(_ state: inout State) {
     guard let space = state.space else { return }
@@ -144,10 +160,16 @@ public final class Accessor: Sendable {
       let id = state.nextPin
       let runs = try space.pin(
         iova, length: length, for: access,
-        as: AccessPin.Key(accessor: ObjectIdentifier(self), id: id))
+        as: AccessPin.Key(accessor: ObjectIdentifier(self), id: id), notice: notice)
       state.nextPin &+= 1
       return Pin(id: id, runs: runs)
     }
+  }
+
+  /// Whether a pin still holds its memory: it was not unpinned, and no unmap ended it.
+  public func isPinned(_ id: UInt32) -> Bool {
+    let key = AccessPin.Key(accessor: ObjectIdentifier(self), id: id)
+    return state.withLock { $0.space?.holds(key) ?? false }
   }
 
   /// - Throws: `ENOENT` where there is no such pin: it ended with an unmap, or never was.

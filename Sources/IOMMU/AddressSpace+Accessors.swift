@@ -19,6 +19,8 @@ struct AccessPin: Sendable {
   let parts: [Part]
   /// Whether an unmap of it is refused, instead of ending the pin.
   var isLocked = false
+  /// Told where an unmap ends the pin.
+  var notice: (any EventSignal)?
 
   struct Part: Sendable {
     let pages: Pages
@@ -92,7 +94,12 @@ extension AddressSpace {
     for (key, pin) in state.accessPins where pin.range.overlaps(range) {
       release(pin)
       state.accessPins[key] = nil
+      pin.notice?.signal()
     }
+  }
+
+  func holds(_ key: AccessPin.Key) -> Bool {
+    state.withLock { $0.accessPins[key] != nil }
   }
 
   /// - Returns: False where there is no such pin.
@@ -107,16 +114,19 @@ extension AddressSpace {
   /// Pins the host pages around a range. See `Accessor.pin`.
   func pin(
     _ iova: IOVA, length: UInt64, for access: Permissions, as key: AccessPin.Key,
-    isLocked: Bool = false
+    isLocked: Bool = false, notice: (any EventSignal)? = nil
   ) throws(IOMMUError) -> [Accessor.Pin.Run] {
-    guard isLocked else { return try pinNow(iova, length, access, key, isLocked: false) }
+    guard isLocked else {
+      return try pinNow(iova, length, access, key, isLocked: false, notice: notice)
+    }
     return try whileSlotsStay { () throws(IOMMUError) in
-      try pinNow(iova, length, access, key, isLocked: true)
+      try pinNow(iova, length, access, key, isLocked: true, notice: notice)
     }
   }
 
   private func pinNow(
-    _ iova: IOVA, _ length: UInt64, _ access: Permissions, _ key: AccessPin.Key, isLocked: Bool
+    _ iova: IOVA, _ length: UInt64, _ access: Permissions, _ key: AccessPin.Key, isLocked: Bool,
+    notice: (any EventSignal)?
   ) throws(IOMMUError) -> [Accessor.Pin.Run] {
     let range = try accessRange(iova, length)
     // What a pin keeps mapped is looked for first when a parent changes, and must not come
@@ -142,7 +152,8 @@ extension AddressSpace {
         for part in pinned { release(part) }
         throw error
       }
-      state.accessPins[key] = AccessPin(range: range, parts: pinned, isLocked: isLocked)
+      state.accessPins[key] = AccessPin(
+        range: range, parts: pinned, isLocked: isLocked, notice: notice)
       if isLocked { state.lockedPins += 1 }
       return runs
     }

@@ -111,8 +111,11 @@ package enum LockRank: Int, Sendable {
 
   // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `PASIDSpaces.state`,
   // `VirtualPASIDs.assigned`, `VirtualMachine.translation`, `FailureCountdown.state`, the bytes of
-  // a `UserMemory` in this process, what a queue's file holds until it is closed. A device model's
-  // own locks come after `function`.
+  // a `UserMemory` in this process, what a queue's file holds until it is closed, `MediatedBus.state`,
+  // `MediatedCopyEngine.state`, `AccessorBus.state`. `MediatedDevices.changing` is above all of
+  // them: nobody holds anything who makes or removes a device. `AllowedPASIDs.list` is held over
+  // one access of a device model's, above `busPort`. A device model's own locks come after
+  // `function`.
 }
 
 extension LockRank {

@@ -32,6 +32,8 @@ public final class Machine: Sendable {
   public let drivers: PCIDrivers
   /// Of each device that can have some, in the order of the description.
   public let virtualFunctions: [VirtualFunctions]
+  /// Slices of the devices that a mediating driver shares out.
+  public let mediated: MediatedDevices
 
   /// Most pages of 4 KiB that one page table may have: 1 GiB, which maps 512 GiB in the
   /// smallest pages. A map beyond it is `ENOMEM`: what a program maps costs it nothing, but
@@ -86,6 +88,13 @@ public final class Machine: Sendable {
       try functions.start(parent.description.enabledFunctions)
       return functions
     }
+    let bus = MediatedBus(indices: drivers.indices)
+    for (device, driver) in parts.shared { try bus.register(device, driver: driver) }
+    mediated = try MediatedDevices(
+      bus: bus, files: files,
+      places: Dictionary(
+        description.devices.map { ($0.address, view.path(of: $0.address)) },
+        uniquingKeysWith: { first, _ in first }))
   }
 }
 
@@ -96,6 +105,8 @@ private struct Parts {
   let iommus: [SoftwareIOMMU]
   var functions: [PCIFunction] = []
   private var groups: [UInt32: DeviceGroup] = [:]
+  /// Devices that are shared out, each with who does it.
+  var shared: [(device: PhysicalDevice, driver: MediatedCopyEngine)] = []
   /// Devices that can have virtual functions.
   var parents: [VirtualFunctions.Parent] = []
   private var buses: [RequesterID: PCIBus] = [:]
@@ -166,6 +177,15 @@ private struct Parts {
       barAddresses: model.bars.map { place($0) }, bus: bus(of: device),
       sriov: sriov(of: device, model))
     functions.append(function)
+    if device.hostDriver == .mediated, case .copyEngine(let engine) = device.model {
+      shared.append(
+        (
+          physical,
+          MediatedCopyEngine(
+            parent: physical, iommu: iommu, system: system, configuration: engine.configuration,
+            capacity: engine.slices)
+        ))
+    }
     if let layout = function.sriov {
       parents.append(
         VirtualFunctions.Parent(
@@ -206,7 +226,8 @@ private struct Parts {
   var viewFunctions: [RequesterID: MachineView.Function] {
     var result: [RequesterID: MachineView.Function] = [:]
     for function in functions {
-      result[function.device.physical.address] = MachineView.Function(function)
+      guard let device = function.device else { continue }
+      result[device.physical.address] = MachineView.Function(function)
     }
     return result
   }
@@ -239,15 +260,18 @@ extension IOMMUDescription {
 extension DeviceDescription.Model {
   func make() -> any PCIDeviceModel {
     switch self {
-    case .copyEngine(let engine):
-      CopyEngine(
-        configuration: CopyEngine.Configuration(
-          version: engine.version, canFill: engine.fill, localMemory: engine.localMemory))
+    case .copyEngine(let engine): CopyEngine(configuration: engine.configuration)
     case .workQueue(let queue):
       WorkQueueEngine(
         configuration: WorkQueueEngine.Configuration(
           isShared: queue.mode == .shared, depth: queue.depth))
     }
+  }
+}
+
+extension CopyEngineDescription {
+  fileprivate var configuration: CopyEngine.Configuration {
+    CopyEngine.Configuration(version: version, canFill: fill, localMemory: localMemory)
   }
 }
 
@@ -257,7 +281,7 @@ extension DeviceDescription.HostDriver {
     switch self {
     case .vfio, .stub: .safe(rawValue)
     case .none: .none
-    case .ioatdma: .dma(rawValue)
+    case .ioatdma, .mediated: .dma(rawValue)
     }
   }
 }

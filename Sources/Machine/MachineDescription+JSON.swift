@@ -57,6 +57,7 @@ extension MachineDescription {
         ("version", .string(hexText(engine.version))), ("fill", .boolean(engine.fill)),
         ("local-memory", .number(Int(clamping: engine.localMemory))),
       ]
+      if device.hostDriver == .mediated { fields.append(("slices", .number(engine.slices))) }
     case .workQueue(let queue):
       fields += [("mode", .string(queue.mode.rawValue)), ("depth", .number(queue.depth))]
     }

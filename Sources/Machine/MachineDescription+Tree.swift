@@ -70,6 +70,10 @@ extension MachineDescription {
     case .none: parts.append(style.faint("no driver"))
     case .stub: parts.append(style.faint("pci-stub"))
     case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
+    case .mediated:
+      if case .copyEngine(let engine) = device.model {
+        parts.append(style.faint("shared by ioat-mdev: \(engine.slices) slices"))
+      }
     }
     if device.virtualFunctions > 0 {
       parts.append(

@@ -182,6 +182,9 @@ public struct DeviceDescription: Hashable, Sendable {
     case stub = "pci-stub"
     /// A host driver that does DMA: not offered, and its group cannot be taken.
     case ioatdma
+    /// A host driver that shares the device out: programs get slices of it, made at run time. It
+    /// does DMA for them, so the device's own group cannot be taken.
+    case mediated = "ioat-mdev"
   }
 
   public init(
@@ -213,11 +216,16 @@ public struct CopyEngineDescription: Hashable, Sendable {
   public var fill: Bool
   /// Memory behind its BAR 2 that programs map, in bytes, a power of two; 0 for none.
   public var localMemory: UInt64
+  /// Slices that there may be at once, where a mediating driver shares it out.
+  public var slices: Int
 
-  public init(version: UInt8 = 0x33, fill: Bool = false, localMemory: UInt64 = 0) {
+  public init(
+    version: UInt8 = 0x33, fill: Bool = false, localMemory: UInt64 = 0, slices: Int = 8
+  ) {
     self.version = version
     self.fill = fill
     self.localMemory = localMemory
+    self.slices = slices
   }
 
   /// The versions that exist.

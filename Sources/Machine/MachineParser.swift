@@ -202,7 +202,8 @@ struct MachineParser {
       "root-port", "virtual-functions", "enabled-functions", "pasids",
     ]
     let models = [
-      "copy-engine": ["version", "fill", "local-memory"], "work-queue": ["mode", "depth"],
+      "copy-engine": ["version", "fill", "local-memory", "slices"],
+      "work-queue": ["mode", "depth"],
     ]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -220,7 +221,8 @@ struct MachineParser {
       } ?? .vfio
     let parts =
       model == "work-queue"
-      ? DeviceDescription.Model.workQueue(workQueue(fields)) : .copyEngine(copyEngine(fields))
+      ? DeviceDescription.Model.workQueue(workQueue(fields))
+      : .copyEngine(copyEngine(fields, driver: driver))
     let group = group(of: fields)
     let subgroup = fields["subgroup"].flatMap {
       reader.number($0, "a sub-group number", in: 0...0xff)
@@ -292,7 +294,9 @@ struct MachineParser {
     return nil
   }
 
-  private func copyEngine(_ fields: MachineReader.Fields) -> CopyEngineDescription {
+  private func copyEngine(
+    _ fields: MachineReader.Fields, driver: DeviceDescription.HostDriver?
+  ) -> CopyEngineDescription {
     var engine = CopyEngineDescription()
     if let node = fields["version"],
       let version = reader.number(node, "a version", in: 0x32...0x34, hexadecimal: true)
@@ -307,6 +311,17 @@ struct MachineParser {
           node, "found \(sizeText(size)), expected a power of two, as a BAR's size is")
       }
       engine.localMemory = size ?? 0
+    }
+    if let node = fields["slices"],
+      let slices = reader.number(node, "a number of slices", in: 1...64)
+    {
+      engine.slices = Int(slices)
+      if let driver, driver != .mediated {
+        reader.report(
+          node,
+          "found slices of a device with host-driver \(driver.rawValue), expected "
+            + "host-driver \(DeviceDescription.HostDriver.mediated.rawValue)")
+      }
     }
     return engine
   }

@@ -50,7 +50,7 @@ public final class PCIDrivers: Sendable {
   /// Held while a driver is bound or unbound and the view follows: one at a time.
   let state = RankedMutex(.hostDrivers, State())
   /// The N of each `/dev/vfio/devices/vfioN`.
-  private let indices = DeviceIndices()
+  let indices = DeviceIndices()
   /// The view has this object's attributes.
   private weak let files: LiveView?
 
@@ -354,12 +354,16 @@ extension PCIDrivers.Device {
 extension PCIDrivers.Device {
   /// A function as a machine has it, bound to nothing; offered ones have an override, as those who
   /// bind devices to vfio-pci leave it.
+  /// - Throws: `EINVAL` for a function that no IOMMU routes: no driver of the host binds it.
   init(
     _ function: PCIFunction, description: DeviceDescription, view: MachineView,
     physicalFunction: String? = nil
-  ) {
+  ) throws(IOMMUError) {
+    guard let physical = function.device?.physical else {
+      throw IOMMUError(.invalidArgument, "\(function.name) is behind no IOMMU")
+    }
     self.init(
-      function: function, physical: function.device.physical,
+      function: function, physical: physical,
       path: view.path(of: description.address), native: description.model.driver,
       uevent: view.uevent(description), physicalFunction: physicalFunction,
       override: description.hostDriver == .vfio ? description.hostDriver.rawValue : nil)

@@ -23,8 +23,11 @@ struct CopyDescriptor: Sendable {
     /// Descriptors are carried out one after the other, so each is a fence already.
     static let fence = Control(rawValue: 1 << 4)
     static let null = Control(rawValue: 1 << 5)
-    /// Bits 11 to 23 mean nothing and must be clear.
-    static let reserved = Control(rawValue: 0x00FF_F800)
+    /// The data is where the PASID in the descriptor says, of a channel that takes PASIDs; the
+    /// descriptor itself and the status are not. Ours: no I/OAT has it.
+    static let pasid = Control(rawValue: 1 << 11)
+    /// Bits 12 to 23 mean nothing and must be clear.
+    static let reserved = Control(rawValue: 0x00FF_F000)
   }
 
   /// Bytes to copy or fill.
@@ -35,6 +38,8 @@ struct CopyDescriptor: Sendable {
   var source: UInt64
   var destination: UInt64
   var next: UInt64
+  /// Bytes 32 to 34, 20 bits; the driver's own where `.pasid` is clear.
+  var pasid: UInt32
 
   init(words: InlineArray<8, UInt64>) {
     let high = UInt32(truncatingIfNeeded: words[0] >> 32)
@@ -44,11 +49,14 @@ struct CopyDescriptor: Sendable {
     source = words[1]
     destination = words[2]
     next = words[3]
+    pasid = UInt32(truncatingIfNeeded: words[4]) & 0xF_FFFF
   }
 
   /// What is wrong with it, as a bit of CHANERR; nil where it can be carried out.
-  func error(transferLimit: UInt64, canFill: Bool) -> ChannelErrors? {
-    guard control.isDisjoint(with: .reserved),
+  func error(
+    transferLimit: UInt64, canFill: Bool, takesPASIDs: Bool
+  ) -> ChannelErrors? {
+    guard control.isDisjoint(with: takesPASIDs ? .reserved : [.reserved, .pasid]),
       let operation = Operation(rawValue: operationCode),
       operation == .copy || canFill
     else { return .control }

@@ -19,15 +19,18 @@ public final class CopyEngine: PCIDeviceModel {
     /// Memory of its own behind BAR 2, in bytes, a power of two of at least 4 KiB; 0 for none.
     /// Programs map it, and other devices' DMA may reach it; the engine itself does not touch it.
     public var localMemory: UInt64
+    /// Whether a descriptor can name a PASID for its data (DMACAPABILITY 0x8000_0000).
+    public var takesPASIDs: Bool
 
     public init(
       version: UInt8 = 0x33, transferCapacity: UInt8 = 20, canFill: Bool = false,
-      localMemory: UInt64 = 0
+      localMemory: UInt64 = 0, takesPASIDs: Bool = false
     ) {
       self.version = version
       self.transferCapacity = transferCapacity
       self.canFill = canFill
       self.localMemory = localMemory
+      self.takesPASIDs = takesPASIDs
     }
   }
 
@@ -41,8 +44,13 @@ public final class CopyEngine: PCIDeviceModel {
 
   let core: CopyEngineCore
 
-  public init(configuration: Configuration = Configuration()) {
-    core = CopyEngineCore(configuration: configuration)
+  public convenience init(configuration: Configuration = Configuration()) {
+    self.init(configuration, engine: nil)
+  }
+
+  /// - Parameter engine: What carries the descriptors out, where others share it.
+  init(_ configuration: Configuration, engine: SharedCopyEngine?) {
+    core = CopyEngineCore(configuration: configuration, engine: engine)
     var bars = [BAR(index: 0, size: 16 << 10, is64Bit: true)]
     if configuration.localMemory > 0 {
       bars.append(

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What makes the copy engine go: its thread, which fetches descriptors and carries them out,
-// and the lock between it and the registers. Idle, the thread sleeps.
+// and the lock between it and the registers. Idle, the thread sleeps. Channels of a shared engine
+// have no thread each: the engine's takes turns.
 
 import IOMMU
 import PageTables
@@ -17,14 +18,22 @@ final class CopyEngineCore: Sendable {
   let monitor: Monitor<CopyEngineState>
   private let function = Guarded<FunctionPort?>(nil)
   private let thread = Guarded<DeviceThread?>(nil)
+  /// Whose thread does the work; nil for one of its own.
+  private let engine: SharedCopyEngine?
   /// The transfer in hand is to be dropped. Set and cleared under the monitor's lock.
   private let isCancelled = Atomic(false)
+  /// Descriptors with a PASID that was not on the list.
+  let refusals = Atomic<UInt64>(0)
 
-  init(configuration: CopyEngine.Configuration) {
+  init(configuration: CopyEngine.Configuration, engine: SharedCopyEngine? = nil) {
+    self.engine = engine
     monitor = Monitor(CopyEngineState(configuration: configuration))
   }
 
-  func connect(to port: FunctionPort) { function.withLock { $0 = port } }
+  func connect(to port: FunctionPort) {
+    function.withLock { $0 = port }
+    engine?.add(self, function: port)
+  }
 
   /// Changes registers, and does what that asks for.
   func change(_ body: (inout CopyEngineState) -> CopyChannel.Actions) {
@@ -32,11 +41,18 @@ final class CopyEngineCore: Sendable {
     let needsThread = monitor.change { state in
       carryOut(body(&state), &state, function)
       // Nobody needs a thread before the first doorbell or the first error to be reported.
-      guard !state.hasThread, !state.isStopping, state.channel.hasWork else { return false }
+      guard !state.isStopping, state.channel.hasWork else { return false }
+      guard engine == nil else { return true }
+      guard !state.hasThread else { return false }
       state.hasThread = true
       return true
     }
-    if needsThread, let function { start(function) }
+    guard needsThread, let function else { return }
+    guard let engine else {
+      start(function)
+      return
+    }
+    if !engine.wake(self) { failWithoutThread(function) }
   }
 
   private func start(_ function: FunctionPort) {
@@ -46,9 +62,12 @@ final class CopyEngineCore: Sendable {
       thread = DeviceThread { [self] in run(function) }
       return thread != nil
     }
-    guard !hasStarted else { return }
-    // The host has no thread left: the transfer fails as one whose data never came, and the
-    // next doorbell tries again.
+    if !hasStarted { failWithoutThread(function) }
+  }
+
+  /// The host has no thread left: the transfer fails as one whose data never came, and the next
+  /// doorbell tries again.
+  private func failWithoutThread(_ function: FunctionPort) {
     monitor.change { state in
       state.hasThread = false
       carryOut(state.channel.fail(.readData), &state, function)
@@ -83,6 +102,12 @@ final class CopyEngineCore: Sendable {
   func stop() {
     reset()
     monitor.change { $0.isStopping = true }
+    if let engine {
+      // For what was taken in hand between the two; no more is.
+      reset()
+      engine.remove(self)
+      return
+    }
     thread.withLock { thread in
       defer { thread = nil }
       return thread
@@ -91,51 +116,69 @@ final class CopyEngineCore: Sendable {
 
   // MARK: The thread
 
-  private enum Work {
+  /// What the thread has in hand.
+  enum Work: Sendable {
     case descriptor(CopyChannel.Fetch)
     case status(address: UInt64, value: UInt64)
-    case end
   }
 
   private func run(_ function: FunctionPort) {
     let port = function.makePort()
     while true {
-      let work = monitor.wait { state -> Work? in
-        if state.isStopping { return .end }
-        if let status = state.channel.beginStatus() {
-          return .status(address: status.address, value: status.value)
-        }
-        guard let fetch = state.channel.begin() else { return nil }
-        isCancelled.store(false, ordering: .relaxed)
-        return .descriptor(fetch)
+      let work = monitor.wait { state -> Work?? in
+        if state.isStopping { return .some(nil) }
+        return begin(&state).map { .some($0) }
       }
-      switch work {
-      case .end: return
-      case .status(let address, let value):
-        // It reports an error already; one more in reporting it changes nothing.
-        try? port.store(value, at: IOVA(address))
-        monitor.change { $0.channel.finish() }
-      case .descriptor(let fetch):
-        execute(fetch, port, function)
-      }
+      guard let work else { return }
+      _ = perform(work, port, function)
+    }
+  }
+
+  private func begin(_ state: inout CopyEngineState) -> Work? {
+    if let status = state.channel.beginStatus() {
+      return .status(address: status.address, value: status.value)
+    }
+    guard let fetch = state.channel.begin() else { return nil }
+    isCancelled.store(false, ordering: .relaxed)
+    return .descriptor(fetch)
+  }
+
+  /// Takes the next work in hand; nil where there is none, or the channel has stopped.
+  func takeWork() -> Work? {
+    monitor.withLock { $0.isStopping ? nil : begin(&$0) }
+  }
+
+  /// Does the work in hand.
+  /// - Returns: Bytes that it was about.
+  func perform(_ work: Work, _ port: any BusPort, _ function: FunctionPort) -> Int {
+    switch work {
+    case .status(let address, let value):
+      // It reports an error already; one more in reporting it changes nothing.
+      try? port.store(value, at: IOVA(address))
+      monitor.change { $0.channel.finish() }
+      return 0
+    case .descriptor(let fetch):
+      return execute(fetch, port, function)
     }
   }
 
   private func execute(
     _ fetch: CopyChannel.Fetch, _ port: any BusPort, _ function: FunctionPort
-  ) {
+  ) -> Int {
     var next: UInt64 = fetch.address
     var control: CopyDescriptor.Control = []
+    var bytes = 0
     do throws(ChannelFailure) {
       let descriptor = try read(fetch, port)
       next = descriptor.next
       control = descriptor.control
       try check(descriptor)
-      try transfer(descriptor, port)
+      bytes = control.contains(.null) ? 0 : Int(descriptor.length)
+      try transfer(descriptor, dataPort(of: descriptor, port, function))
     } catch {
       guard !error.isCancelled, goesOn(after: error.errors, fetch, function) else {
         monitor.change { $0.channel.finish() }
-        return
+        return bytes
       }
     }
     // The data is in place: now the status, then the interrupt.
@@ -146,7 +189,7 @@ final class CopyEngineCore: Sendable {
     }
     guard let completion else {
       monitor.change { $0.channel.finish() }
-      return
+      return bytes
     }
     var failed = false
     if control.contains(.writeStatus) {
@@ -164,6 +207,7 @@ final class CopyEngineCore: Sendable {
     }
     if raises { function.raise(vector: 0) }
     monitor.change { $0.channel.finish() }
+    return bytes
   }
 
   /// Records an error of the descriptor in hand.
@@ -225,9 +269,23 @@ final class CopyEngineCore: Sendable {
     let configuration = monitor.withLock { $0.configuration }
     if let errors = descriptor.error(
       transferLimit: 1 << UInt64(configuration.transferCapacity & 31),
-      canFill: configuration.canFill)
+      canFill: configuration.canFill, takesPASIDs: configuration.takesPASIDs)
     {
       throw ChannelFailure(errors: errors)
+    }
+  }
+
+  /// Where a descriptor's data is: in the channel's own space, or in that of a PASID. One that is
+  /// not on the device's list is refused here, and the IOMMU never sees it (MODEL A3).
+  private func dataPort(
+    of descriptor: CopyDescriptor, _ port: any BusPort, _ function: FunctionPort
+  ) throws(ChannelFailure) -> any BusPort {
+    guard descriptor.control.contains(.pasid) else { return port }
+    do throws(IOMMUError) {
+      return try function.makePort(for: PASID(rawValue: descriptor.pasid))
+    } catch {
+      refusals.add(1, ordering: .relaxed)
+      throw ChannelFailure(errors: .control)
     }
   }
 

@@ -95,7 +95,8 @@ struct CopyEngineState: Sendable {
     case .attention: attention ? 1 : 0
     case .version: UInt64(configuration.version)
     case .interruptDelay: UInt64(interruptDelay)
-    case .capability: configuration.canFill ? 0x40 : 0
+    case .capability:
+      (configuration.canFill ? 0x40 : 0) | (configuration.takesPASIDs ? 0x8000_0000 : 0)
     case .control: UInt64(channel.control)
     case .compatibility: 0x02
     case .command: channel.isResetting ? UInt64(CopyChannel.Command.reset) : 0

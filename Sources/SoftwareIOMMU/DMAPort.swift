@@ -85,7 +85,8 @@ public final class DMAPort: @unchecked Sendable {
   }
 
   /// Delivers a write to the interrupt window. Inside the transaction, so that after a switch
-  /// to blocked has returned no interrupt comes.
+  /// to blocked has returned no interrupt comes. A request with a PASID is no interrupt: a slice
+  /// of a device could write its neighbour's.
   func raise(_ iova: UInt64, data: UInt32) throws(DMAFault) {
     enter()
     defer { leave() }
@@ -100,7 +101,7 @@ public final class DMAPort: @unchecked Sendable {
         try put(iova, from: UInt64(UInt(bitPattern: bytes.baseAddress)), count: 4)
       }
     case .host, .intel, .amd, .process:
-      guard interrupts.deliver(from: requester, address: iova, data: data) else {
+      guard pasid == nil, interrupts.deliver(from: requester, address: iova, data: data) else {
         throw fail(.interruptRefused, iova, .write)
       }
     }

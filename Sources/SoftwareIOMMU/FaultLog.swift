@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Counts DMA faults by requester, and passes a few of them on to the event log: the first
+// Counts DMA faults by requester and PASID, and passes a few of them on to the event log: the first
 // of each kind from each source, then at a bounded rate (MODEL H2). A device that faults in a
 // loop costs a bounded amount of memory and log.
 
@@ -10,7 +10,7 @@ import Synchronization
 
 /// The faults of one IOMMU. Thread-safe.
 public final class FaultLog: Sendable {
-  /// What is known of one requester's faults.
+  /// What is known of the faults of one source: a requester, or one of its PASIDs.
   public struct Record: Hashable, Sendable {
     /// How many, since the IOMMU was made.
     public var count: UInt64 = 0
@@ -25,21 +25,22 @@ public final class FaultLog: Sendable {
     fileprivate var interval: ContinuousClock.Instant?
   }
 
-  /// At most `burst` repeated faults of one requester are logged in each `interval`, as Linux
+  /// At most `burst` repeated faults of one source are logged in each `interval`, as Linux
   /// limits its messages.
   public static let burst = 10
   public static let interval: Duration = .seconds(5)
 
-  private let records = RankedMutex<[RequesterID: Record]>(.faultLog, [:])
+  private let records = RankedMutex<[SoftwareIOMMU.Source: Record]>(.faultLog, [:])
   private let events: EventLog
 
   init(events: EventLog) { self.events = events }
 
   func record(_ fault: DMAFault) {
     let recording = events.isRecording
+    let source = SoftwareIOMMU.Source(requester: fault.requester, pasid: fault.pasid)
     let logs = records.withLock { records -> Bool in
-      var record = records[fault.requester] ?? Record()
-      defer { records[fault.requester] = record }
+      var record = records[source] ?? Record()
+      defer { records[source] = record }
       record.count &+= 1
       record.latest = fault
       guard recording else { return false }
@@ -67,9 +68,12 @@ public final class FaultLog: Sendable {
     }
   }
 
-  /// What is known of one requester's faults; an empty record where it never had one.
-  public subscript(requester: RequesterID) -> Record {
-    records.withLock { $0[requester] ?? Record() }
+  /// What is known of one source's faults; an empty record where it never had one.
+  /// - Parameter pasid: Nil for DMA without one, which is counted apart.
+  public subscript(requester: RequesterID, pasid pasid: PASID? = nil) -> Record {
+    records.withLock {
+      $0[SoftwareIOMMU.Source(requester: requester, pasid: pasid)] ?? Record()
+    }
   }
 
   /// All faults of all requesters.

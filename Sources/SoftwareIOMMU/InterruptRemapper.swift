@@ -82,6 +82,14 @@ public final class InterruptRemapper: Sendable {
   /// Interrupts in use.
   public var count: Int { state.withLock { $0.entries.count - $0.free.count } }
 
+  /// A device raises an interrupt beside its DMA ports: for a slice of it, whose own requests
+  /// carry a PASID and cannot be interrupts.
+  /// - Returns: False where the message is not one of this requester's.
+  @discardableResult
+  public func raise(_ message: MSIMessage, from requester: RequesterID) -> Bool {
+    deliver(from: requester, address: message.address, data: message.data)
+  }
+
   /// A device wrote to the window.
   /// - Returns: False where the message is not one of this requester's.
   func deliver(from requester: RequesterID, address: UInt64, data: UInt32) -> Bool {

@@ -73,6 +73,9 @@ public protocol UpstreamBus: AnyObject, Sendable {
   /// A way to memory for DMA that carries a PASID beside what all DMA of the function carries.
   func makePort(pasid: PASID) -> any BusPort
 
+  /// A way for the interrupt messages, which are written as `BusPort.store` of 4 bytes.
+  func makeInterruptPort() -> any BusPort
+
   /// Allocates a message that signals `signal` when this function, and no other, writes it.
   /// - Throws: `ENOSPC` where no message is left.
   func allocateInterrupt(
@@ -86,6 +89,9 @@ public protocol UpstreamBus: AnyObject, Sendable {
 extension UpstreamBus {
   /// A bus without PASIDs: nothing is reached.
   public func makePort(pasid: PASID) -> any BusPort { UnreachablePort() }
+
+  /// Interrupts go where DMA goes.
+  public func makeInterruptPort() -> any BusPort { makePort() }
 }
 
 /// A port that everything faults on.

@@ -21,16 +21,14 @@ extension DeviceSession {
   public func detach(pasid: PASID?, from ioasid: ObjectID) throws(IOMMUError) {
     try checkAccess()
     try device.state.withLock { (state) throws(IOMMUError) in
-      guard let context = state.binding?.context, let id = state.binding?.id else {
-        throw notBound
-      }
-      guard try context.attachedAddressSpace(of: id, pasid: pasid) == ioasid else {
+      guard state.binding != nil else { throw notBound }
+      guard try state.binding?.addressSpace(of: pasid) == ioasid else {
         throw IOMMUError(
           .invalidArgument,
           "\(device.function.name) is not attached to \(ioasid)"
             + (pasid.map { " with PASID \($0.rawValue)" } ?? ""))
       }
-      if let pasid { state.binding?.group.detach(pasid) } else { state.binding?.group.detach() }
+      state.binding?.detach(pasid)
     }
   }
 

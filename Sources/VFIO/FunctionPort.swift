@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a device model holds of the function around it: its way to memory, which the command
-// register opens and shuts, its interrupts, and its own configuration registers.
+// register opens and shuts, its interrupts, its PASIDs, and its own configuration registers.
 
 import IOMMU
 import PageTables
@@ -15,12 +15,15 @@ public final class FunctionPort: Sendable {
   private let upstream: any UpstreamBus
   private let gate: MasterGate
   private let pasids: VirtualPASIDs?
+  /// What a model asks before it loads a PASID that its user names (MODEL A3).
+  public let allowedPASIDs: AllowedPASIDs
 
   init(
     interrupts: InterruptVectors, config: PCIConfigSpace, upstream: any UpstreamBus,
-    gate: MasterGate, pasids: VirtualPASIDs?
+    gate: MasterGate, pasids: VirtualPASIDs?, allowedPASIDs: AllowedPASIDs
   ) {
     self.pasids = pasids
+    self.allowedPASIDs = allowedPASIDs
     self.interrupts = interrupts
     self.config = config
     self.upstream = upstream
@@ -43,6 +46,15 @@ public final class FunctionPort: Sendable {
   /// What DMA carries for a PASID that the user programs; nil where it is not on the device's
   /// own list (MODEL A3).
   public func physicalPASID(for pasid: PASID) -> PASID? { pasids?.physical(of: pasid) }
+
+  /// A port to what a PASID of the user's is attached to, for one thread of the model, which may
+  /// keep it. The user's number is looked up in the device's list (MODEL A3), here and at each
+  /// access, so that a model never goes by one that is another's by then.
+  /// - Throws: `EPERM` where the PASID was not attached.
+  public func makePort(for virtual: PASID) throws(IOMMUError) -> any BusPort {
+    let port = makePort(pasid: try allowedPASIDs.check(virtual))
+    return ListedPort(port: port, pasid: virtual, list: allowedPASIDs)
+  }
 
   /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
   /// vector is out of range or MSI-X is off.
@@ -112,5 +124,56 @@ final class GatedPort: BusPort {
   func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
     try check(address, .write)
     try port.fill(address, pattern: pattern, length: length)
+  }
+}
+
+/// A port that goes by a PASID, and ends when that leaves the device's list.
+private final class ListedPort: BusPort {
+  private let port: any BusPort
+  private let pasid: PASID
+  private let list: AllowedPASIDs
+
+  init(port: any BusPort, pasid: PASID, list: AllowedPASIDs) {
+    self.port = port
+    self.pasid = pasid
+    self.list = list
+  }
+
+  private func access(
+    _ address: IOVA, _ access: Permissions, _ body: () throws(BusError) -> Void
+  ) throws(BusError) {
+    guard try list.use(pasid, body) != nil else {
+      throw BusError(kind: .translation, address: address, access: access)
+    }
+  }
+
+  func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {
+    try access(address, .read) { () throws(BusError) in
+      // SAFETY: the caller's buffer is passed on unchanged, for the length of the call.
+      try unsafe port.read(address, into: buffer)
+    }
+  }
+
+  func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
+    try access(address, .write) { () throws(BusError) in
+      // SAFETY: as in `read`.
+      try unsafe port.write(address, from: buffer)
+    }
+  }
+
+  func store(_ value: UInt64, at address: IOVA) throws(BusError) {
+    try access(address, .write) { () throws(BusError) in try port.store(value, at: address) }
+  }
+
+  func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
+    try access(source, .read) { () throws(BusError) in
+      try port.copy(from: source, to: destination, length: length)
+    }
+  }
+
+  func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
+    try access(address, .write) { () throws(BusError) in
+      try port.fill(address, pattern: pattern, length: length)
+    }
   }
 }

@@ -35,7 +35,7 @@ extension DeviceSession {
       let context = device.boundContext
       return state.sortedFunctions.map { function in
         ResetNeighbour(
-          address: function.address, group: function.device.group.id,
+          address: function.address, group: function.device?.group.id ?? 0,
           holding: resettable(function, in: state)?.holding(by: context) ?? .foreign)
       }
     }
@@ -120,6 +120,6 @@ extension VFIODevice {
       state.binding?.context === context ? state.binding?.id : nil
     }
     if let id { return .bound(id) }
-    return function.device.group.isOwned(by: context) ? .owned : .foreign
+    return group.group.isOwned(by: context) ? .owned : .foreign
   }
 }

@@ -90,7 +90,7 @@ public final class InterruptVectors: Sendable {
     self.config = config
     self.upstream = upstream
     // Used under the lock only, so by one thread at a time.
-    port = GatedPort(port: upstream.makePort(), gate: gate)
+    port = GatedPort(port: upstream.makeInterruptPort(), gate: gate)
   }
 
   /// Vectors of an index; 0 where the function has none of the kind.
@@ -279,6 +279,9 @@ public final class InterruptVectors: Sendable {
       state.request = nil
     }
   }
+
+  /// Asks the user to let the device go, where it wants to be asked. Linux: `vfio_pci_request`.
+  func requestRelease() { state.withLock { $0.request?.signal() } }
 
   /// The device asserted nothing any more (it was reset). What is set up stays.
   func deviceReset() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A PCI function on the bus: a device model with its configuration space, its BARs, its
-// interrupts and its place behind an IOMMU.
+// interrupts and its way to memory, in an IOMMU's hands or in its driver's.
 
 import IOMMU
 import SoftwareIOMMU
@@ -9,9 +9,11 @@ import SystemPackage
 
 /// One function. Thread-safe.
 public final class PCIFunction: Sendable {
-  /// What the IOMMU layer knows of it: a device whose requester id is the function's address, or
-  /// a slice of one.
-  public let device: any BindableDevice
+  /// `0000:e0:04.0`, or a slice's UUID.
+  public let name: String
+  public let route: DMARoute
+  /// The PASIDs that its user attached, and no others.
+  public let allowedPASIDs = AllowedPASIDs()
   public let model: any PCIDeviceModel
   public let config: PCIConfigSpace
   public let interrupts: InterruptVectors
@@ -40,17 +42,41 @@ public final class PCIFunction: Sendable {
   ///   - bus: What it is on; nil for a root bus.
   ///   - sriov: What it can make of itself.
   ///   - isVirtual: Whether it is made so. Its BARs read as 0 then until its user writes them.
-  public init(
+  public convenience init(
     device: any BindableDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
     barAddresses: [UInt64]? = nil, bus: PCIBus? = nil, sriov: SRIOVLayout? = nil,
     isVirtual: Bool = false
   ) {
-    self.device = device
+    self.init(
+      name: device.name, route: .iommu(device), model: model, upstream: upstream,
+      barAddresses: barAddresses, bus: bus, sriov: sriov, isVirtual: isVirtual)
+  }
+
+  /// Makes a function that is software all through (MODEL D2, kind 3).
+  /// - Parameter memory: Its way to the memory of whoever binds it.
+  public convenience init(
+    name: String, model: any PCIDeviceModel, memory: AccessorBus, barAddresses: [UInt64]? = nil
+  ) {
+    self.init(
+      name: name, route: .accessor(memory), model: model, upstream: memory,
+      barAddresses: barAddresses, bus: nil, sriov: nil, isVirtual: false)
+  }
+
+  private init(
+    name: String, route: DMARoute, model: any PCIDeviceModel, upstream: any UpstreamBus,
+    barAddresses: [UInt64]?, bus: PCIBus?, sriov: SRIOVLayout?, isVirtual: Bool
+  ) {
+    self.name = name
+    self.route = route
     self.bus = bus
     self.sriov = sriov
     self.isVirtual = isVirtual
     self.model = model
-    portal = model.portal.map { FunctionPortal(device: device, layout: $0, model: model) }
+    let endpoint: (any BindableDevice)? =
+      if case .iommu(let device) = route { device } else { nil }
+    portal = endpoint.flatMap { endpoint in
+      model.portal.map { FunctionPortal(device: endpoint, layout: $0, model: model) }
+    }
     bars = model.bars
     let addresses = barAddresses ?? Self.layOut(model.bars)
     self.barAddresses = addresses
@@ -65,7 +91,7 @@ public final class PCIFunction: Sendable {
     model.connect(
       to: FunctionPort(
         interrupts: interrupts, config: config, upstream: upstream, gate: gate,
-        pasids: device.pasids))
+        pasids: endpoint?.pasids, allowedPASIDs: allowedPASIDs))
     bus?.add(self)
   }
 
@@ -78,10 +104,15 @@ public final class PCIFunction: Sendable {
     }
   }
 
-  /// `0000:e0:04.0`.
-  public var name: String { device.name }
+  /// What the IOMMU layer knows of it: a device whose requester id is the function's address, or
+  /// a slice of one; nil where no IOMMU routes it.
+  public var device: (any BindableDevice)? {
+    if case .iommu(let device) = route { device } else { nil }
+  }
   /// Where it is on the bus. Behind some bridges its DMA carries another one.
-  public var address: RequesterID { RequesterID(name) ?? device.physical.requester }
+  public var address: RequesterID {
+    RequesterID(name) ?? device?.physical.requester ?? RequesterID(rawValue: 0)
+  }
 
   /// The BAR of a number; nil where there is none, as for the upper half of a 64-bit one.
   public func bar(_ index: Int) -> BAR? { bars.first { $0.index == index } }

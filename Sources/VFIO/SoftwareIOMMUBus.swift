@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A function's place behind the software IOMMU: all its ports are one requester's, and its
-// interrupt messages are the remapper's.
+// A function's place behind the software IOMMU: all its ports are one requester's, or one PASID's
+// of it, and its interrupt messages are the remapper's.
 
 import IOMMU
 import PageTables
@@ -11,18 +11,31 @@ import SoftwareIOMMU
 public final class SoftwareIOMMUBus: UpstreamBus {
   private let iommu: SoftwareIOMMU
   private let requester: RequesterID
+  private let pasid: PASID?
   private let port: SerializedPort
 
-  public init(iommu: SoftwareIOMMU, requester: RequesterID) {
+  /// - Parameter pasid: Of a slice of a device (MODEL D2, kind 2): what its DMA carries beside the
+  ///   requester id of its parent. Its interrupts carry none: the parent sends them for it, and
+  ///   the slice's own requests never become interrupts.
+  public init(iommu: SoftwareIOMMU, requester: RequesterID, pasid: PASID? = nil) {
     self.iommu = iommu
     self.requester = requester
-    port = SerializedPort(iommu.port(for: requester))
+    self.pasid = pasid
+    port = SerializedPort(iommu.port(for: requester, pasid: pasid))
   }
 
   public func makePort() -> any BusPort { port }
 
   public func makePort(pasid: PASID) -> any BusPort {
     SerializedPort(iommu.port(for: requester, pasid: pasid))
+  }
+
+  public func makeInterruptPort() -> any BusPort {
+    guard pasid != nil else { return port }
+    return MessagePort { [iommu, requester] message in
+      iommu.interrupts.raise(
+        MSIMessage(address: message.address, data: message.data), from: requester)
+    }
   }
 
   public func allocateInterrupt(

@@ -69,6 +69,19 @@ public final class VFIOContainer: Sendable {
     }
   }
 
+  /// Gives a function that no IOMMU routes an accessor to what is mapped here (MODEL D2, kind 3).
+  ///
+  /// Linux: what `vfio_pin_pages` and `vfio_dma_rw` find of a container.
+  /// - Throws: `EINVAL` before a model is set; what making an accessor throws.
+  func connect(_ function: PCIFunction) throws(IOMMUError) -> FunctionBinding {
+    try state.withLock { (state) throws(IOMMUError) in
+      let type1 = try Self.type1(of: state)
+      let binding = try FunctionBinding(function, to: type1.context)
+      _ = try binding.attach(nil, to: type1.space.id)
+      return binding
+    }
+  }
+
   // MARK: The model
 
   /// Chooses how memory is mapped, and attaches the groups.

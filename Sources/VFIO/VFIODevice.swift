@@ -19,11 +19,14 @@ public final class VFIODevice: Sendable {
   public let group: VFIOGroup
 
   struct State: ~Copyable, Sendable {
-    /// Nil while no file is bound to a context; a container's binding is its own.
-    var binding: Binding?
+    /// Nil while no file is bound to a context; a container's binding of what an IOMMU routes is
+    /// its own.
+    var binding: FunctionBinding?
     /// Sessions that give access: one at the most by the device's node, any number through the
     /// group.
     var openCount = 0
+    /// Whether it is open through a container, which counts it.
+    var isInContainer = false
     /// Whether it is taken out of the machine.
     var isGone = false
   }
@@ -191,7 +194,7 @@ public final class DeviceSession: Sendable {
         let context = try findContext()
         guard state.openCount == 0 else { throw alreadyBound("another file of it has") }
         let memories = try makeMemories()
-        let binding = try context.register(device.function.device, cookie: cookie)
+        let binding = try FunctionBinding(device.function, to: context, cookie: cookie)
         device.enable(memories: memories)
         do throws(IOMMUError) {
           try publish(binding.id)
@@ -242,17 +245,11 @@ public final class DeviceSession: Sendable {
   ) throws(IOMMUError) {
     try checkAttachable()
     try device.state.withLock { (state) throws(IOMMUError) in
-      let table =
-        if let pasid {
-          try state.binding?.group.attachOrReplace(pasid, to: target)
-        } else {
-          try state.binding?.group.attach(to: target)
-        }
-      guard let table else { return }
+      guard let table = try state.binding?.attach(pasid, to: target) else { return }
       do throws(IOMMUError) {
         try publish(table)
       } catch {
-        Self.detach(pasid, of: device, from: &state.binding)
+        state.binding?.detach(pasid)
         throw error
       }
     }
@@ -262,7 +259,7 @@ public final class DeviceSession: Sendable {
   /// Linux: `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
   public func detach(pasid: PASID? = nil) throws(IOMMUError) {
     try checkAttachable()
-    device.state.withLock { state in Self.detach(pasid, of: device, from: &state.binding) }
+    device.state.withLock { state in state.binding?.detach(pasid) }
   }
 
   /// - Throws: `EINVAL` before the bind; `ENOTTY` of a file that the group gave.
@@ -273,20 +270,6 @@ public final class DeviceSession: Sendable {
         .inappropriateIOCTLForDevice,
         "\(device.function.name) was opened through its group, and is where its container is")
     }
-  }
-
-  private static func detach(
-    _ pasid: PASID?, of device: VFIODevice, from binding: inout Binding?
-  ) {
-    guard let pasid else {
-      binding?.group.detach()
-      return
-    }
-    guard let portal = device.function.portal else {
-      binding?.group.detach(pasid)
-      return
-    }
-    portal.whileDrained(of: pasid) { binding?.group.detach(pasid) }
   }
 
   /// The last reference to the file is gone: interrupts end, the device is reset and unbound.

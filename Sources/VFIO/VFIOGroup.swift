@@ -227,8 +227,8 @@ public final class VFIOGroup: Sendable {
           switch state.mapper {
           case .none: break
           case .container(let container):
-            try container.requireModel()
-            session.device.enable(memories: try session.makeMemories())
+            opens.binding = try open(session, in: container)
+            opens.isInContainer = true
             state.containerUsers += 1
           case .context(let hold):
             opens.binding = try open(session, in: hold.context)
@@ -240,16 +240,32 @@ public final class VFIOGroup: Sendable {
     }
   }
 
+  /// - Returns: The binding of a software device; the others the group has brought along.
+  private func open(
+    _ session: DeviceSession, in container: VFIOContainer
+  ) throws(IOMMUError) -> FunctionBinding? {
+    let device = session.device
+    try container.requireModel()
+    let memories = try session.makeMemories()
+    guard device.function.device == nil else {
+      device.enable(memories: memories)
+      return nil
+    }
+    let binding = try container.connect(device.function)
+    device.enable(memories: memories)
+    return binding
+  }
+
   /// Linux: `vfio_df_iommufd_bind`, then `vfio_iommufd_compat_attach_ioas`.
   private func open(
     _ session: DeviceSession, in context: Context
-  ) throws(IOMMUError) -> Binding {
+  ) throws(IOMMUError) -> FunctionBinding {
     let device = session.device
     let memories = try session.makeMemories()
-    let binding = try context.register(device.function.device)
+    let binding = try FunctionBinding(device.function, to: context)
     device.enable(memories: memories)
     do throws(IOMMUError) {
-      try binding.group.attach(to: context.compatibilityIOAS())
+      _ = try binding.attach(nil, to: context.compatibilityIOAS())
     } catch {
       device.disable()
       throw error
@@ -265,11 +281,9 @@ public final class VFIOGroup: Sendable {
         opens.openCount -= 1
         guard opens.openCount == 0 else { return }
         device.disable()
-        if opens.binding != nil {
-          opens.binding = nil
-        } else {
-          state.containerUsers -= 1
-        }
+        opens.binding = nil
+        if opens.isInContainer { state.containerUsers -= 1 }
+        opens.isInContainer = false
       }
       if state.isAbandoned, state.containerUsers == 0 { shut(&state) }
     }

@@ -32,7 +32,7 @@ final class PortalRig {
     let file: any OpenFile
     let function: PCIFunction
     let id: UInt32
-    var endpoint: any BindableDevice { function.device }
+    var endpoint: any BindableDevice { function.device! }
   }
 
   init() throws {

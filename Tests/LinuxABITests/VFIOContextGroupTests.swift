@@ -118,7 +118,7 @@ import VFIO
   func owned() throws {
     #expect(rig.setContainer(group, iommu) == 0)
     let context = Context(system: rig.system)
-    let binding = try context.register(rig.devices[2].function.device)
+    let binding = try context.register(#require(rig.devices[2].function.device))
     #expect(rig.getDevice(group, "0000:e0:01.0") == -1)
     let session = rig.devices[1].makeGroupSession()
     let error = #expect(throws: IOMMUError.self) { try session.openThroughGroup() }

@@ -160,11 +160,11 @@ private let threeEngines = """
     "C3: a driver that does DMA is not bound in an owned group, and keeps its own from users")
   func denial() throws {
     let context = Context(system: machine.system)
-    let binding = try context.register(machine.functions[1].device.physical)
+    let binding = try context.register(#require(machine.functions[1].device).physical)
     #expect(try echo(second, "\(drivers)/ioatdma/bind") == .resourceBusy)
     #expect(try echo(second, "/sys/bus/pci/drivers_probe") == .invalidArgument)
     #expect(driver(of: second) == nil)
-    #expect(machine.functions[2].device.physical.hostDriver == .none)
+    #expect(try #require(machine.functions[2].device).physical.hostDriver == .none)
     // vfio-pci does no DMA of its own.
     #expect(try echo("vfio-pci", "\(devices)/\(second)/driver_override") == nil)
     #expect(try echo(second, "\(drivers)/vfio-pci/bind") == nil)
@@ -174,7 +174,7 @@ private let threeEngines = """
     #expect(try echo(second, "\(drivers)/ioatdma/bind") == nil)
     #expect(driver(of: second) == "ioatdma")
     #expect(throws: IOMMUError.self) {
-      _ = try context.register(machine.functions[1].device.physical)
+      _ = try context.register(#require(machine.functions[1].device).physical)
     }
   }
 

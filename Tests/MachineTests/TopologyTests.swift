@@ -190,7 +190,7 @@ private func problems(
         bridges: ["address: 00:1c.0, bus: 1, acs: false, host-driver: \(driver.rawValue)"],
         devices: ["address: 01:00.0"]))
     let context = Context(system: made.system)
-    let device = made.functions[0].device
+    let device = try #require(made.functions[0].device)
     #expect(device.group.devices.count == 2)
     do {
       let binding = try context.register(device)
@@ -208,7 +208,7 @@ private func problems(
       machine(
         bridges: ["address: 00:1c.0, bus: 1, kind: pcie-to-pci"],
         devices: ["address: 01:03.0", "address: 01:04.0"]))
-    let devices = made.functions.map(\.device)
+    let devices = made.functions.compactMap(\.device)
     #expect(Set(devices.map(\.physical.requester)).count == 1)
     #expect(devices.allSatisfy { $0.physical.capabilities.pasidBits == 0 })
     let context = Context(system: made.system)

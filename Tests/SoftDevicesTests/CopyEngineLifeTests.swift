@@ -102,7 +102,7 @@ import Testing
       let bench = try busy()
       engine = bench.rig.engine
       system = bench.rig.system
-      device = bench.rig.vfio.function.device.physical
+      device = try #require(bench.rig.vfio.function.device?.physical)
       bench.rig.caller.close(bench.rig.iommufd)
     }
     #expect(engine == nil)

@@ -177,7 +177,7 @@ struct SharedProcessTests {
     #expect(
       reason { () throws(DMAFault) in _ = try port.load(IOVA(.max), as: UInt64.self) }
         == .addressWidth)
-    let record = bench.iommu.faults[Bench.device]
+    let record = bench.iommu.faults[Bench.device, pasid: pasid]
     #expect(record.count == 9)
     #expect(record.latest?.pasid == pasid)
     // And what was unmapped is reached again once it is there again.

@@ -12,14 +12,14 @@ import SystemPackage
 import VFIO
 
 public final class EngineRig {
-  public let system = IOMMUSystem()
+  public let system: IOMMUSystem
   public let iommu: SoftwareIOMMU
   public let engine: CopyEngine
   public let vfio: VFIODevice
   public let node: VFIODeviceNode
   public let group: VFIOGroup
   public let caller: LocalCaller
-  public let requester = RequesterID(bus: 0xE0, device: 4, function: 0)
+  public let requester: RequesterID
 
   /// Descriptors of the caller.
   public let iommufd: Int32
@@ -37,6 +37,8 @@ public final class EngineRig {
     configuration: CopyEngine.Configuration = .init(), byteCount: UInt64 = 16 << 20,
     iommu iommuConfiguration: SoftwareIOMMU.Configuration = .init()
   ) throws {
+    system = IOMMUSystem()
+    requester = RequesterID(bus: 0xE0, device: 4, function: 0)
     iommu = SoftwareIOMMU(
       name: "dmar0", configuration: iommuConfiguration, memory: system.memory,
       events: system.events)
@@ -51,6 +53,27 @@ public final class EngineRig {
     group = VFIOGroup(group: iommuGroup)
     vfio = VFIODevice(index: 0, function: function, group: group)
     node = VFIODeviceNode(device: vfio)
+    iommuFile = try IOMMUNode(system: system).open(flags: 2, by: caller)
+    iommufd = caller.add(iommuFile)
+    file = try node.open(flags: 2, by: caller)
+    devicefd = caller.add(file)
+  }
+
+  /// A program that uses a device of a machine that is there already.
+  public init(
+    device: VFIODevice, system: IOMMUSystem, iommu: SoftwareIOMMU, byteCount: UInt64 = 16 << 20
+  ) throws {
+    guard let engine = device.function.model as? CopyEngine else {
+      throw Failure(step: "no copy engine", result: 0)
+    }
+    self.system = system
+    self.iommu = iommu
+    self.engine = engine
+    requester = device.function.device?.physical.requester ?? RequesterID(rawValue: 0)
+    caller = try LocalCaller(byteCount: byteCount)
+    group = device.group
+    vfio = device
+    node = VFIODeviceNode(device: device)
     iommuFile = try IOMMUNode(system: system).open(flags: 2, by: caller)
     iommufd = caller.add(iommuFile)
     file = try node.open(flags: 2, by: caller)

@@ -14,7 +14,7 @@ import VFIO
 /// Groups 0, 1 and on, with as many copy engines each as asked for: function F of device G is
 /// 0000:e0:0G.F.
 public final class GroupRig {
-  public let system = IOMMUSystem()
+  public let system: IOMMUSystem
   /// One for each group.
   public let iommus: [SoftwareIOMMU]
   public let groups: [VFIOGroup]
@@ -31,6 +31,7 @@ public final class GroupRig {
     _ sizes: [Int] = [1, 2], iommus configurations: [SoftwareIOMMU.Configuration] = [.init()],
     byteCount: UInt64 = 4 << 20
   ) throws {
+    system = IOMMUSystem()
     caller = try LocalCaller(byteCount: byteCount)
     containerNode = VFIOContainerNode(system: system)
     var iommus: [SoftwareIOMMU] = []
@@ -61,6 +62,20 @@ public final class GroupRig {
     self.groups = groups
     groupNodes = groups.map { VFIOGroupNode(group: $0) }
     self.devices = devices
+  }
+
+  /// A program on a machine that is there already, with one device in each group.
+  public init(
+    devices: [VFIODevice], system: IOMMUSystem, iommu: SoftwareIOMMU,
+    byteCount: UInt64 = 4 << 20
+  ) throws {
+    self.system = system
+    self.devices = devices
+    caller = try LocalCaller(byteCount: byteCount)
+    containerNode = VFIOContainerNode(system: system)
+    groups = devices.map(\.group)
+    iommus = devices.map { _ in iommu }
+    groupNodes = groups.map { VFIOGroupNode(group: $0) }
   }
 
   // MARK: Files of the caller; negative errnos where an open fails
