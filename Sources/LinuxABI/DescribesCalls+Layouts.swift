@@ -2,11 +2,23 @@
 //
 // Calls of our files in words, from the layout tables: no file keeps names of its own.
 
+import CLinuxABI
 import IOMMU
 
 /// A file whose commands are in one of the layout tables.
 protocol HasLayouts: DescribesCalls {
   static var face: StructLayout.Face { get }
+  /// What an argument is that is the address of something else than a structure; nil where it is
+  /// none.
+  func argument(
+    of command: UInt32, at address: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> (name: String, value: String)?
+}
+
+extension HasLayouts {
+  func argument(
+    of command: UInt32, at address: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> (name: String, value: String)? { nil }
 }
 
 extension HasLayouts {
@@ -18,6 +30,9 @@ extension HasLayouts {
         name: hex(command), fields: [("argument", hex(argument))])
     }
     guard layout.size > 0 else {
+      if let field = (try? self.argument(of: command, at: argument, by: caller)) ?? nil {
+        return CallFields(name: layout.name, fields: [field])
+      }
       // A value, or nothing.
       return CallFields(
         name: layout.name, fields: argument == 0 ? [] : [("argument", hex(argument))])
@@ -60,6 +75,18 @@ extension VFIODeviceFile: HasLayouts {
 
 extension VFIOGroupFile: HasLayouts {
   static let face = StructLayout.Face.vfioGroup
+
+  func argument(
+    of command: UInt32, at address: UInt64, by caller: any Caller
+  ) throws(IOMMUError) -> (name: String, value: String)? {
+    switch command {
+    case VFIO_GROUP_SET_CONTAINER:
+      ("container", "\(try caller.load(Int32.self, from: address, zero: 0))")
+    case VFIO_GROUP_GET_DEVICE_FD:
+      ("name", try caller.text(at: address))
+    default: nil
+    }
+  }
 }
 
 extension VFIOContainerFile: HasLayouts {

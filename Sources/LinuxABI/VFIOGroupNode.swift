@@ -114,7 +114,7 @@ final class VFIOGroupFile: OpenFile {
 extension Caller {
   /// A text of the caller's that ends with a zero byte. Linux: `strndup_user`.
   /// - Throws: `EFAULT`; `EINVAL` where it has not ended after 4096 bytes.
-  fileprivate func text(at address: UInt64) throws(IOMMUError) -> String {
+  func text(at address: UInt64) throws(IOMMUError) -> String {
     let most = 4096
     var text: [UInt8] = []
     while text.count < most {

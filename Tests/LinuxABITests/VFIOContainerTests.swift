@@ -53,6 +53,19 @@ private typealias IOMMUConfiguration = SoftwareIOMMU.Configuration
     #expect(rig.leftovers() == [])
   }
 
+  @Test("C6: new addresses for mappings are not offered: their flags are EINVAL")
+  func newAddresses() throws {
+    let rig = try GroupRig([1])
+    let (container, _) = try rig.connect()
+    #expect(rig.call(container, VFIO_CHECK_EXTENSION, UInt64(VFIO_UPDATE_VADDR)) == 0)
+    #expect(rig.map(container, 0x10_0000, to: 0x10_0000, size: 0x1000) == 0)
+    #expect(rig.unmap(container, 0x10_0000, size: 0x1000, flags: 4).result == -22)
+    #expect(rig.unmap(container, 0, size: 0, flags: 6).result == -22)
+    #expect(rig.map(container, 0x10_0000, to: 0x20_0000, size: 0x1000, flags: 4) == -22)
+    #expect(rig.unmap(container, 0x10_0000, size: 0x1000) == (0, 0x1000), "still there")
+    #expect(rig.leftovers() == [])
+  }
+
   @Test("C6: of a container coherent DMA is what all of its groups have")
   func coherence() throws {
     let rig = try GroupRig([1, 1], iommus: [.init(), .init(snoopControl: false)])

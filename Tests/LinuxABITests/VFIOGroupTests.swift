@@ -138,6 +138,44 @@ private let set = VFIO_GROUP_FLAGS_CONTAINER_SET
     #expect(rig.leftovers() == [])
   }
 
+  @Test("Traces name the device that a group is asked for, and the container's descriptor")
+  func traces() throws {
+    let file = try #require(
+      try rig.caller.openFile(descriptor: group) as? any DescribesCalls)
+    _ = rig.getDevice(group, "0000:e0:00.0")
+    let device = file.describe(VFIO_GROUP_GET_DEVICE_FD, argument: 0x3000, by: rig.caller)
+    #expect(device.name == "VFIO_GROUP_GET_DEVICE_FD")
+    #expect(device.fields.map { "\($0.name)=\($0.value)" } == ["name=0000:e0:00.0"])
+    #expect(rig.setContainer(group, container) == 0)
+    let set = file.describe(VFIO_GROUP_SET_CONTAINER, argument: 0x2000, by: rig.caller)
+    #expect(set.fields.map { "\($0.name)=\($0.value)" } == ["container=\(container)"])
+    let bad = file.describe(VFIO_GROUP_SET_CONTAINER, argument: 8, by: rig.caller)
+    #expect(bad.fields.map { "\($0.name)=\($0.value)" } == ["argument=0x8"])
+    let unset = file.describe(VFIO_GROUP_UNSET_CONTAINER, argument: 0, by: rig.caller)
+    #expect(unset.fields.isEmpty)
+  }
+
+  @Test("C3: while a container owns a group, no host driver that does DMA is bound in it")
+  func hostDriver() throws {
+    let neighbour = try rig.system.addDevice(
+      name: "0000:e0:00.1", requester: RequesterID(bus: 0xE0, device: 0, function: 1),
+      driver: rig.iommus[0], group: rig.groups[0].group)
+    #expect(rig.setContainer(group, container) == 0)
+    let error = #expect(throws: IOMMUError.self) {
+      try neighbour.bindHostDriver(.dma("ioatdma"))
+    }
+    #expect(error?.errno == .resourceBusy)
+    #expect(rig.unsetContainer(group) == 0)
+    try neighbour.bindHostDriver(.dma("ioatdma"))
+    #expect(rig.status(group) == 0)
+    let refusal = #expect(throws: IOMMUError.self) {
+      try rig.groups[0].setContainer(.container(VFIOContainer(system: rig.system)))
+    }
+    #expect(refusal?.errno == .notPermitted)
+    #expect(refusal?.reason.contains("0000:e0:00.1") == true, "it says who is in the way")
+    #expect(rig.leftovers() == [])
+  }
+
   @Test("C6: a device opens as often as asked for; the last close stops it")
   func manyFiles() throws {
     let rig = try GroupRig()
