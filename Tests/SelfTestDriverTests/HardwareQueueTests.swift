@@ -127,6 +127,42 @@ import Testing
     #expect(door.map(0xa000, page / 2, at: iova + 4 * page) == 0)
   }
 
+  @Test(
+    "B4: a slot that holds a queue neither goes nor moves; the VM's end leaves it to the queue")
+  func slots() throws {
+    let memory = try LocalMemory(byteCount: 8 * page)
+    let machine = VirtualMachine(name: "VM 1")
+    let other = try door.context.allocateIOAS()
+    func set(_ at: UInt64, _ count: UInt64) -> Int32 {
+      do throws(IOMMUError) {
+        try machine.setMemorySlot(
+          MemorySlot(number: 0, guestAddress: at, byteCount: count * page, userAddress: 0),
+          of: memory)
+        return 0
+      } catch {
+        return -error.errno.rawValue
+      }
+    }
+    // The other one is asked first, and has to take back what it did.
+    try door.context.follow(machine, in: other)
+    try door.context.follow(machine, in: ObjectID(door.ioas))
+    #expect(set(iova, 4) == 0)
+    let queue = make(0, at: iova + page, page)
+    #expect(queue.result == 0)
+    let before = door.context.snapshot
+    #expect(set(0, 0) == -EBUSY)
+    #expect(set(iova + 64 * page, 4) == -EBUSY)
+    #expect(set(iova + page, 4) == -EBUSY)
+    #expect(throws: IOMMUError.self) {
+      try door.context.stopFollowing(in: ObjectID(door.ioas))
+    }
+    #expect(door.context.snapshot == before)
+    machine.close()
+    #expect(door.unmap(iova, 4 * page) == -EBUSY)
+    #expect(door.destroy(queue.id) == 0)
+    #expect(door.unmap(iova, 4 * page) == 0)
+  }
+
   @Test("L: as on Linux a queue takes a second id, which nobody can destroy")
   func ids() {
     #expect(door.map(0x4000, page, at: iova) == 0)
