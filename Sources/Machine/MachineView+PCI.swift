@@ -14,6 +14,10 @@ extension MachineView {
   mutating func addBus() {
     builder.directory("/sys/bus/pci/devices", exclusive: true)
     drivers.addDrivers(to: &builder)
+    for device in machine.devices where device.hostDriver == .mediated {
+      // Without commands: it is neither bound nor unbound while programs run.
+      builder.directory("/sys/bus/pci/drivers/\(device.hostDriver.rawValue)", exclusive: true)
+    }
     let devices = machine.devices.map { ($0.address, $0.rootPort) }
     for (address, port) in machine.bridges.map({ ($0.address, nil) }) + devices {
       let root = root(

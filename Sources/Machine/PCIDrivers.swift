@@ -55,7 +55,12 @@ public final class PCIDrivers: Sendable {
   private weak let files: LiveView?
 
   /// Every driver that the host has loaded.
-  public static let drivers: [Driver] = Driver.allCases.filter { $0 != .none }
+  ///
+  /// A mediating driver is not among them: it has its device from the machine's start to its end,
+  /// as slices of the device would otherwise be left without one.
+  public static let drivers: [Driver] = Driver.allCases.filter {
+    $0 != .none && $0 != .mediated
+  }
 
   init(files: LiveView) { self.files = files }
 
@@ -165,6 +170,10 @@ public final class PCIDrivers: Sendable {
   public func unbind(_ name: String, from driver: Driver) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       let index = try Self.index(of: name, in: state)
+      guard Self.drivers.contains(driver) else {
+        throw IOMMUError(
+          .operationNotSupported, "\(driver.rawValue) keeps its device while the machine runs")
+      }
       guard state.devices[index].driver == driver else {
         throw IOMMUError(
           .noSuchDevice,

@@ -83,6 +83,11 @@ private struct SharedMachine {
     #expect(
       rig.machine.view.place(of: "/sys/bus/pci/devices/0000:e0:06.0/driver")
         == "/sys/bus/pci/drivers/ioat-mdev")
+    #expect(rig.machine.view["/sys/bus/pci/drivers/ioat-mdev/unbind"] == nil)
+    #expect(throws: IOMMUError.self) {
+      try rig.machine.drivers.unbind("0000:e0:06.0", from: .mediated)
+    }
+    #expect(rig.write("/sys/bus/pci/drivers/ioatdma/bind", "0000:e0:06.0") != nil)
     let standard = try Machine(.standard)
     #expect(!standard.view.entries.contains { $0.path.contains("mdev") })
   }
