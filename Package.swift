@@ -113,7 +113,8 @@ let package = Package(
     .testTarget(
       name: "MachineTests",
       dependencies: [
-        "TestSupport", "Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU", "VFIO", system,
+        "TestSupport", "Machine", "IOMMU", "LinuxABI", "SoftwareIOMMU", "VFIO", "CLinuxABI",
+        system,
       ]),
     .testTarget(
       name: "LinuxABITests",

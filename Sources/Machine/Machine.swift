@@ -106,7 +106,7 @@ private struct Parts {
   var functions: [PCIFunction] = []
   private var groups: [UInt32: DeviceGroup] = [:]
   /// Devices that are shared out, each with who does it.
-  var shared: [(device: PhysicalDevice, driver: MediatedCopyEngine)] = []
+  var shared: [(device: PhysicalDevice, driver: any MediatingDriver)] = []
   /// Devices that can have virtual functions.
   var parents: [VirtualFunctions.Parent] = []
   private var buses: [RequesterID: PCIBus] = [:]
@@ -184,6 +184,15 @@ private struct Parts {
           MediatedCopyEngine(
             parent: physical, iommu: iommu, system: system, configuration: engine.configuration,
             capacity: engine.slices)
+        ))
+    }
+    if device.hostDriver == .mediatedQueue, case .workQueue(let queue) = device.model {
+      shared.append(
+        (
+          physical,
+          MediatedWorkQueue(
+            parent: physical, iommu: iommu, system: system, depth: queue.depth,
+            capacity: queue.slices)
         ))
     }
     if let layout = function.sriov {
@@ -281,7 +290,7 @@ extension DeviceDescription.HostDriver {
     switch self {
     case .vfio, .stub: .safe(rawValue)
     case .none: .none
-    case .ioatdma, .mediated: .dma(rawValue)
+    case .ioatdma, .mediated, .mediatedQueue: .dma(rawValue)
     }
   }
 }

@@ -60,6 +60,9 @@ extension MachineDescription {
       if device.hostDriver == .mediated { fields.append(("slices", .number(engine.slices))) }
     case .workQueue(let queue):
       fields += [("mode", .string(queue.mode.rawValue)), ("depth", .number(queue.depth))]
+      if device.hostDriver == .mediatedQueue {
+        fields.append(("slices", .number(queue.slices)))
+      }
     }
     return .object(fields)
   }

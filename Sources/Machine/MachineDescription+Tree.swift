@@ -70,10 +70,14 @@ extension MachineDescription {
     case .none: parts.append(style.faint("no driver"))
     case .stub: parts.append(style.faint("pci-stub"))
     case .ioatdma: parts.append(style.faint("in use by the host: ioatdma"))
-    case .mediated:
-      if case .copyEngine(let engine) = device.model {
-        parts.append(style.faint("shared by ioat-mdev: \(engine.slices) slices"))
-      }
+    case .mediated, .mediatedQueue:
+      let slices =
+        switch device.model {
+        case .copyEngine(let engine): engine.slices
+        case .workQueue(let queue): queue.slices
+        }
+      parts.append(
+        style.faint("shared by \(device.hostDriver.rawValue): \(slices) slices"))
     }
     if device.virtualFunctions > 0 {
       parts.append(

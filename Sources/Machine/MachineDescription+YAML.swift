@@ -30,8 +30,8 @@ extension MachineDescription {
       "# Devices with one group number cannot be isolated from each other: functions of one device",
       "# without acs, what is below a port without acs or a bridge. With another subgroup a device",
       "# may be in another address space. host-driver: vfio-pci (offered to programs), none,",
-      "# pci-stub, ioatdma (in use by the host: its group cannot be taken), or ioat-mdev (as ioatdma,",
-      "# and programs make slices of it: /sys/class/mdev_bus).",
+      "# pci-stub, ioatdma (in use by the host: its group cannot be taken), ioat-mdev or wq-mdev (as",
+      "# ioatdma, and programs make slices of it: /sys/class/mdev_bus).",
       "# Devices with one root-port are on the bus below it, and a hot reset resets them together.",
       devices.isEmpty ? "devices: []" : "devices:",
     ]
@@ -109,6 +109,7 @@ extension MachineDescription {
       if device.hostDriver == .mediated { lines.append("    slices: \(engine.slices)") }
     case .workQueue(let queue):
       lines += ["    mode: \(queue.mode.rawValue)", "    depth: \(queue.depth)"]
+      if device.hostDriver == .mediatedQueue { lines.append("    slices: \(queue.slices)") }
     }
     return lines
   }

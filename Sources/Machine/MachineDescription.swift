@@ -185,6 +185,11 @@ public struct DeviceDescription: Hashable, Sendable {
     /// A host driver that shares the device out: programs get slices of it, made at run time. It
     /// does DMA for them, so the device's own group cannot be taken.
     case mediated = "ioat-mdev"
+    /// The same of a work-queue engine.
+    case mediatedQueue = "wq-mdev"
+
+    /// Whether programs get slices of the device, rather than the device or nothing.
+    public var isMediating: Bool { self == .mediated || self == .mediatedQueue }
   }
 
   public init(
@@ -238,14 +243,17 @@ public struct WorkQueueDescription: Hashable, Sendable {
   public var mode: Mode
   /// Commands that wait at most, 1 to 64.
   public var depth: Int
+  /// Queues that there may be at once, where a mediating driver shares it out.
+  public var slices: Int
 
   public enum Mode: String, CaseIterable, Hashable, Sendable {
     case shared, dedicated
   }
 
-  public init(mode: Mode = .shared, depth: Int = 16) {
+  public init(mode: Mode = .shared, depth: Int = 16, slices: Int = 8) {
     self.mode = mode
     self.depth = depth
+    self.slices = slices
   }
 }
 

@@ -6,7 +6,9 @@ import IOMMU
 import Yams
 
 extension MachineParser {
-  func workQueue(_ fields: MachineReader.Fields) -> WorkQueueDescription {
+  func workQueue(
+    _ fields: MachineReader.Fields, driver: DeviceDescription.HostDriver?
+  ) -> WorkQueueDescription {
     var queue = WorkQueueDescription()
     if let node = fields["mode"],
       let mode = reader.choice(
@@ -19,7 +21,41 @@ extension MachineParser {
     {
       queue.depth = Int(depth)
     }
+    if let node = fields["slices"],
+      let slices = reader.number(node, "a number of slices", in: 1...64)
+    {
+      queue.slices = Int(slices)
+      checkShared(node, driver, by: .mediatedQueue)
+    }
     return queue
+  }
+
+  /// Slices are of a device that a mediating driver has.
+  func checkShared(
+    _ node: Node, _ driver: DeviceDescription.HostDriver?,
+    by mediating: DeviceDescription.HostDriver
+  ) {
+    guard let driver, driver != mediating else { return }
+    reader.report(
+      node,
+      "found slices of a device with host-driver \(driver.rawValue), expected "
+        + "host-driver \(mediating.rawValue)")
+  }
+
+  /// A mediating driver knows one model.
+  func checkDriver(
+    _ fields: MachineReader.Fields, _ driver: DeviceDescription.HostDriver,
+    drives model: DeviceDescription.Model
+  ) {
+    let expected: DeviceDescription.HostDriver =
+      if case .workQueue = model { .mediatedQueue } else { .mediated }
+    guard driver.isMediating, driver != expected, let node = fields["host-driver"] else {
+      return
+    }
+    reader.report(
+      node,
+      "found \(driver.rawValue), which does not drive a \(model.name), expected "
+        + "\(expected.rawValue) to make slices of it")
   }
 
   /// What a device's user has of its PASIDs, checked against its model and its IOMMU.

@@ -203,7 +203,7 @@ struct MachineParser {
     ]
     let models = [
       "copy-engine": ["version", "fill", "local-memory", "slices"],
-      "work-queue": ["mode", "depth"],
+      "work-queue": ["mode", "depth", "slices"],
     ]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -221,8 +221,9 @@ struct MachineParser {
       } ?? .vfio
     let parts =
       model == "work-queue"
-      ? DeviceDescription.Model.workQueue(workQueue(fields))
+      ? DeviceDescription.Model.workQueue(workQueue(fields, driver: driver))
       : .copyEngine(copyEngine(fields, driver: driver))
+    if let driver { checkDriver(fields, driver, drives: parts) }
     let group = group(of: fields)
     let subgroup = fields["subgroup"].flatMap {
       reader.number($0, "a sub-group number", in: 0...0xff)
@@ -316,12 +317,7 @@ struct MachineParser {
       let slices = reader.number(node, "a number of slices", in: 1...64)
     {
       engine.slices = Int(slices)
-      if let driver, driver != .mediated {
-        reader.report(
-          node,
-          "found slices of a device with host-driver \(driver.rawValue), expected "
-            + "host-driver \(DeviceDescription.HostDriver.mediated.rawValue)")
-      }
+      checkShared(node, driver, by: .mediated)
     }
     return engine
   }

@@ -14,7 +14,7 @@ extension MachineView {
   mutating func addBus() {
     builder.directory("/sys/bus/pci/devices", exclusive: true)
     drivers.addDrivers(to: &builder)
-    for device in machine.devices where device.hostDriver == .mediated {
+    for device in machine.devices where device.hostDriver.isMediating {
       // Without commands: it is neither bound nor unbound while programs run.
       builder.directory("/sys/bus/pci/drivers/\(device.hostDriver.rawValue)", exclusive: true)
     }

@@ -59,7 +59,7 @@ public final class PCIDrivers: Sendable {
   /// A mediating driver is not among them: it has its device from the machine's start to its end,
   /// as slices of the device would otherwise be left without one.
   public static let drivers: [Driver] = Driver.allCases.filter {
-    $0 != .none && $0 != .mediated
+    $0 != .none && !$0.isMediating
   }
 
   init(files: LiveView) { self.files = files }

@@ -22,13 +22,17 @@ public final class MediatedCopyEngine: MediatingDriver {
   public static let isolatedType = MediatedType(
     name: "pasid", title: "Copy engine channel, isolated by the IOMMU",
     summary: "DMA by a PASID of its own; the IOMMU keeps it to its user's memory.")
+  /// A channel with its default PASID and no other (MODEL E2 kind 3).
+  public static let fixedType = MediatedType(
+    name: "fixed", title: "Copy engine channel, isolated by the IOMMU, without PASIDs",
+    summary: "DMA by a PASID of its own, which its user need not know of.")
   /// A channel whose driver copies for it (MODEL D2 kind 3, E2 kind 2).
   public static let softwareType = MediatedType(
     name: "software", title: "Copy engine channel, copied for by its driver",
     summary: "No DMA; the driver reads and writes its user's memory.")
 
   public let name = MediatedCopyEngine.driverName
-  /// `pasid` where the IOMMU has PASIDs, and `software`.
+  /// `pasid` and `fixed` where the IOMMU has PASIDs, and `software`.
   public let types: [MediatedType]
 
   private let system: IOMMUSystem
@@ -79,7 +83,9 @@ public final class MediatedCopyEngine: MediatingDriver {
     self.configuration = configuration
     pasidCount = (1 << Int(parent.capabilities.pasidBits)) - 1
     self.capacity = max(0, capacity)
-    types = pasidCount > 0 ? [Self.isolatedType, Self.softwareType] : [Self.softwareType]
+    types =
+      pasidCount > 0
+      ? [Self.isolatedType, Self.fixedType, Self.softwareType] : [Self.softwareType]
   }
 
   deinit {
@@ -90,7 +96,7 @@ public final class MediatedCopyEngine: MediatingDriver {
   public func availableInstances(of type: MediatedType) -> Int {
     state.withLock { state in
       let left = capacity - state.count
-      return type == Self.isolatedType ? min(left, pasidCount - state.isolatedCount) : left
+      return type == Self.softwareType ? left : min(left, pasidCount - state.isolatedCount)
     }
   }
 
@@ -109,7 +115,9 @@ public final class MediatedCopyEngine: MediatingDriver {
         .tooManyUsers, "\(parent.name) has no more slices; it has \(capacity)")
     }
     do throws(IOMMUError) {
-      let slice = try type == Self.isolatedType ? makeIsolated(uuid) : makeSoftware(uuid)
+      let slice =
+        try type == Self.softwareType
+        ? makeSoftware(uuid) : makeIsolated(uuid, takesPASIDs: type == Self.isolatedType)
       state.withLock { $0.slices[uuid] = slice }
       return MediatedSlice(function: slice.function, group: slice.group)
     } catch {
@@ -118,12 +126,15 @@ public final class MediatedCopyEngine: MediatingDriver {
     }
   }
 
-  private func makeIsolated(_ uuid: UUID) throws(IOMMUError) -> Slice {
+  private func makeIsolated(
+    _ uuid: UUID, takesPASIDs: Bool
+  ) throws(IOMMUError) -> Slice {
     let device = try system.addMediatedDevice(
-      name: "\(uuid)", parent: parent, kind: .mediated)
+      name: "\(uuid)", parent: parent,
+      kind: takesPASIDs ? .mediated : .mediatedWithoutPASIDs)
     let pasid = device.defaultPASID
     var configuration = configuration
-    configuration.takesPASIDs = true
+    configuration.takesPASIDs = takesPASIDs
     let model = CopyEngine(configuration, engine: engine)
     let function = PCIFunction(
       device: device, model: model,

@@ -202,19 +202,19 @@ private func errno(_ body: () throws -> Void) -> Errno? {
     let driver = rig.parent.driver
     #expect(
       rig.parent.types.map { rig.parent.identifier(of: $0) } == [
-        "ioat-mdev-pasid", "ioat-mdev-software",
+        "ioat-mdev-pasid", "ioat-mdev-fixed", "ioat-mdev-software",
       ])
     func available() -> [Int] { rig.parent.types.map { driver.availableInstances(of: $0) } }
-    #expect(available() == [1, 3])
+    #expect(available() == [1, 1, 3])
     _ = try rig.create("pasid", 0)
-    #expect(available() == [0, 2])
+    #expect(available() == [0, 0, 2])
     #expect(errno { _ = try rig.create("pasid", 1) } == .tooManyUsers, "one PASID in one bit")
     #expect(errno { _ = try rig.create("software", 0) } == .fileExists)
     #expect(errno { _ = try rig.create("gpu", 1) } == .invalidArgument)
     _ = try rig.create("software", 1)
     _ = try rig.create("software", 2)
     #expect(errno { _ = try rig.create("software", 3) } == .tooManyUsers)
-    #expect(available() == [0, 0])
+    #expect(available() == [0, 0, 0])
     #expect(rig.bus.instances.map(\.device.index) == [0, 1, 2])
     try rig.bus.remove(MediatedRig.uuid(1))
     #expect(errno { try rig.bus.remove(MediatedRig.uuid(1)) } == Errno(rawValue: 19))
