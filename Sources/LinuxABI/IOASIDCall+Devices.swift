@@ -20,7 +20,7 @@ extension IOASIDCall {
     cmd.iova_pgsizes = abilities.pageSizes.rawValue
     cmd.addr_width = UInt32(abilities.addressBits)
     let size = MemoryLayout<ioasid_device_info>.size
-    let chain = Self.chain(abilities, at: size)
+    let chain = CapabilityChain(abilities, at: size).bytes
     if room >= size + chain.count {
       cmd.cap_offset = UInt32(size)
       try caller.store(bytes: chain, to: argument &+ UInt64(size))
@@ -30,33 +30,15 @@ extension IOASIDCall {
     cmd.argsz = UInt32(size + chain.count)
     try caller.store(cmd, to: argument)
   }
+}
 
-  /// - Parameter offset: Where the chain begins, in bytes from the start of the structure.
-  private static func chain(_ abilities: DMAAbilities, at offset: Int) -> [UInt8] {
-    var bytes: [UInt8] = []
-    func append(_ value: some FixedWidthInteger) {
-      for index in 0..<value.bitWidth / 8 {
-        bytes.append(UInt8(truncatingIfNeeded: value >> (8 * index)))
-      }
-    }
-    let hasPASIDs = abilities.capabilities.pasidBits > 0
-    let ranges = abilities.mappableRanges
-    append(UInt16(IOASID_DEVICE_INFO_CAP_IOVA_RANGE))
-    append(UInt16(1))
-    append(hasPASIDs ? UInt32(offset + 16 + 16 * ranges.count) : 0)
-    append(UInt32(ranges.count))
-    append(UInt32(0))
-    for range in ranges {
-      append(range.lowerBound)
-      append(range.upperBound)
-    }
-    if hasPASIDs {
-      append(UInt16(IOASID_DEVICE_INFO_CAP_PASID))
-      append(UInt16(1))
-      append(UInt32(0))
-      append(UInt32(abilities.capabilities.pasidBits))
-      append(UInt32(0))
-    }
-    return bytes
+extension CapabilityChain {
+  fileprivate init(_ abilities: DMAAbilities, at start: Int) {
+    self.init(at: start)
+    addRanges(IOASID_DEVICE_INFO_CAP_IOVA_RANGE, abilities.mappableRanges)
+    guard abilities.capabilities.pasidBits > 0 else { return }
+    addHeader(IOASID_DEVICE_INFO_CAP_PASID)
+    add(UInt32(abilities.capabilities.pasidBits))
+    add(UInt32(0))
   }
 }

@@ -87,14 +87,9 @@ struct IOASIDCall {
     argsz: KeyPath<Structure, UInt32>, flags: KeyPath<Structure, UInt32>
   ) throws(IOMMUError) -> Structure {
     let structure = try caller.load(zero, from: argument, size: size)
-    guard Int(structure[keyPath: argsz]) >= size else {
-      throw IOMMUError(
-        .invalidArgument, "argsz is \(structure[keyPath: argsz]); \(size) bytes are needed")
-    }
-    let unknown = structure[keyPath: flags] & ~knownFlags
-    guard unknown == 0 else {
-      throw IOMMUError(.invalidArgument, "flags have unknown bits \(hex(unknown))")
-    }
+    try checkHead(
+      argsz: structure[keyPath: argsz], atLeast: size, flags: structure[keyPath: flags],
+      known: knownFlags)
     return structure
   }
 

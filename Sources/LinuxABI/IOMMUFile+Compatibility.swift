@@ -49,30 +49,11 @@ struct CompatibilityCall {
     if argument == UInt64(VFIO_TYPE1_IOMMU) { try context.setLargePages(false, in: ioas) }
   }
 
-  /// Copies in what the interface had first, and checks `argsz`.
-  private func load<Structure>(
-    _ zero: Structure, size: Int, argsz: KeyPath<Structure, UInt32>
-  ) throws(IOMMUError) -> Structure {
-    let structure = try caller.load(zero, from: argument, size: size)
-    guard Int(structure[keyPath: argsz]) >= size else {
-      throw IOMMUError(
-        .invalidArgument,
-        "argsz is \(structure[keyPath: argsz]); the structure has \(size) bytes at least")
-    }
-    return structure
-  }
-
-  private func requireFlags(_ flags: UInt32, among known: UInt32) throws(IOMMUError) {
-    guard flags & ~known == 0 else {
-      throw IOMMUError(
-        .invalidArgument,
-        "flags \(hex(flags)) has unknown bits \(hex(flags & ~known))")
-    }
-  }
-
   private func map() throws(IOMMUError) {
-    let cmd = try load(vfio_iommu_type1_dma_map(), size: 32, argsz: \.argsz)
-    try requireFlags(cmd.flags, among: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE)
+    let cmd = try caller.load(vfio_iommu_type1_dma_map(), from: argument, size: 32)
+    try checkHead(
+      argsz: cmd.argsz, atLeast: 32, flags: cmd.flags,
+      known: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE)
     var permissions: Permissions = []
     if cmd.flags & VFIO_DMA_MAP_FLAG_READ != 0 { permissions.insert(.read) }
     if cmd.flags & VFIO_DMA_MAP_FLAG_WRITE != 0 { permissions.insert(.write) }
@@ -83,8 +64,9 @@ struct CompatibilityCall {
   }
 
   private func unmap() throws(IOMMUError) {
-    var cmd = try load(vfio_iommu_type1_dma_unmap(), size: 24, argsz: \.argsz)
-    try requireFlags(cmd.flags, among: VFIO_DMA_UNMAP_FLAG_ALL)
+    var cmd = try caller.load(vfio_iommu_type1_dma_unmap(), from: argument, size: 24)
+    try checkHead(
+      argsz: cmd.argsz, atLeast: 24, flags: cmd.flags, known: VFIO_DMA_UNMAP_FLAG_ALL)
     let ioas = try context.compatibilityIOAS()
     let result: (unmapped: UInt64, failure: IOMMUError?)
     if cmd.flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
@@ -107,7 +89,8 @@ struct CompatibilityCall {
   /// where there is room for all does `cap_offset` lead there. `argsz` comes back as the room
   /// that is needed.
   private func getInfo() throws(IOMMUError) {
-    var cmd = try load(vfio_iommu_type1_info(), size: 16, argsz: \.argsz)
+    var cmd = try caller.load(vfio_iommu_type1_info(), from: argument, size: 16)
+    try checkHead(argsz: cmd.argsz, atLeast: 16)
     let room = UInt64(cmd.argsz)
     let ioas = try context.compatibilityIOAS()
     cmd.iova_pgsizes = try context.commonPageSizes(of: ioas).rawValue

@@ -18,7 +18,8 @@ extension Type1Call {
     let stop = VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP
     let get = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP
     let header = try caller.load(vfio_iommu_type1_dirty_bitmap(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum, flags: header.flags, known: start | stop | get)
+    try checkHead(
+      argsz: header.argsz, atLeast: minimum, flags: header.flags, known: start | stop | get)
     switch header.flags {
     case start: try container.startDirtyTracking()
     case stop: try container.stopDirtyTracking()
@@ -32,8 +33,9 @@ extension Type1Call {
   private func getBitmap(
     _ header: vfio_iommu_type1_dirty_bitmap, after offset: Int
   ) throws(IOMMUError) {
-    try check(
-      header.argsz, atLeast: offset + MemoryLayout<vfio_iommu_type1_dirty_bitmap_get>.size)
+    try checkHead(
+      argsz: header.argsz,
+      atLeast: offset + MemoryLayout<vfio_iommu_type1_dirty_bitmap_get>.size)
     let get = try caller.load(
       from: argument &+ UInt64(offset), zero: vfio_iommu_type1_dirty_bitmap_get())
     let range = try VFIOContainer.range(iova: get.iova, size: get.size)

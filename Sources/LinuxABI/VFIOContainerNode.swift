@@ -78,23 +78,10 @@ struct Type1Call {
     }
   }
 
-  /// The two things that all structures of VFIO begin with.
-  func check(
-    _ argsz: UInt32, atLeast minimum: Int, flags: UInt32 = 0, known: UInt32 = 0
-  ) throws(IOMMUError) {
-    guard Int(argsz) >= minimum else {
-      throw IOMMUError(.invalidArgument, "argsz is \(argsz); \(minimum) bytes are needed")
-    }
-    guard flags & ~known == 0 else {
-      throw IOMMUError(
-        .invalidArgument, "flags \(hex(flags)) has unknown bits \(hex(flags & ~known))")
-    }
-  }
-
   private func map() throws(IOMMUError) {
     let cmd = try caller.load(vfio_iommu_type1_dma_map(), from: argument, size: 32)
-    try check(
-      cmd.argsz, atLeast: 32, flags: cmd.flags,
+    try checkHead(
+      argsz: cmd.argsz, atLeast: 32, flags: cmd.flags,
       known: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE)
     var permissions: Permissions = []
     if cmd.flags & VFIO_DMA_MAP_FLAG_READ != 0 { permissions.insert(.read) }
@@ -110,8 +97,8 @@ struct Type1Call {
   private func unmap() throws(IOMMUError) {
     let minimum = 24
     var cmd = try caller.load(vfio_iommu_type1_dma_unmap(), from: argument, size: minimum)
-    try check(
-      cmd.argsz, atLeast: minimum, flags: cmd.flags,
+    try checkHead(
+      argsz: cmd.argsz, atLeast: minimum, flags: cmd.flags,
       known: VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP | VFIO_DMA_UNMAP_FLAG_ALL)
     switch cmd.flags {
     case 0:
@@ -119,7 +106,7 @@ struct Type1Call {
     case VFIO_DMA_UNMAP_FLAG_ALL:
       cmd.size = try container.unmapAll(iova: cmd.iova, size: cmd.size)
     case VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP:
-      try check(cmd.argsz, atLeast: minimum + MemoryLayout<vfio_bitmap>.size)
+      try checkHead(argsz: cmd.argsz, atLeast: minimum + MemoryLayout<vfio_bitmap>.size)
       let bitmap = try caller.load(
         from: argument &+ UInt64(minimum), zero: vfio_bitmap())
       let dirty = try Type1Bitmap(bitmap, first: cmd.iova, size: cmd.size, caller: caller)

@@ -14,7 +14,7 @@ extension VFIODeviceFile {
     // Since 6.17, as commands of iommufd: the size first, and nothing but zeros behind what is
     // known.
     let size = try caller.load(UInt32.self, from: argument, zero: 0)
-    try check(size, atLeast: minimum)
+    try checkHead(argsz: size, atLeast: minimum)
     let known = MemoryLayout<vfio_device_bind_iommufd>.size
     if Int(size) > known {
       guard try caller.isZero(at: argument &+ UInt64(known), count: UInt64(Int(size) - known))
@@ -26,8 +26,8 @@ extension VFIODeviceFile {
     }
     let structure = try caller.load(
       vfio_device_bind_iommufd(), from: argument, size: min(Int(size), known))
-    try check(
-      structure.argsz, atLeast: minimum, flags: structure.flags,
+    try checkHead(
+      argsz: structure.argsz, atLeast: minimum, flags: structure.flags,
       known: VFIO_DEVICE_BIND_FLAG_TOKEN)
     guard structure.iommufd >= 0 else {
       throw IOMMUError(.invalidArgument, "\(structure.iommufd) is no descriptor to bind to")
@@ -54,12 +54,12 @@ extension VFIODeviceFile {
     let minimum = 12
     var structure = try caller.load(
       vfio_device_attach_iommufd_pt(), from: argument, size: minimum)
-    try check(
-      structure.argsz, atLeast: minimum, flags: structure.flags,
+    try checkHead(
+      argsz: structure.argsz, atLeast: minimum, flags: structure.flags,
       known: VFIO_DEVICE_ATTACH_PASID)
     var pasid: PASID?
     if structure.flags & VFIO_DEVICE_ATTACH_PASID != 0 {
-      try check(structure.argsz, atLeast: 16)
+      try checkHead(argsz: structure.argsz, atLeast: 16)
       structure = try caller.load(structure, from: argument, size: 16)
       pasid = PASID(rawValue: structure.pasid)
     }
@@ -74,30 +74,15 @@ extension VFIODeviceFile {
     let minimum = 8
     var structure = try caller.load(
       vfio_device_detach_iommufd_pt(), from: argument, size: minimum)
-    try check(
-      structure.argsz, atLeast: minimum, flags: structure.flags,
+    try checkHead(
+      argsz: structure.argsz, atLeast: minimum, flags: structure.flags,
       known: VFIO_DEVICE_DETACH_PASID)
     var pasid: PASID?
     if structure.flags & VFIO_DEVICE_DETACH_PASID != 0 {
-      try check(structure.argsz, atLeast: 12)
+      try checkHead(argsz: structure.argsz, atLeast: 12)
       structure = try caller.load(structure, from: argument, size: 12)
       pasid = PASID(rawValue: structure.pasid)
     }
     try session.detach(pasid: pasid)
-  }
-
-  /// The two things that all structures of VFIO begin with.
-  func check(
-    _ argsz: UInt32, atLeast minimum: Int, flags: UInt32 = 0, known: UInt32 = 0
-  ) throws(IOMMUError) {
-    guard Int(argsz) >= minimum else {
-      throw IOMMUError(.invalidArgument, "argsz is \(argsz); \(minimum) bytes are needed")
-    }
-    guard flags & ~known == 0 else {
-      throw IOMMUError(
-        .invalidArgument,
-        "flags are \(hex(flags)); "
-          + (known == 0 ? "none is known here" : "only \(hex(known)) is known here"))
-    }
   }
 }

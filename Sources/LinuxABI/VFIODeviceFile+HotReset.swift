@@ -13,7 +13,7 @@ extension VFIODeviceFile {
   func getHotResetInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = Self.resetHeader
     var header = try caller.load(vfio_pci_hot_reset_info(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum)
+    try checkHead(argsz: header.argsz, atLeast: minimum)
     let neighbours = try session.resetNeighbours()
     header.flags = 0
     header.count = UInt32(neighbours.count)
@@ -59,7 +59,7 @@ extension VFIODeviceFile {
   func hotReset(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = Self.resetHeader
     let header = try caller.load(vfio_pci_hot_reset(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum, flags: header.flags)
+    try checkHead(argsz: header.argsz, atLeast: minimum, flags: header.flags)
     guard (header.count == 0) == isBoundByNode else {
       throw IOMMUError(
         .invalidArgument,

@@ -12,7 +12,7 @@ extension VFIODeviceFile {
   func bindIOMMUFD(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let size = MemoryLayout<vfio_device_bind_iommu_fd>.size
     let cmd = try caller.load(vfio_device_bind_iommu_fd(), from: argument, size: size)
-    try check(cmd.argsz, atLeast: size, flags: cmd.flags)
+    try checkHead(argsz: cmd.argsz, atLeast: size, flags: cmd.flags)
     guard cmd.reserved == 0 else {
       throw IOMMUError(.invalidArgument, "reserved is \(hex(cmd.reserved)) and must be 0")
     }
@@ -40,8 +40,8 @@ extension VFIODeviceFile {
   ) throws(IOMMUError) -> (ioasid: ObjectID, pasid: PASID?) {
     let size = MemoryLayout<vfio_device_attach_ioasid>.size
     let cmd = try caller.load(vfio_device_attach_ioasid(), from: argument, size: size)
-    try check(
-      cmd.argsz, atLeast: size, flags: cmd.flags, known: VFIO_DEVICE_IOASID_VPASID)
+    try checkHead(
+      argsz: cmd.argsz, atLeast: size, flags: cmd.flags, known: VFIO_DEVICE_IOASID_VPASID)
     guard try Self.context(of: cmd.iommu_fd, caller) === session.boundContext() else {
       throw IOMMUError(
         .invalidArgument,

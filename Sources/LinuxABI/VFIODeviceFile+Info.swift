@@ -11,7 +11,7 @@ extension VFIODeviceFile {
   func getInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 16
     var info = try caller.load(vfio_device_info(), from: argument, size: minimum)
-    try check(info.argsz, atLeast: minimum)
+    try checkHead(argsz: info.argsz, atLeast: minimum)
     info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET
     info.num_regions = VFIO_PCI_NUM_REGIONS
     info.num_irqs = VFIO_PCI_NUM_IRQS
@@ -47,7 +47,7 @@ extension VFIODeviceFile {
   func getRegionInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = MemoryLayout<vfio_region_info>.size
     var info = try caller.load(vfio_region_info(), from: argument, size: minimum)
-    try check(info.argsz, atLeast: minimum)
+    try checkHead(argsz: info.argsz, atLeast: minimum)
     guard let region = PCIRegion(index: info.index), region != .vga else {
       throw IOMMUError(.invalidArgument, "\(function.name) has no region \(info.index)")
     }
@@ -62,7 +62,7 @@ extension VFIODeviceFile {
   func getInterruptInfo(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = MemoryLayout<vfio_irq_info>.size
     var info = try caller.load(vfio_irq_info(), from: argument, size: minimum)
-    try check(info.argsz, atLeast: minimum)
+    try checkHead(argsz: info.argsz, atLeast: minimum)
     guard let index = InterruptVectors.Index(rawValue: info.index) else {
       throw IOMMUError(
         .invalidArgument, "\(function.name) has no interrupt index \(info.index)")
@@ -84,7 +84,7 @@ extension VFIODeviceFile {
   func feature(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 8
     let header = try caller.load(vfio_device_feature(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum)
+    try checkHead(argsz: header.argsz, atLeast: minimum)
     let get = VFIO_DEVICE_FEATURE_GET
     let set = VFIO_DEVICE_FEATURE_SET
     let probe = VFIO_DEVICE_FEATURE_PROBE

@@ -11,7 +11,7 @@ extension VFIODeviceFile {
   func setInterrupts(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 20
     let header = try caller.load(vfio_irq_set(), from: argument, size: minimum)
-    try check(header.argsz, atLeast: minimum)
+    try checkHead(argsz: header.argsz, atLeast: minimum)
     guard
       header.flags & ~(VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK) == 0
     else {

@@ -77,10 +77,7 @@ final class VFIOGroupFile: OpenFile {
   private func getStatus(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = MemoryLayout<vfio_group_status>.size
     var structure = try caller.load(vfio_group_status(), from: argument, size: minimum)
-    guard Int(structure.argsz) >= minimum else {
-      throw IOMMUError(
-        .invalidArgument, "argsz is \(structure.argsz); \(minimum) bytes are needed")
-    }
+    try checkHead(argsz: structure.argsz, atLeast: minimum)
     let status = group.status
     structure.flags =
       (status.isViable ? VFIO_GROUP_FLAGS_VIABLE : 0)

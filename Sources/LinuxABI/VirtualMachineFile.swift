@@ -116,14 +116,9 @@ final class VirtualMachineFile: OpenFile {
   private func pasidCall(
     _ argument: UInt64, _ caller: any Caller
   ) throws(IOMMUError) -> kvm_pasid {
-    let call = try caller.load(kvm_pasid(), from: argument, size: MemoryLayout<kvm_pasid>.size)
     let size = MemoryLayout<kvm_pasid>.size
-    guard Int(call.argsz) >= size else {
-      throw IOMMUError(.invalidArgument, "argsz is \(call.argsz); \(size) bytes are needed")
-    }
-    guard call.flags == 0 else {
-      throw IOMMUError(.invalidArgument, "flags are \(hex(call.flags)); none is known here")
-    }
+    let call = try caller.load(kvm_pasid(), from: argument, size: size)
+    try checkHead(argsz: call.argsz, atLeast: size, flags: call.flags)
     return call
   }
 

@@ -39,7 +39,6 @@ public final class MediatedCopyEngine: MediatingDriver {
   private let parent: PhysicalDevice
   private let iommu: SoftwareIOMMU
   private let configuration: CopyEngine.Configuration
-  private let capacity: Int
   /// PASIDs of the parent. Those that users attach come out of the same store.
   private let pasidCount: Int
   private let engine = SharedCopyEngine()
@@ -59,15 +58,7 @@ public final class MediatedCopyEngine: MediatingDriver {
     var isIsolated: Bool { if case .isolated = kind { true } else { false } }
   }
 
-  private struct State: Sendable {
-    var slices: [UUID: Slice] = [:]
-    /// Slices that there are or that are being made.
-    var count = 0
-    var isolatedCount: Int { slices.values.count { $0.isIsolated } }
-  }
-
-  // Nothing is called under it.
-  private let state = Guarded(State())
+  private let slices: SliceStore<Slice>
 
   /// - Parameters:
   ///   - parent: A copy engine behind `iommu`, bound to this driver.
@@ -82,22 +73,21 @@ public final class MediatedCopyEngine: MediatingDriver {
     self.system = system
     self.configuration = configuration
     pasidCount = (1 << Int(parent.capabilities.pasidBits)) - 1
-    self.capacity = max(0, capacity)
+    slices = SliceStore(capacity: capacity)
     types =
       pasidCount > 0
       ? [Self.isolatedType, Self.fixedType, Self.softwareType] : [Self.softwareType]
   }
 
   deinit {
-    for slice in state.withLock({ Array($0.slices.values) }) { slice.function.remove() }
+    for slice in slices.all { slice.function.remove() }
     engine.stop()
   }
 
   public func availableInstances(of type: MediatedType) -> Int {
-    state.withLock { state in
-      let left = capacity - state.count
-      return type == Self.softwareType ? left : min(left, pasidCount - state.isolatedCount)
-    }
+    let (left, slices) = slices.occupancy
+    guard type != Self.softwareType else { return left }
+    return min(left, pasidCount - slices.count { $0.isIsolated })
   }
 
   // MARK: Slices
@@ -105,25 +95,12 @@ public final class MediatedCopyEngine: MediatingDriver {
   public func makeSlice(
     of type: MediatedType, uuid: UUID
   ) throws(IOMMUError) -> MediatedSlice {
-    let isThere = state.withLock { state -> Bool in
-      guard state.count < capacity else { return false }
-      state.count += 1
-      return true
-    }
-    guard isThere else {
-      throw IOMMUError(
-        .tooManyUsers, "\(parent.name) has no more slices; it has \(capacity)")
-    }
-    do throws(IOMMUError) {
-      let slice =
-        try type == Self.softwareType
+    let full = "\(parent.name) has no more slices"
+    let slice = try slices.add(uuid, full: full) { () throws(IOMMUError) in
+      try type == Self.softwareType
         ? makeSoftware(uuid) : makeIsolated(uuid, takesPASIDs: type == Self.isolatedType)
-      state.withLock { $0.slices[uuid] = slice }
-      return MediatedSlice(function: slice.function, group: slice.group)
-    } catch {
-      state.withLock { $0.count -= 1 }
-      throw error
     }
+    return MediatedSlice(function: slice.function, group: slice.group)
   }
 
   private func makeIsolated(
@@ -154,7 +131,7 @@ public final class MediatedCopyEngine: MediatingDriver {
   }
 
   public func removeSlice(_ uuid: UUID) throws(IOMMUError) {
-    guard let slice = state.withLock({ $0.slices[uuid] }) else {
+    guard let slice = slices[uuid] else {
       throw IOMMUError(.noSuchDevice, "\(parent.name) has no slice \(uuid)")
     }
     // What can be refused comes first. Nobody has the function any more, so it does no DMA.
@@ -163,16 +140,13 @@ public final class MediatedCopyEngine: MediatingDriver {
     case .software: try system.removeGroup(slice.group)
     }
     slice.function.remove()
-    state.withLock { state in
-      state.slices[uuid] = nil
-      state.count -= 1
-    }
+    slices.remove(uuid)
   }
 
   /// Descriptors and bytes that a slice has had of the engine, accesses of it that were refused,
   /// and descriptors that named a PASID which is not on its list.
   public func statistics(of uuid: UUID) -> [(name: String, value: UInt64)] {
-    guard let slice = state.withLock({ $0.slices[uuid] }) else { return [] }
+    guard let slice = slices[uuid] else { return [] }
     let usage = engine.usage(of: slice.model.core)
     let faults =
       switch slice.kind {

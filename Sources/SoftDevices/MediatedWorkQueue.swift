@@ -30,21 +30,13 @@ public final class MediatedWorkQueue: MediatingDriver {
   private let parent: PhysicalDevice
   private let iommu: SoftwareIOMMU
   private let depth: Int
-  private let capacity: Int
 
   private struct Slice: Sendable {
     let function: PCIFunction
     let device: MediatedDevice
   }
 
-  private struct State: Sendable {
-    var slices: [UUID: Slice] = [:]
-    /// Slices that there are or that are being made.
-    var count = 0
-  }
-
-  // Nothing is called under it.
-  private let state = Guarded(State())
+  private let slices: SliceStore<Slice>
 
   /// - Parameters:
   ///   - parent: A work-queue engine behind `iommu`, which has PASIDs, bound to this driver.
@@ -58,30 +50,23 @@ public final class MediatedWorkQueue: MediatingDriver {
     self.iommu = iommu
     self.system = system
     self.depth = depth
-    self.capacity = max(0, min(capacity, (1 << Int(parent.capabilities.pasidBits)) - 1))
+    slices = SliceStore(
+      capacity: min(capacity, (1 << Int(parent.capabilities.pasidBits)) - 1))
   }
 
   deinit {
-    for slice in state.withLock({ Array($0.slices.values) }) { slice.function.remove() }
+    for slice in slices.all { slice.function.remove() }
   }
 
   public func availableInstances(of type: MediatedType) -> Int {
-    state.withLock { capacity - $0.count }
+    slices.occupancy.left
   }
 
   public func makeSlice(
     of type: MediatedType, uuid: UUID
   ) throws(IOMMUError) -> MediatedSlice {
-    let isThere = state.withLock { state -> Bool in
-      guard state.count < capacity else { return false }
-      state.count += 1
-      return true
-    }
-    guard isThere else {
-      throw IOMMUError(
-        .tooManyUsers, "\(parent.name) has no more queues; it has \(capacity)")
-    }
-    do throws(IOMMUError) {
+    let full = "\(parent.name) has no more queues"
+    let slice = try slices.add(uuid, full: full) { () throws(IOMMUError) in
       let isShared = type == Self.sharedType
       let device = try system.addMediatedDevice(
         name: "\(uuid)", parent: parent, kind: isShared ? .mediatedWithWorkQueue : .mediated)
@@ -91,24 +76,18 @@ public final class MediatedWorkQueue: MediatingDriver {
           configuration: WorkQueueEngine.Configuration(isShared: isShared, depth: depth)),
         upstream: SoftwareIOMMUBus(
           iommu: iommu, requester: parent.requester, pasid: device.defaultPASID))
-      state.withLock { $0.slices[uuid] = Slice(function: function, device: device) }
-      return MediatedSlice(function: function, group: device.group)
-    } catch {
-      state.withLock { $0.count -= 1 }
-      throw error
+      return Slice(function: function, device: device)
     }
+    return MediatedSlice(function: slice.function, group: slice.device.group)
   }
 
   public func removeSlice(_ uuid: UUID) throws(IOMMUError) {
-    guard let slice = state.withLock({ $0.slices[uuid] }) else {
+    guard let slice = slices[uuid] else {
       throw IOMMUError(.noSuchDevice, "\(parent.name) has no queue \(uuid)")
     }
     // What can be refused comes first. Nobody has the function any more, so it does no DMA.
     try system.removeMediatedDevice(slice.device)
     slice.function.remove()
-    state.withLock { state in
-      state.slices[uuid] = nil
-      state.count -= 1
-    }
+    slices.remove(uuid)
   }
 }
