@@ -30,7 +30,8 @@ public final class VFIOGroupNode: DeviceNode {
     number = DeviceNumber(major: Self.major, minor: group.group.id)
   }
 
-  /// - Throws: `EBUSY` where the group is open, or a device of it is bound by its own node.
+  /// - Throws: `EBUSY` where the group is open, or a device of it is bound by its own node;
+  ///   `ENODEV` where VFIO has no device of it any more.
   public func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
     try group.open()
     return VFIOGroupFile(node: self)
@@ -78,7 +79,7 @@ final class VFIOGroupFile: OpenFile {
     let minimum = MemoryLayout<vfio_group_status>.size
     var structure = try caller.load(vfio_group_status(), from: argument, size: minimum)
     try checkHead(argsz: structure.argsz, atLeast: minimum)
-    let status = group.status
+    let status = try group.status
     structure.flags =
       (status.isViable ? VFIO_GROUP_FLAGS_VIABLE : 0)
       | (status.hasContainer ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0)

@@ -2,7 +2,8 @@
 //
 // The host's PCI drivers and what is bound to which, while programs run: bind, unbind, overrides,
 // dynamic ids. MODEL C3. Facts: Linux 6.12, drivers/base/{bus,dd,driver}.c and
-// drivers/pci/pci-driver.c; who writes the same in /sys: PCIDrivers+Attributes.swift.
+// drivers/pci/pci-driver.c. Losing a driver: PCIDrivers+Removal.swift; who writes the same in
+// /sys: PCIDrivers+Attributes.swift.
 
 import IOMMU
 import LinuxABI
@@ -43,8 +44,15 @@ public final class PCIDrivers: Sendable {
     /// In the order in which they came.
     var devices: [Device] = []
     var ids: [Driver: [PCIDeviceID]] = [:]
-    /// What offers a group's devices, made with the first one and kept; and how many it offers.
+    /// What offers a group's devices, made with the first one and gone with the last; and how
+    /// many it offers.
     var groups: [UInt32: (group: VFIOGroup, offered: Int)] = [:]
+    /// By the physical function's name.
+    var virtualFunctions: [String: WeakVirtualFunctions] = [:]
+  }
+
+  struct WeakVirtualFunctions: Sendable {
+    weak let functions: VirtualFunctions?
   }
 
   /// Held while a driver is bound or unbound and the view follows: one at a time.
@@ -52,7 +60,7 @@ public final class PCIDrivers: Sendable {
   /// The N of each `/dev/vfio/devices/vfioN`.
   let indices = DeviceIndices()
   /// The view has this object's attributes.
-  private weak let files: LiveView?
+  weak let files: LiveView?
 
   /// Every driver that the host has loaded.
   ///
@@ -93,45 +101,11 @@ public final class PCIDrivers: Sendable {
     }
   }
 
-  /// Functions go, all or none: they lose their drivers first.
-  /// - Parameter places: What has to go from /sys beside.
-  /// - Throws: `EBUSY` where a program is bound to one; `ENODEV` where one is not there.
-  func remove(_ names: [String], places: [String]) throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      var removed: [String] = []
-      var gone: [VFIODevice] = []
-      do throws(IOMMUError) {
-        for name in names {
-          let device = state.devices[try Self.index(of: name, in: state)]
-          if let offered = device.offered {
-            try offered.unregister()
-            gone.append(offered)
-          }
-          let isLast = state.groups[device.physical.group.id]?.offered == 1
-          removed += Self.disappearance(of: device, isLastOfGroup: isLast).removed
-        }
-        try files?.change(View.Change(removed: removed + places))
-      } catch {
-        for device in gone { device.register() }
-        throw error
-      }
-      for name in names { Self.forget(name, in: &state, giveUp) }
+  /// Says who makes the virtual functions of a device.
+  func setVirtualFunctions(_ functions: VirtualFunctions, of name: String) {
+    state.withLock { state in
+      state.virtualFunctions[name] = WeakVirtualFunctions(functions: functions)
     }
-  }
-
-  /// Undoes `add`, of which nothing has been seen.
-  func forget(_ name: String) {
-    state.withLock { state in Self.forget(name, in: &state, giveUp) }
-  }
-
-  private static func forget(
-    _ name: String, in state: inout State, _ giveUp: (Int, inout State) -> Void
-  ) {
-    guard let index = state.devices.firstIndex(where: { $0.name == name }) else { return }
-    giveUp(index, &state)
-    let group = state.devices.remove(at: index).physical.group
-    // A virtual function's group goes with it, and its number may come again.
-    if state.groups[group.id]?.offered == 0 { state.groups[group.id] = nil }
   }
 
   /// What programs can open of a device; nil where vfio-pci does not have it.
@@ -161,26 +135,6 @@ public final class PCIDrivers: Sendable {
               + "and device id to new_id of the driver"))
       }
       try attach(driver, index, in: &state)
-    }
-  }
-
-  /// Takes a device from its driver. Linux: `unbind` of a driver.
-  /// - Throws: `ENODEV` where the driver does not have it. `EBUSY` while a program has it open by
-  ///   vfio-pci; Linux would wait for the program instead.
-  public func unbind(_ name: String, from driver: Driver) throws(IOMMUError) {
-    try state.withLock { (state) throws(IOMMUError) in
-      let index = try Self.index(of: name, in: state)
-      guard Self.drivers.contains(driver) else {
-        throw IOMMUError(
-          .operationNotSupported, "\(driver.rawValue) keeps its device while the machine runs")
-      }
-      guard state.devices[index].driver == driver else {
-        throw IOMMUError(
-          .noSuchDevice,
-          "\(name) is not bound to \(driver.rawValue), but "
-            + (state.devices[index].driver.map { "to \($0.rawValue)" } ?? "to no driver"))
-      }
-      try release(index, in: &state)
     }
   }
 
@@ -247,7 +201,7 @@ public final class PCIDrivers: Sendable {
 
   // MARK: Under the lock
 
-  private static func index(of name: String, in state: State) throws(IOMMUError) -> Int {
+  static func index(of name: String, in state: State) throws(IOMMUError) -> Int {
     guard let index = state.devices.firstIndex(where: { $0.name == name }) else {
       throw IOMMUError(
         .noSuchDevice, "there is no PCI device '\(name)'; the name is like 0000:e0:04.0")
@@ -306,40 +260,6 @@ public final class PCIDrivers: Sendable {
     return Offer(
       device: VFIODeviceNode(device: offered),
       group: count == 1 ? VFIOGroupNode(group: group) : nil)
-  }
-
-  private func release(_ index: Int, in state: inout State) throws(IOMMUError) {
-    let device = state.devices[index]
-    guard device.driver != nil else { return }
-    if device.offered != nil,
-      state.devices.contains(where: { $0.physicalFunction == device.name })
-    {
-      throw IOMMUError(
-        .resourceBusy,
-        "\(device.name) has virtual functions, which need it; write 0 to its sriov_numvfs first"
-      )
-    }
-    try device.offered?.retire()
-    let isLast = state.groups[device.physical.group.id]?.offered == 1
-    do throws(IOMMUError) {
-      try files?.change(Self.disappearance(of: device, isLastOfGroup: isLast))
-    } catch {
-      device.offered?.comeBack()
-      throw error
-    }
-    giveUp(index, &state)
-  }
-
-  /// Undoes `take`.
-  private func giveUp(_ index: Int, _ state: inout State) {
-    let device = state.devices[index]
-    if let offered = device.offered {
-      indices.free(offered.index)
-      state.groups[device.physical.group.id]?.offered -= 1
-    }
-    state.devices[index].driver = nil
-    state.devices[index].offered = nil
-    device.physical.unbindHostDriver()
   }
 
   /// The nodes of a device that is offered.

@@ -48,6 +48,7 @@ public final class VirtualFunctions: Sendable {
     self.drivers = drivers
     self.files = files
     try files.change(View.Change(added: attributes))
+    drivers.setVirtualFunctions(self, of: parent.function.name)
   }
 
   /// How many there can be.
@@ -94,6 +95,16 @@ public final class VirtualFunctions: Sendable {
   /// As the machine is at its start, whatever drives the physical function.
   func start(_ count: Int) throws(IOMMUError) {
     try changing.withLock { _ throws(IOMMUError) in try change(to: count) }
+  }
+
+  /// The physical function leaves vfio-pci, and its virtual ones with it: all or nothing.
+  ///
+  /// Linux: `vfio_pci_core_unregister_device`.
+  /// - Throws: What `PCIDrivers.unbind` throws.
+  func unbindPhysical() throws(IOMMUError) {
+    try changing.withLock { _ throws(IOMMUError) in
+      try removeAll(unbinding: parent.function.name)
+    }
   }
 
   private func change(to count: Int) throws(IOMMUError) {
@@ -144,18 +155,28 @@ public final class VirtualFunctions: Sendable {
 
   // MARK: Removing
 
-  private func removeAll() throws(IOMMUError) {
+  /// - Parameter physical: The physical function, where vfio-pci gives it up in the same step.
+  private func removeAll(unbinding physical: String? = nil) throws(IOMMUError) {
     let old = state.withLock { $0 }
-    for function in old.functions where function.physical.group.isOwned {
+    for function in old.functions where isTaken(function) {
       throw IOMMUError(
         .resourceBusy,
         "\(function.function.name) is in use, in IOMMU group \(function.physical.group.id); its "
           + "user has to let go of it first")
     }
-    try drivers.remove(old.functions.map(\.physical.name), places: old.places)
+    try drivers.remove(
+      old.functions.map(\.physical.name), places: old.places, unbinding: physical)
+    guard !old.functions.isEmpty else { return }
     parent.function.setVirtualFunctions([])
     state.withLock { $0 = State() }
     for function in old.functions { discard(function) }
+  }
+
+  /// Whether somebody owns a function's group who does not let go of it when VFIO loses the
+  /// function: a container does.
+  private func isTaken(_ function: Function) -> Bool {
+    function.physical.group.isOwned
+      && drivers.offered(function.physical.name)?.group.isInContainer != true
   }
 
   /// Takes a function out of the machine that nobody uses.

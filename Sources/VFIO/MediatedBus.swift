@@ -202,7 +202,10 @@ public final class MediatedBus: Sendable {
     do throws(IOMMUError) {
       try instance.device.unregister()
       do throws(IOMMUError) {
+        // A container does not use the device; who has it open does.
+        instance.device.group.leaveContainer()
         try instance.parent.driver.removeSlice(instance.uuid)
+        instance.device.group.retire()
       } catch {
         instance.device.register()
         throw error

@@ -12,8 +12,15 @@ final class TokenKeeper: Sendable {
   struct State: Sendable {
     /// At first one that nobody knows.
     var token = VFToken(bytes: (0..<16).map { _ in UInt8.random(in: .min ... .max) })
+    /// Whether a user of the physical function has set it.
+    var isSet = false
     /// Virtual functions that have a user.
     var users = 0
+
+    mutating func set(_ token: VFToken) {
+      self.token = token
+      isSet = true
+    }
   }
 
   let state = Guarded(State())
@@ -28,40 +35,59 @@ extension VFIODevice {
   ///   where none is used.
   func checkToken(_ token: VFToken?) throws(IOMMUError) {
     if function.isVirtual, let physical = physicalFunction, let keeper = physical.tokens {
-      let known = keeper.state.withLock { $0.token }
-      try check(token, against: known, set: physical)
+      let state = keeper.state.withLock { $0 }
+      guard token != state.token else { return }
+      throw refusal(token, of: physical.function.name, isSet: state.isSet)
     } else if !function.isVirtual, let keeper = tokens {
-      let known = keeper.state.withLock { state -> VFToken? in
-        if state.users > 0 { return state.token }
-        if let token { state.token = token }
-        return nil
+      let state = keeper.state.withLock { state -> TokenKeeper.State in
+        if state.users == 0, let token { state.set(token) }
+        return state
       }
-      if let known { try check(token, against: known, set: self) }
+      guard state.users > 0, token != state.token else { return }
+      throw refusal(token, users: state.users)
     } else if token != nil {
       throw IOMMUError(
         .invalidArgument,
         function.isVirtual
-          ? "\(function.name) takes no vf_token: vfio-pci has not got its physical function"
+          ? "\(function.name) takes no vf_token: vfio-pci did not have its physical function when "
+            + "it got this one"
           : "\(function.name) is no virtual function and has none: it takes no vf_token")
     }
   }
 
-  private func check(
-    _ token: VFToken?, against known: VFToken, set physical: VFIODevice
-  ) throws(IOMMUError) {
-    guard token != known else { return }
-    throw IOMMUError(
+  /// Why a virtual function is not opened.
+  private func refusal(
+    _ token: VFToken?, of physical: String, isSet: Bool
+  ) -> IOMMUError {
+    let remedy =
+      isSet
+      ? "which the user of \(physical) set"
+      : "which nobody has set yet: the user of \(physical) does, by presenting one when it opens "
+        + "that or by VFIO_DEVICE_FEATURE_PCI_VF_TOKEN"
+    return IOMMUError(
       .permissionDenied,
       token == nil
-        ? "\(function.name) asks for the VF token that the user of \(physical.function.name) set"
-        : "this is not the VF token that the user of \(physical.function.name) set")
+        ? "\(function.name) asks for the VF token of \(physical), \(remedy)"
+        : "what \(function.name) was given is not the VF token of \(physical), \(remedy)")
+  }
+
+  /// Why a physical function is not opened.
+  private func refusal(_ token: VFToken?, users: Int) -> IOMMUError {
+    let verb = users == 1 ? "is" : "are"
+    return IOMMUError(
+      .permissionDenied,
+      token == nil
+        ? "\(function.name) asks for its VF token, as set last, while \(users) of its virtual "
+          + "functions \(verb) in use: their users know it"
+        : "what \(function.name) was given is not its VF token, as set last; it takes another "
+          + "once none of its virtual functions is in use, and now \(users) \(verb)")
   }
 
   /// Sets the token that users of virtual functions have to present.
   ///
   /// Linux: `VFIO_DEVICE_FEATURE_PCI_VF_TOKEN`. It cannot be read: it may be another user's.
   public func setToken(_ token: VFToken) {
-    tokens?.state.withLock { $0.token = token }
+    tokens?.state.withLock { $0.set(token) }
   }
 
   /// Whether the device has a token to set: it is a physical function.

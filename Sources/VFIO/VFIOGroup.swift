@@ -26,6 +26,8 @@ public final class VFIOGroup: Sendable {
 
   private struct State: Sendable {
     var isOpen = false
+    /// VFIO has no device of it any more. Linux: `vfio_group.iommu_group` is null.
+    var isRetired = false
     /// The file is gone, but device files of a container hold the group open.
     var isAbandoned = false
     /// Device files of the group that are bound through device nodes.
@@ -60,9 +62,11 @@ public final class VFIOGroup: Sendable {
   // MARK: The node, and the other way
 
   /// Opens the group's node.
-  /// - Throws: `EBUSY` where it is open already, or a device of it is bound by its own node.
+  /// - Throws: `EBUSY` where it is open already, or a device of it is bound by its own node;
+  ///   `ENODEV` once it is retired.
   public func open() throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
+      try checkNotRetired(state)
       guard state.boundDevices == 0 else {
         throw IOMMUError(
           .resourceBusy,
@@ -93,7 +97,7 @@ public final class VFIOGroup: Sendable {
   }
 
   private func shut(_ state: inout State) {
-    if case .container(let container) = state.mapper { container.remove(group) }
+    leaveContainer(&state)
     state.mapper = .none
     state.isOpen = false
     state.isAbandoned = false
@@ -113,6 +117,41 @@ public final class VFIOGroup: Sendable {
 
   func unblock() { state.withLock { $0.boundDevices -= 1 } }
 
+  // MARK: Going
+
+  /// The group's last device was taken from VFIO. The group leaves its container, and who has it
+  /// open still can do nothing with it; where VFIO gets a device of the group again, that one
+  /// comes with another object, which opens beside the old file.
+  ///
+  /// Linux: `vfio_device_remove_group`. A context in a container's place is kept, as there.
+  public func retire() {
+    state.withLock { state in
+      leaveContainer(&state)
+      state.isRetired = true
+    }
+  }
+
+  /// Takes the group out of its container where no device of it is open, as it is about to go.
+  /// Nothing where it is in none, or in a context.
+  public func leaveContainer() {
+    state.withLock { state in if state.containerUsers == 0 { leaveContainer(&state) } }
+  }
+
+  private func leaveContainer(_ state: inout State) {
+    guard case .container(let container) = state.mapper else { return }
+    container.remove(group)
+    state.mapper = .none
+  }
+
+  private func checkNotRetired(_ state: borrowing State) throws(IOMMUError) {
+    guard !state.isRetired else {
+      throw IOMMUError(
+        .noSuchDevice,
+        "group \(group.id) was taken from VFIO with its last device while /dev/vfio/\(group.id) "
+          + "was open; close it, and open it again once vfio-pci has a device of the group")
+    }
+  }
+
   // MARK: Containers
 
   /// What a group can say of itself.
@@ -125,10 +164,21 @@ public final class VFIOGroup: Sendable {
   }
 
   /// Linux: `VFIO_GROUP_GET_STATUS`.
+  /// - Throws: `ENODEV` once the group is retired.
   public var status: Status {
+    get throws(IOMMUError) {
+      try state.withLock { (state) throws(IOMMUError) in
+        try checkNotRetired(state)
+        let hasContainer = state.mapper.isThere
+        return Status(isViable: hasContainer || group.isViable, hasContainer: hasContainer)
+      }
+    }
+  }
+
+  /// Whether a container owns the group, which a context in its place does not.
+  public var isInContainer: Bool {
     state.withLock { state in
-      let hasContainer = state.mapper.isThere
-      return Status(isViable: hasContainer || group.isViable, hasContainer: hasContainer)
+      if case .container = state.mapper { true } else { false }
     }
   }
 
@@ -144,8 +194,9 @@ public final class VFIOGroup: Sendable {
   /// Linux: `VFIO_GROUP_SET_CONTAINER`. A container owns the group from then on; a context owns
   /// it from the first device that is opened on.
   /// - Parameter container: Nil for a file that is neither kind.
-  /// - Throws: `EINVAL` where it is in one; `EBADFD` for nil; `EPERM` where the group is owned
-  ///   or not viable; what attaching it to the container's mappings throws.
+  /// - Throws: `EINVAL` where it is in one; `ENODEV` once it is retired; `EBADFD` for nil; `EPERM`
+  ///   where the group is owned or not viable; what attaching it to the container's mappings
+  ///   throws.
   public func setContainer(_ container: Container?) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
       guard !state.mapper.isThere else {
@@ -154,6 +205,7 @@ public final class VFIOGroup: Sendable {
           "group \(group.id) is in a container already; VFIO_GROUP_UNSET_CONTAINER takes it out"
         )
       }
+      try checkNotRetired(state)
       switch container {
       case .container(let container)?:
         try container.add(group)

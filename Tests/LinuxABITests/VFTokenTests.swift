@@ -154,6 +154,52 @@ import Testing
     #expect(caller.ioctl(file, VFIO_DEVICE_BIND_IOMMUFD, &bind) == 0)
   }
 
+  @Test("J1: each refusal of a token says whose it is, who sets it, and who is in the way")
+  func sentences() throws {
+    func reason(_ device: VFIODevice, _ token: [UInt8]?) -> String {
+      do throws(IOMMUError) {
+        try device.checkToken(token.map { VFToken(bytes: $0) })
+        return "taken"
+      } catch {
+        return error.reason
+      }
+    }
+    let (pf, vf) = (physical.function.name, virtual.function.name)
+    let unset =
+      "which nobody has set yet: the user of \(pf) does, by presenting one when it opens that or "
+      + "by VFIO_DEVICE_FEATURE_PCI_VF_TOKEN"
+    #expect(reason(virtual, nil) == "\(vf) asks for the VF token of \(pf), \(unset)")
+    #expect(
+      reason(virtual, Self.bytes)
+        == "what \(vf) was given is not the VF token of \(pf), \(unset)")
+    // Nobody uses a virtual function: the physical one is anybody's, with a token or without.
+    #expect(reason(physical, nil) == "taken")
+    #expect(reason(physical, Self.bytes) == "taken")
+    let set = "which the user of \(pf) set"
+    #expect(reason(virtual, nil) == "\(vf) asks for the VF token of \(pf), \(set)")
+    #expect(
+      reason(virtual, Self.other) == "what \(vf) was given is not the VF token of \(pf), \(set)"
+    )
+    #expect(reason(virtual, Self.bytes) == "taken")
+    #expect(try bind(virtual, Self.bytes).result == 0)
+    #expect(
+      reason(physical, nil)
+        == "\(pf) asks for its VF token, as set last, while 1 of its virtual functions is in "
+        + "use: their users know it")
+    #expect(
+      reason(physical, Self.other)
+        == "what \(pf) was given is not its VF token, as set last; it takes another once none of "
+        + "its virtual functions is in use, and now 1 is")
+    #expect(reason(physical, Self.bytes) == "taken")
+    #expect(
+      reason(orphan, Self.bytes)
+        == "\(orphan.function.name) takes no vf_token: vfio-pci did not have its physical function "
+        + "when it got this one")
+    #expect(
+      reason(plain, Self.bytes)
+        == "\(plain.function.name) is no virtual function and has none: it takes no vf_token")
+  }
+
   @Test("J1: the VF token is a feature that is set and probed, never read: EINVAL, ENOTTY")
   func featureChecks() throws {
     let owner = try bind(physical)

@@ -232,7 +232,9 @@ public final class GroupRig {
       left.append("group \(group.group.id) owned")
     }
     for device in devices where device.isBound { left.append("\(device.function.name) open") }
-    for group in groups where group.status.hasContainer { left.append("a container") }
+    for group in groups where (try? group.status.hasContainer) == true {
+      left.append("a container")
+    }
     return left
   }
 }
