@@ -132,8 +132,8 @@ let package = Package(
     .testTarget(
       name: "InterposerTests",
       dependencies: [
-        "Interposer", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU", "PageTables",
-        "memory-holder",
+        "Interposer", "CProcessMemory", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU",
+        "PageTables", "memory-holder",
       ]),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(

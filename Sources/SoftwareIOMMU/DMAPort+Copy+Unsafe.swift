@@ -83,7 +83,7 @@ extension DMAPort {
 
   // MARK: Pieces, inside a transaction
 
-  private var bounceAddress: UInt64 {
+  var bounceAddress: UInt64 {
     UInt64(UInt(bitPattern: unsafe bounce.baseAddress))
   }
 
@@ -112,18 +112,20 @@ extension DMAPort {
     }
     // What is read of the source goes straight to a local target, else by way of the bounce
     // buffer; and what of it then cannot be written is read again.
-    let resting = source.isLocal ? source.address(from) : bounceAddress
     if !source.isLocal {
       do throws(DMAFault.Reason) {
         piece = try readRemote(
-          source.address(from), to: target.isLocal ? target.address(to) : resting, count: piece)
+          source.address(from), to: target.isLocal ? target.address(to) : bounceAddress,
+          count: piece, isOwn: !target.isLocal)
       } catch {
         throw fail(error, from, .read)
       }
     }
     if !target.isLocal {
       do throws(DMAFault.Reason) {
-        piece = try writeRemote(target.address(to), from: resting, count: piece)
+        piece = try writeRemote(
+          target.address(to), from: source.isLocal ? source.address(from) : bounceAddress,
+          count: piece, isOwn: !source.isLocal)
       } catch {
         throw fail(error, to, .write)
       }
@@ -145,7 +147,8 @@ extension DMAPort {
           piece = min(piece, Self.localPiece)
           LocalAccess.copy(to: buffer &+ done, from: hit.address(at), count: Int(piece))
         } else {
-          piece = try readRemote(hit.address(at), to: buffer &+ done, count: piece)
+          piece = try readRemote(
+            hit.address(at), to: buffer &+ done, count: piece, isOwn: true)
         }
         done &+= piece
       } catch {
@@ -168,47 +171,13 @@ extension DMAPort {
           piece = min(piece, Self.localPiece)
           LocalAccess.copy(to: hit.address(at), from: buffer &+ done, count: Int(piece))
         } else {
-          piece = try writeRemote(hit.address(at), from: buffer &+ done, count: piece)
+          piece = try writeRemote(
+            hit.address(at), from: buffer &+ done, count: piece, isOwn: true)
         }
         done &+= piece
       } catch {
         throw fail(error, at, .write)
       }
     }
-  }
-
-  // The other side of a remote access is a buffer of the device or local memory of the same
-  // piece: mapped, and held until the transaction ends.
-
-  /// - Returns: How much was read: all, but of a process's memory perhaps less.
-  private func readRemote(
-    _ address: UInt64, to buffer: UInt64, count: UInt64
-  ) throws(DMAFault.Reason) -> UInt64 {
-    // SAFETY: `count` bytes from a local address that was just translated, or of a buffer.
-    let bytes = unsafe UnsafeMutableRawBufferPointer(
-      start: UnsafeMutableRawPointer(bitPattern: UInt(buffer)), count: Int(count))
-    if case .process(let root) = unsafe state.pointee.context {
-      return try unsafe root.read(address, into: bytes)
-    }
-    guard unsafe memory.readRemote(at: PhysicalAddress(address), into: bytes) else {
-      throw .memoryGone
-    }
-    return count
-  }
-
-  /// As `readRemote`.
-  private func writeRemote(
-    _ address: UInt64, from buffer: UInt64, count: UInt64
-  ) throws(DMAFault.Reason) -> UInt64 {
-    // SAFETY: as in `readRemote`.
-    let bytes = unsafe UnsafeRawBufferPointer(
-      start: UnsafeRawPointer(bitPattern: UInt(buffer)), count: Int(count))
-    if case .process(let root) = unsafe state.pointee.context {
-      return try unsafe root.write(address, from: bytes)
-    }
-    guard unsafe memory.writeRemote(at: PhysicalAddress(address), from: bytes) else {
-      throw .memoryGone
-    }
-    return count
   }
 }

@@ -2,7 +2,7 @@
 //
 // All accesses of DMA to memory that is mapped in this process go through this file. Pages of
 // a file raise SIGBUS here once its owner has truncated it: whoever maps files of others has
-// to handle that signal.
+// to handle that signal, and give the device a page in their place.
 
 import Glibc
 

@@ -198,7 +198,8 @@ void csys_stop_self(void);
 int csys_note_changes(int fd);
 // Whether a change was noted since the last call.
 int csys_changes_noted(void);
-// From here on a fault on a page that a truncated file lost maps zeros there.
+// From here on a fault on a page that a truncated file lost maps zeros there, and takes no more
+// mappings than a process can spare.
 int csys_guard_truncation(void);
 
 // MARK: numbers
