@@ -194,6 +194,20 @@ CASE(kvm, devices, LINUX_7_1) {
   EXPECT(-EINVAL, set_file(&vm, KVM_DEV_VFIO_FILE_ADD, engine.device));
 }
 
+CASE(kvm, groups, LINUX_7_1) {
+  struct vm vm = make_vm();
+  int container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+  int group = open("/dev/vfio/0", O_RDWR | O_CLOEXEC);
+  if (container < 0 || group < 0) skip("the machine has no group 0 to open");
+  EXPECT(-ENOENT, set_file(&vm, KVM_DEV_VFIO_GROUP_DEL, group));
+  EXPECT(-EINVAL, set_file(&vm, KVM_DEV_VFIO_GROUP_ADD, container));
+  EXPECT(0, set_file(&vm, KVM_DEV_VFIO_GROUP_ADD, group));
+  EXPECT(-EEXIST, set_file(&vm, KVM_DEV_VFIO_GROUP_ADD, group));
+  EXPECT(0, call(group, VFIO_GROUP_SET_CONTAINER, &container));
+  EXPECT(0, set_file(&vm, KVM_DEV_VFIO_GROUP_DEL, group));
+  EXPECT(-ENOENT, set_file(&vm, KVM_DEV_VFIO_GROUP_DEL, group));
+}
+
 CASE(kvm, pasids, LINUX_7_1) {
   struct vm vm = make_vm();
   struct engine engine = make_engine(VFIO_DEVICE_PASID_CPU);

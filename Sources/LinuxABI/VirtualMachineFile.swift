@@ -125,12 +125,28 @@ final class VirtualMachineFile: OpenFile {
   func close() { holder.close() }
 }
 
-/// A VM's device of type VFIO: who has its descriptor and a device's may connect the two (MODEL
-/// A2). Linux: virt/kvm/vfio.c.
+/// A file by which a VM is given devices.
+private protocol MachineMember: OpenFile {
+  func give(to machine: VirtualMachine) throws(IOMMUError)
+  func takeBack(from machine: VirtualMachine)
+}
+
+extension VFIODeviceFile: MachineMember {
+  func give(to machine: VirtualMachine) throws(IOMMUError) { try session.give(to: machine) }
+  func takeBack(from machine: VirtualMachine) { session.takeBack() }
+}
+
+extension VFIOGroupFile: MachineMember {
+  func give(to machine: VirtualMachine) throws(IOMMUError) { try group.give(to: machine) }
+  func takeBack(from machine: VirtualMachine) { group.takeBack(from: machine) }
+}
+
+/// A VM's device of type VFIO: who has its descriptor and a device's or a group's may connect the
+/// two (MODEL A2). Linux: virt/kvm/vfio.c.
 final class VirtualMachineVFIOFile: OpenFile {
   private let holder: MachineHolder
   let number: DeviceNumber
-  private let given = Guarded<[VFIODeviceFile]>([])
+  private let given = Guarded<[any MachineMember]>([])
 
   init(holder: MachineHolder, number: DeviceNumber) {
     self.holder = holder
@@ -176,10 +192,11 @@ final class VirtualMachineVFIOFile: OpenFile {
   }
 
   private func add(_ file: (any OpenFile)?, _ descriptor: Int32) throws(IOMMUError) {
-    guard let file = file as? VFIODeviceFile else {
+    guard let file = file as? any MachineMember else {
       throw IOMMUError(
         .invalidArgument,
-        "descriptor \(descriptor) is no VFIO device's; a VM is given devices by their own files"
+        "descriptor \(descriptor) is no VFIO device's and no group's; a VM is given devices by "
+          + "those"
       )
     }
     let isNew = given.withLock { given in
@@ -192,7 +209,7 @@ final class VirtualMachineVFIOFile: OpenFile {
         .fileExists, "\(file.name) was given to \(holder.machine.name) already")
     }
     do throws(IOMMUError) {
-      try file.session.give(to: holder.machine)
+      try file.give(to: holder.machine)
     } catch {
       forget(file)
       throw error
@@ -200,16 +217,17 @@ final class VirtualMachineVFIOFile: OpenFile {
   }
 
   private func remove(_ file: (any OpenFile)?, _ descriptor: Int32) throws(IOMMUError) {
-    guard let file = file as? VFIODeviceFile, forget(file) else {
+    guard let file = file as? any MachineMember, forget(file) else {
       throw IOMMUError(
         .noSuchFileOrDirectory,
-        "descriptor \(descriptor) is no device that was given to \(holder.machine.name)")
+        "descriptor \(descriptor) is no device and no group that was given to \(holder.machine.name)"
+      )
     }
-    file.session.takeBack()
+    file.takeBack(from: holder.machine)
   }
 
   @discardableResult
-  private func forget(_ file: VFIODeviceFile) -> Bool {
+  private func forget(_ file: any MachineMember) -> Bool {
     given.withLock { given in
       guard let index = given.firstIndex(where: { $0 === file }) else { return false }
       given.remove(at: index)
@@ -222,7 +240,7 @@ final class VirtualMachineVFIOFile: OpenFile {
       defer { given = [] }
       return given
     }
-    for file in files { file.session.takeBack() }
+    for file in files { file.takeBack(from: holder.machine) }
     holder.hasVFIODevice.withLock { $0 = false }
     holder.close()
   }

@@ -104,6 +104,8 @@ public final class DeviceSession: Sendable {
   let granted = Atomic(false)
   /// The VM that the file was given to.
   let machine = Guarded<VirtualMachine?>(nil)
+  /// The VM that the group was given to which gave the file.
+  let groupMachine = Guarded<VirtualMachine?>(nil)
   private let keeper = Guarded(MemoryKeeper())
 
   /// Who keeps the memory BARs, and where in its file.
@@ -279,7 +281,7 @@ public final class DeviceSession: Sendable {
     takeBack()
     guard granted.exchange(false, ordering: .acquiringAndReleasing) else { return }
     guard !isThroughGroup else {
-      device.group.closeDevice(device)
+      device.group.closeDevice(self)
       return
     }
     device.lockedWithBus { state in

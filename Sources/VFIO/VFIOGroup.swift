@@ -13,7 +13,7 @@ public final class VFIOGroup: Sendable {
   public let group: DeviceGroup
 
   /// What maps memory for the group's devices.
-  private enum Mapper: Sendable {
+  enum Mapper: Sendable {
     case none
     case container(VFIOContainer)
     /// An open of /dev/iommu in a container's place.
@@ -24,7 +24,7 @@ public final class VFIOGroup: Sendable {
     }
   }
 
-  private struct State: Sendable {
+  struct State: Sendable {
     var isOpen = false
     /// VFIO has no device of it any more. Linux: `vfio_group.iommu_group` is null.
     var isRetired = false
@@ -36,14 +36,22 @@ public final class VFIOGroup: Sendable {
     /// Devices that are open through the group and its container. Each holds both.
     var containerUsers = 0
     var members: [Member] = []
+    /// Whose VM devices are that are opened through the group.
+    var machine: VirtualMachine?
+    /// The device files that have access through the group.
+    var sessions: [WeakSession] = []
+  }
+
+  struct WeakSession: Sendable {
+    weak let session: DeviceSession?
   }
 
   /// A device of the group that users can open. The machine has it, and it has the group.
-  private struct Member: Sendable {
+  struct Member: Sendable {
     weak let device: VFIODevice?
   }
 
-  private let state = RankedMutex(.vfioGroup, State())
+  let state = RankedMutex(.vfioGroup, State())
 
   public init(group: DeviceGroup) { self.group = group }
 
@@ -99,6 +107,7 @@ public final class VFIOGroup: Sendable {
   private func shut(_ state: inout State) {
     leaveContainer(&state)
     state.mapper = .none
+    state.machine = nil
     state.isOpen = false
     state.isAbandoned = false
   }
@@ -273,22 +282,33 @@ public final class VFIOGroup: Sendable {
     try state.withLock { (state) throws(IOMMUError) in
       guard state.mapper.isThere else { throw noContainer() }
       guard !session.hasAccess else { return }
-      try session.device.lockedWithBus { (opens) throws(IOMMUError) in
-        try session.device.checkPresence(opens)
-        if opens.openCount == 0 {
-          switch state.mapper {
-          case .none: break
-          case .container(let container):
-            opens.binding = try open(session, in: container)
-            opens.isInContainer = true
-            state.containerUsers += 1
-          case .context(let hold):
-            opens.binding = try open(session, in: hold.context)
-          }
-        }
-        opens.openCount += 1
+      if let machine = state.machine { try session.join(machine) }
+      do throws(IOMMUError) {
+        try open(session, in: &state)
+      } catch {
+        session.leaveMachine()
+        throw error
       }
+      state.sessions.append(WeakSession(session: session))
       session.granted.store(true, ordering: .releasing)
+    }
+  }
+
+  private func open(_ session: DeviceSession, in state: inout State) throws(IOMMUError) {
+    try session.device.lockedWithBus { (opens) throws(IOMMUError) in
+      try session.device.checkPresence(opens)
+      if opens.openCount == 0 {
+        switch state.mapper {
+        case .none: break
+        case .container(let container):
+          opens.binding = try open(session, in: container)
+          opens.isInContainer = true
+          state.containerUsers += 1
+        case .context(let hold):
+          opens.binding = try open(session, in: hold.context)
+        }
+      }
+      opens.openCount += 1
     }
   }
 
@@ -327,8 +347,11 @@ public final class VFIOGroup: Sendable {
 
   /// A file of a device is gone. The last one stops the device, and the last device of a group
   /// whose own file is gone closes that.
-  func closeDevice(_ device: VFIODevice) {
+  func closeDevice(_ session: DeviceSession) {
+    let device = session.device
     state.withLock { state in
+      state.sessions.removeAll { $0.session == nil || $0.session === session }
+      session.leaveMachine()
       device.lockedWithBus { opens in
         opens.openCount -= 1
         guard opens.openCount == 0 else { return }

@@ -57,7 +57,8 @@ final class PortalRig {
       kind: kind)
   }
 
-  func device(_ kind: DeviceKind, of parent: PhysicalDevice? = nil) throws -> Device {
+  /// A device that nobody has opened.
+  func offer(_ kind: DeviceKind, of parent: PhysicalDevice? = nil) throws -> VFIODevice {
     let endpoint: any BindableDevice =
       kind.isMediated
       ? try system.addMediatedDevice(
@@ -68,11 +69,31 @@ final class PortalRig {
       device: endpoint,
       model: WorkQueueEngine(configuration: .init(isShared: isShared, depth: 2)),
       upstream: SoftwareIOMMUBus(iommu: iommu, requester: endpoint.physical.requester))
-    let node = VFIODeviceNode(
-      device: VFIODevice(
-        index: UInt32(devices.count), function: function,
-        group: VFIOGroup(group: endpoint.group)))
-    let file = try node.open(flags: 2, by: caller)
+    return VFIODevice(
+      index: UInt32(devices.count), function: function, group: VFIOGroup(group: endpoint.group))
+  }
+
+  /// A device's group, open and with `/dev/iommu` in a container's place.
+  func openGroup(of device: VFIODevice) throws -> Int32 {
+    let group = try VFIOGroupNode(group: device.group).open(flags: 2, by: caller)
+    caller.put(iommufd, at: 0x1800)
+    #expect(caller.ioctl(group, VFIO_GROUP_SET_CONTAINER, at: 0x1800) == 0)
+    return caller.add(group)
+  }
+
+  /// - Returns: The device's descriptor, or a negative errno.
+  func open(_ device: VFIODevice, through group: Int32) throws -> Int32 {
+    for (offset, byte) in zip(UInt64(0)..., Array(device.function.name.utf8) + [0]) {
+      caller.put(byte, at: 0x1800 + offset)
+    }
+    let file = try #require(try caller.openFile(descriptor: group))
+    return caller.ioctl(file, VFIO_GROUP_GET_DEVICE_FD, at: 0x1800)
+  }
+
+  func device(_ kind: DeviceKind, of parent: PhysicalDevice? = nil) throws -> Device {
+    let offered = try offer(kind, of: parent)
+    let function = offered.function
+    let file = try VFIODeviceNode(device: offered).open(flags: 2, by: caller)
     let descriptor = caller.add(file)
     var bind = vfio_device_bind_iommufd()
     bind.argsz = 16

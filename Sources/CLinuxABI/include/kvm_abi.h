@@ -77,6 +77,10 @@ struct kvm_create_device {
 #define KVM_DEV_VFIO_FILE 1u
 #define KVM_DEV_VFIO_FILE_ADD 1u
 #define KVM_DEV_VFIO_FILE_DEL 2u
+// Their first names, from when a VM was given groups only.
+#define KVM_DEV_VFIO_GROUP 1u
+#define KVM_DEV_VFIO_GROUP_ADD 1u
+#define KVM_DEV_VFIO_GROUP_DEL 2u
 
 /// KVM_SET_DEVICE_ATTR and its siblings.
 struct kvm_device_attr {
