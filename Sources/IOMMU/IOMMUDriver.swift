@@ -82,6 +82,10 @@ public protocol IOMMUDriver: AnyObject, Sendable {
     of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
   ) throws(IOMMUError)
 
+  /// A slice of a device is gone that had a PASID: the PASID is blocked until a context is set for
+  /// it again, and nothing need be kept of it.
+  func forgetPASID(_ pasid: PASID, of device: RequesterID)
+
   /// Answers a group of page requests that a port took. MODEL H1, H3.
   ///
   /// Called once for each, from any thread, after `PageRequestPort.report` or during it.
@@ -121,6 +125,9 @@ extension IOMMUDriver {
     }
     try setContext(of: device, pasid: pasid, to: context)
   }
+
+  /// An IOMMU that keeps little of each.
+  public func forgetPASID(_ pasid: PASID, of device: RequesterID) {}
 
   /// An IOMMU without page requests.
   public func respond(to device: RequesterID, with response: PageResponse) {}

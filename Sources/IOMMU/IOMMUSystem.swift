@@ -168,7 +168,9 @@ public final class IOMMUSystem: Sendable {
   public func removeMediatedDevice(_ device: MediatedDevice) throws(IOMMUError) {
     try device.group.remove(device)
     try removeGroup(device.group)
-    if let pasid = device.defaultPASID { pasids.free(pasid, on: device.parent) }
+    guard let pasid = device.defaultPASID else { return }
+    device.parent.driver.forgetPASID(pasid, of: device.parent.requester)
+    pasids.free(pasid, on: device.parent)
   }
 
   /// Lowest number first.

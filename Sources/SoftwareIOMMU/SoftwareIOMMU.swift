@@ -27,16 +27,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
     var pasid: PASID?
   }
 
-  fileprivate struct Entry: Sendable {
-    /// Nil until somebody does DMA: most PASIDs that are set are used by none, and a port has a
-    /// buffer.
-    var port: DMAPort?
-    /// Keeps the page table alive that the port goes through.
-    var context: DMAContext?
-  }
-
   /// Held through a whole switch, waiting for the port included.
-  private let entries = RankedMutex<[Source: Entry]>(.requesters, [:])
+  private let requesters = RankedMutex(.requesters, RequesterTable())
 
   /// - Parameters:
   ///   - name: As `/sys/class/iommu` shows it: `dmar0`.
@@ -128,56 +120,30 @@ public final class SoftwareIOMMU: IOMMUDriver {
     }
     if case .paging(let domain) = context { _ = try fit(domain, to: device) }
     if case .shared(let domain) = context { _ = try fit(domain, to: device) }
-    entries.withLock { entries in
-      // Taken out, so that whether somebody else has the port can be told.
-      var entry = entries.removeValue(forKey: source) ?? Entry()
-      if let channel = entry.port?.channel {
-        // Unmaps in the new table reach the port before it first walks there, and those in the
-        // old one until it has left.
-        Self.enter(context, channel)
-        channel.wait()
-        if case .paging(let old)? = entry.context, let old = old as? any SoftwareDomain {
-          old.detach(channel)
-        }
-      }
-      // A PASID that was detached and that nobody does DMA with is as one that was never set.
-      if pasid != nil, entry.hasTable, case .blocked = context, entry.isUnused { return }
-      entry.context = context
-      entries[source] = entry
-    }
+    requesters.withLock { $0.set(source, to: context) }
     events.append(.context(device, Self.describe(context, pasid)))
   }
 
-  /// The port through which a device does its DMA: one device thread at a time uses it. The
-  /// same one each time.
+  public func forgetPASID(_ pasid: PASID, of device: RequesterID) {
+    requesters.withLock { $0.forget(Source(requester: device, pasid: pasid)) }
+  }
+
+  /// The port through which a device does its DMA: one device thread at a time uses it. While
+  /// anybody has it, the same one each time.
   ///
   /// - Parameter pasid: For requests with a PASID, which have a context of their own.
   public func port(for requester: RequesterID, pasid: PASID? = nil) -> DMAPort {
     let source = Source(requester: requester, pasid: pasid)
-    return entries.withLock { entries in
-      if let port = entries[source]?.port { return port }
-      let port = DMAPort(
-        source: source, memory: memory, interrupts: interrupts, faults: faults)
-      let context = entries[source]?.context
-      if let context { Self.enter(context, port.channel) }
-      entries[source] = Entry(port: port, context: context)
-      return port
+    return requesters.withLock { requesters in
+      requesters.port(source) {
+        DMAPort(source: source, memory: memory, interrupts: interrupts, faults: faults)
+      }
     }
   }
 
-  /// Sends a port through a context that fits it.
-  private static func enter(_ context: DMAContext, _ channel: PortChannel) {
-    switch context {
-    case .host: channel.post(.host)
-    case .blocked, .nested: channel.post(.blocked)
-    case .paging(let domain):
-      guard let domain = domain as? any SoftwareDomain else { return channel.post(.blocked) }
-      domain.attach(channel)
-      channel.post(domain.portContext)
-    case .shared(let domain):
-      guard let table = domain as? ProcessTable else { return channel.post(.blocked) }
-      channel.post(.process(ProcessRoot(table)))
-    }
+  /// How much is kept of requesters and PASIDs; bounded by those in use.
+  package var kept: (contexts: Int, ports: Int) {
+    requesters.withLock { ($0.contextCount, $0.portCount) }
   }
 
   public func makeSharedDomain(
@@ -238,22 +204,5 @@ public final class SoftwareIOMMU: IOMMUDriver {
       case .shared(let domain): domain.process.name
       }
     return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
-  }
-}
-
-extension SoftwareIOMMU.Entry {
-  fileprivate var hasTable: Bool {
-    switch context {
-    case .paging?, .shared?: true
-    case .host?, .blocked?, .nested?, nil: false
-    }
-  }
-
-  /// Whether nobody but the table has the port.
-  fileprivate var isUnused: Bool {
-    mutating get {
-      guard port != nil else { return true }
-      return isKnownUniquelyReferenced(&port)
-    }
   }
 }

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the DMA of each requester, and of each of its PASIDs, goes through, and their ports. A port
+// is half a megabyte and programs can go through a million PASIDs: few ports are kept that nobody
+// has.
+
+import IOMMU
+
+/// The contexts and ports of one IOMMU. Plain data; whoever holds it locks it, through a whole
+/// switch.
+struct RequesterTable: Sendable {
+  /// Ports that are kept before any is let go: who comes again finds what it translated before.
+  static let spare = 16
+
+  /// They keep the page tables alive that ports go through.
+  private var contexts: [SoftwareIOMMU.Source: DMAContext] = [:]
+  /// Of those that did DMA: most PASIDs that are set are used by none.
+  private var ports: [SoftwareIOMMU.Source: DMAPort] = [:]
+  /// With how many ports it is worth looking for those that nobody has.
+  private var mostPorts = RequesterTable.spare
+
+  var contextCount: Int { contexts.count }
+  var portCount: Int { ports.count }
+
+  /// Sends a source through a context from now on, in one step; waits for its port.
+  mutating func set(_ source: SoftwareIOMMU.Source, to context: DMAContext) {
+    let old = move(source, to: context)
+    // A PASID that was detached is as one that was never set.
+    if source.pasid != nil, Self.hasTable(old), case .blocked = context { remove(source) }
+  }
+
+  /// Blocks a source, of which nothing is kept then. Who still has its port stays blocked.
+  mutating func forget(_ source: SoftwareIOMMU.Source) {
+    move(source, to: .blocked)
+    remove(source)
+  }
+
+  /// - Returns: What the source went through before.
+  @discardableResult
+  private mutating func move(
+    _ source: SoftwareIOMMU.Source, to context: DMAContext
+  ) -> DMAContext? {
+    let old = contexts.updateValue(context, forKey: source)
+    if let channel = ports[source]?.channel {
+      // Unmaps in the new table reach the port before it first walks there, and those in the
+      // old one until it has left.
+      Self.enter(context, channel)
+      channel.wait()
+      Self.leave(old, channel)
+    }
+    return old
+  }
+
+  private mutating func remove(_ source: SoftwareIOMMU.Source) {
+    contexts[source] = nil
+    if isUnused(source) { ports[source] = nil }
+  }
+
+  /// A source's port; while anybody has it, the same one each time.
+  mutating func port(_ source: SoftwareIOMMU.Source, make: () -> DMAPort) -> DMAPort {
+    if let port = ports[source] { return port }
+    if ports.count >= mostPorts { dropUnused() }
+    let port = make()
+    if let context = contexts[source] { Self.enter(context, port.channel) }
+    ports[source] = port
+    return port
+  }
+
+  /// Lets go of the ports that nobody has. What it costs is shared by as many that were made.
+  private mutating func dropUnused() {
+    for source in Array(ports.keys) where isUnused(source) {
+      if let channel = ports[source]?.channel { Self.leave(contexts[source], channel) }
+      ports[source] = nil
+    }
+    mostPorts = 2 * ports.count + Self.spare
+  }
+
+  /// Whether nobody but the table has a source's port. Nobody can come to have it meanwhile but by
+  /// the table.
+  private mutating func isUnused(_ source: SoftwareIOMMU.Source) -> Bool {
+    guard let index = ports.index(forKey: source) else { return true }
+    return isKnownUniquelyReferenced(&ports.values[index])
+  }
+
+  private static func hasTable(_ context: DMAContext?) -> Bool {
+    switch context {
+    case .paging?, .shared?: true
+    case .host?, .blocked?, .nested?, nil: false
+    }
+  }
+
+  /// Sends a port through a context that fits it.
+  private static func enter(_ context: DMAContext, _ channel: PortChannel) {
+    switch context {
+    case .host: channel.post(.host)
+    case .blocked, .nested: channel.post(.blocked)
+    case .paging(let domain):
+      guard let domain = domain as? any SoftwareDomain else { return channel.post(.blocked) }
+      domain.attach(channel)
+      channel.post(domain.portContext)
+    case .shared(let domain):
+      guard let table = domain as? ProcessTable else { return channel.post(.blocked) }
+      channel.post(.process(ProcessRoot(table)))
+    }
+  }
+
+  /// The port goes through the context no more.
+  private static func leave(_ context: DMAContext?, _ channel: PortChannel) {
+    if case .paging(let old)? = context, let old = old as? any SoftwareDomain {
+      old.detach(channel)
+    }
+  }
+}
