@@ -15,7 +15,8 @@ import IOMMU
 /// Cached handles of threads and processes.
 ///
 /// A cached pidfd is right while its task lives, and a task that waits for an answer lives: a
-/// stale entry answers ESRCH and is made anew.
+/// stale entry answers ESRCH and is made anew. Of tasks that are gone few are kept: whenever there
+/// are twice as many as were found alive, and some, those that are gone are looked for.
 struct Tasks {
   struct Task {
     let descriptor: OwnedDescriptor
@@ -34,6 +35,13 @@ struct Tasks {
   /// How many of each are kept: a task takes one descriptor, an address space three.
   private let mostTasks: Int
   private let mostMemories: Int
+  /// How many there are of each when it is worth looking for those that are gone.
+  private var tasksToLook = Tasks.spareTasks
+  private var memoriesToLook = Tasks.spareMemories
+  private var pendingToLook = Tasks.sparePending
+  static let spareTasks = 16
+  static let spareMemories = 8
+  private static let sparePending = 64
   private var mayReachDirectly = true
   private static let threadFlag: UInt32 = 0x80  // PIDFD_THREAD (O_EXCL)
 
@@ -55,7 +63,7 @@ struct Tasks {
     var number = csys_pidfd_open(thread, Self.threadFlag)
     if number == -EINVAL { number = csys_pidfd_open(group, 0) }
     guard number >= 0 else { return nil }
-    if tasks.count >= mostTasks { tasks.removeAll(keepingCapacity: true) }
+    if tasks.count >= min(mostTasks, tasksToLook) { forgetTasks() }
     let task = Task(descriptor: OwnedDescriptor(number), group: group)
     tasks[thread] = task
     return task
@@ -101,7 +109,7 @@ struct Tasks {
     else { return nil }
     nextNumber += 1
     if mayCache {
-      if memories.count >= mostMemories { forgetMemories() }
+      if memories.count >= min(mostMemories, memoriesToLook) { forgetMemories() }
       memories[group] = memory
     }
     return memory
@@ -113,15 +121,44 @@ struct Tasks {
     return memory.sums
   }
 
-  /// Makes room: drops those whose process is gone, or all where that is too few.
+  /// Makes room: drops those that are gone, or all where the most are kept and that is too few.
+  private mutating func forgetTasks() {
+    let isFull = tasks.count >= mostTasks
+    for thread in Self.gone(tasks.mapValues(\.descriptor)) { tasks[thread] = nil }
+    if isFull, tasks.count > mostTasks / 2 { tasks.removeAll(keepingCapacity: true) }
+    tasksToLook = 2 * tasks.count + Self.spareTasks
+  }
+
+  /// Makes room: drops those whose process is gone, or all as `forgetTasks`.
   private mutating func forgetMemories() {
-    for (group, memory) in memories where !memory.isOwnerAlive {
-      memory.willExecute()
-      memories[group] = nil
+    let isFull = memories.count >= mostMemories
+    for group in Self.gone(memories.mapValues(\.process)) {
+      memories.removeValue(forKey: group)?.willExecute()
     }
-    guard memories.count > mostMemories / 2 else { return }
-    for memory in memories.values { memory.willExecute() }
-    memories = [:]
+    if isFull, memories.count > mostMemories / 2 {
+      for memory in memories.values { memory.willExecute() }
+      memories = [:]
+    }
+    memoriesToLook = 2 * memories.count + Self.spareMemories
+  }
+
+  /// Drops execs of processes that are gone and that never called.
+  private mutating func forgetPending() {
+    pending = pending.filter { group, _ in unsafe access("/proc/\(group)", F_OK) == 0 }
+    pendingToLook = 2 * pending.count + Self.sparePending
+  }
+
+  /// Those whose pidfd says that they have ended.
+  private static func gone(_ descriptors: [Int32: OwnedDescriptor]) -> [Int32] {
+    let entries = Array(descriptors)
+    var states = entries.map {
+      pollfd(fd: $0.value.number, events: Int16(POLLIN), revents: 0)
+    }
+    // SAFETY: the array's own count; nothing is waited for.
+    guard unsafe poll(&states, nfds_t(states.count), 0) > 0 else { return [] }
+    return zip(entries, states).compactMap { entry, state in
+      state.revents != 0 ? entry.key : nil
+    }
   }
 
   /// From here on a program may let an access to its memory wait (`userfaultfd(2)`): accesses
@@ -137,6 +174,7 @@ struct Tasks {
     guard let group = Self.group(of: thread) else { return }
     tasks[thread] = nil
     memories.removeValue(forKey: group)?.willExecute()
+    if pending.count >= pendingToLook { forgetPending() }
     pending[group] = PendingExec(thread: thread)
   }
 }

@@ -188,6 +188,29 @@ struct InterposerTests {
     #expect(outcome.status == 0, "\(outcome)")
   }
 
+  @Test(
+    "Programs that are gone keep few of the supervisor's descriptors, however many it may have",
+    arguments: ["hello", "memories"])
+  func manyProgramsAtLargeLimit(_ call: String) throws {
+    let count = 150
+    let outcome = Programs.run([
+      "sh", "-c",
+      """
+      ulimit -n $(ulimit -H -n)
+      exec \(Programs.host) -- sh -c '
+        \(Programs.client) hello > /dev/null || exit 1
+        ls /proc/$PPID/fd | wc -l
+        for i in $(seq \(count)); do \(Programs.client) \(call) > /dev/null || exit 2; done
+        ls /proc/$PPID/fd | wc -l'
+      """,
+    ])
+    #expect(outcome.status == 0, "\(outcome)")
+    let counts = outcome.output.split(separator: "\n").compactMap { Int($0) }
+    try #require(counts.count == 2, "\(outcome)")
+    // Of 16 tasks one each, of 8 address spaces three.
+    #expect(counts[1] < counts[0] + 16 + 3 * 8)
+  }
+
   @Test("A program that has become another user opens files", .enabled(if: getuid() == 0))
   func otherUser() {
     let outcome = Programs.hosted(
