@@ -51,6 +51,9 @@
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
+#ifndef SYS_faccessat2
+#define SYS_faccessat2 439
+#endif
 
 #define NUMBER(name) const int32_t CSYS_NR_##name = SYS_##name
 NUMBER(read);
@@ -79,11 +82,14 @@ NUMBER(execveat);
 NUMBER(userfaultfd);
 NUMBER(io_uring_setup);
 NUMBER(newfstatat);
+NUMBER(faccessat);
+NUMBER(faccessat2);
 #ifdef SYS_open
 NUMBER(open);
 NUMBER(creat);
+NUMBER(access);
 #else
-const int32_t CSYS_NR_open = -1, CSYS_NR_creat = -1;
+const int32_t CSYS_NR_open = -1, CSYS_NR_creat = -1, CSYS_NR_access = -1;
 #endif
 
 // MARK: seccomp

@@ -48,14 +48,9 @@ final class AttributeFile: OpenFile {
     isReadable = mode != O_WRONLY
     isWritable = mode != O_RDONLY
     try place.check()
-    // The files are their user's who started the run: the machine's root.
     let user = opener.userID
-    let bits = place.attribute.mode >> (user == geteuid() ? 6 : 0)
-    let isRoot = user == 0 && geteuid() == 0
-    func allows(_ bit: UInt16) -> Bool {
-      bits & bit != 0 || isRoot && place.attribute.mode & (bit * 0o111) != 0
-    }
-    guard !isReadable || allows(4), !isWritable || allows(2) else {
+    let bits = place.permissions(of: user)
+    guard !isReadable || bits & 4 != 0, !isWritable || bits & 2 != 0 else {
       throw IOMMUError(
         .permissionDenied,
         "its mode is \(String(place.attribute.mode, radix: 8)), and user \(user) asks to "

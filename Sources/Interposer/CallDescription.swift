@@ -35,6 +35,8 @@ struct CallDescription: Sendable {
       fields = [("fd", number(0)), ("offset", hex(call[3])), ("length", "\(call[2])")]
     case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:
       name = "open"
+    case CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2:
+      name = "access"
     // The record names the file that was opened.
     default:
       name = Self.names[call.number] ?? "call \(call.number)"

@@ -31,7 +31,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   }
 
   let server: Server
-  private let id: UInt64
+  let id: UInt64
   let thread: Int32
   private(set) var promises: [Promise] = []
   /// What was read around the first address that was asked for: a structure's size and then

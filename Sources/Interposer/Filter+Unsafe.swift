@@ -33,6 +33,8 @@ struct Filter {
     /// At most `longestCommand` bytes for descriptor 1, where shells put the file that a command's output
     /// goes to.
     case shortOutput
+    /// The argument, of `access`, asks whether something can be written.
+    case asksToWrite(argument: Int)
   }
 
   /// What a command for an attribute in /sys has at most; longer output of programs is no
@@ -65,6 +67,9 @@ struct Filter {
     (CSYS_NR_open, []),
     (CSYS_NR_openat2, []),
     (CSYS_NR_creat, []),
+    (CSYS_NR_access, [.asksToWrite(argument: 1)]),
+    (CSYS_NR_faccessat, [.asksToWrite(argument: 2)]),
+    (CSYS_NR_faccessat2, [.asksToWrite(argument: 2)]),
     (CSYS_NR_readv, [.descriptor(argument: 0)]),
     (CSYS_NR_writev, [.descriptor(argument: 0)]),
     (CSYS_NR_preadv, [.regionOffset(argument: 3), .descriptor(argument: 0)]),
@@ -125,6 +130,10 @@ struct Filter {
         block.load(offset: 16 + 8 * argument)
         block.jump(.notBelow, window.first, ifTrue: 0, ifFalse: 2)
         block.jump(.notBelow, window.end, ifTrue: 1, ifFalse: 0)
+      case .asksToWrite(let argument):
+        block.load(offset: 16 + 8 * argument)
+        block.code.append(csys_bpf(code: 0x54, jt: 0, jf: 0, k: 2))
+        block.jump(.equal, 2, ifTrue: 0, ifFalse: 1)
       case .shortOutput:
         block.load(offset: 16)
         block.jump(.equal, 1, ifTrue: 0, ifFalse: 5)

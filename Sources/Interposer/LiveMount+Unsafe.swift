@@ -4,8 +4,8 @@
 // the same file system, and renamed into place; what goes is renamed away and then deleted. So
 // nobody sees half of a directory.
 //
-// The program owns these file systems and may do with them what it likes. What it took away is
-// passed over, and links that it made are not followed.
+// A program that is root may do with /dev what it likes. What it took away is passed over, and
+// links that it made are not followed.
 
 import CSyscalls
 import IOMMU

@@ -6,7 +6,8 @@
 // The program sees one directory of that file system, `view`, which is bound over its root. The
 // supervisor has a descriptor of the root, where it makes what comes later aside, in `staging`,
 // and renames it into place: a rename does not leave its mount. In a copy of the mount namespace
-// that a child makes it is the same file system, and changes are seen there too.
+// that a child makes it is the same file system, and changes are seen there too. The mount that the
+// program sees is read-only, where nobody but root could write a real one.
 
 import CSyscalls
 import LinuxABI
@@ -22,6 +23,10 @@ struct MountView {
   /// The directories of each file system of ours: what the program sees, and the other.
   static let shown = "view"
   static let staging = "staging"
+
+  /// Whether programs cannot make, write, move or remove anything in one of our file systems. In
+  /// /sys nobody can, as in a real one; in /dev root can.
+  static func isReadOnly(_ name: String) -> Bool { name == "sys" || geteuid() != 0 }
 
   private let mode: Namespaces.Mode
   private var roots: [String: ViewTree] = [:]
@@ -72,11 +77,18 @@ struct MountView {
     let root = try show(path)
     try fill(path, host: "/proc/self/fd/\(host)", tree)
     umask(oldMask)
-    if !isDev, !tree.hasWritableFile {
-      _ = unsafe csys_mount(
-        nil, path, nil, flags | UInt(MS_REMOUNT | MS_BIND | MS_RDONLY), nil)
-    }
+    if Self.isReadOnly(isDev ? "dev" : "sys") { try protect(path, flags) }
     return root
+  }
+
+  /// Makes what the program sees read-only. The root, which the supervisor has, is another mount;
+  /// so are the host's entries.
+  private func protect(_ path: String, _ flags: UInt) throws(InterposerError) {
+    let result = unsafe csys_mount(
+      nil, path, nil, flags | UInt(MS_REMOUNT | MS_BIND | MS_RDONLY), nil)
+    guard result == 0 else {
+      throw InterposerError("cannot make \(path) read-only (\(System.message(result)))")
+    }
   }
 
   /// Binds the directory that the program shall see over the root.

@@ -25,6 +25,14 @@ final class AttributePlace: Sendable {
     self.attribute = attribute
   }
 
+  /// What a user may do by an open: 4 for reading, 2 for writing. The files are their user's who
+  /// started the run, the machine's root; who is root besides may do what somebody may.
+  func permissions(of user: UInt32) -> UInt16 {
+    let bits = attribute.mode
+    if user == 0, geteuid() == 0 { return bits | bits >> 3 | bits >> 6 }
+    return user == geteuid() ? bits >> 6 : bits
+  }
+
   func remove() { isRemoved.store(true, ordering: .releasing) }
 
   /// - Throws: `ENODEV` where it has gone, as kernfs has it.
@@ -64,14 +72,22 @@ final class NodeTable: Sendable {
   private let threadNodes: [any ThreadNode]
   /// The program's root directory.
   let root: OwnedDescriptor
+  /// Of our file systems that programs cannot write.
+  private let readOnlyDevices: Set<UInt64>
 
   /// - Parameters:
   ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
   ///   - root: The program's root directory, as we reach it.
+  ///   - fileSystems: Our file systems' roots, by name.
   init(
-    _ nodes: [any DeviceNode], threadNodes: [any ThreadNode], view: View, root: String
+    _ nodes: [any DeviceNode], threadNodes: [any ThreadNode], view: View, root: String,
+    fileSystems: [String: OwnedDescriptor]
   ) throws(InterposerError) {
     self.threadNodes = threadNodes
+    readOnlyDevices = Set(
+      fileSystems.filter { MountView.isReadOnly($0.key) }.compactMap {
+        Self.key($0.value.number)?.device
+      })
     let top = System.open(root + "/", System.pathOnly)
     guard top >= 0 else {
       throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
@@ -163,6 +179,11 @@ final class NodeTable: Sendable {
   func place(_ descriptor: Int32) -> Place? {
     guard let key = Self.key(descriptor) else { return nil }
     return state.withLock { $0.byKey[key] ?? $0.gone[key].map { .gone(path: $0) } }
+  }
+
+  /// Whether a file is in one of our file systems that programs cannot write.
+  func isReadOnly(_ descriptor: Int32) -> Bool {
+    Self.key(descriptor).map { readOnlyDevices.contains($0.device) } ?? false
   }
 
   private static func name(_ path: String) -> [UInt8] {

@@ -16,7 +16,7 @@ import SystemPackage
 #endif
 
 extension Server {
-  private struct Request {
+  struct Request {
     var directory: Int32
     var path: UInt64
     var flags: UInt64
@@ -51,7 +51,7 @@ extension Server {
           "no-IOMMU mode is not offered: \(String(decoding: path, as: UTF8.self)) does not exist; "
             + "use /dev/vfio/devices/vfioN or /dev/vfio/N, whose DMA is translated")
       }
-      return (nil, .goOn)
+      return (nil, refusal(request, path, of: caller).map { .failure($0) } ?? .goOn)
     }
     return open(place.path, flags: flags, caller) { () throws(IOMMUError) in
       switch place {
@@ -110,7 +110,7 @@ extension Server {
   }
 
   /// A path in the caller's memory, without its terminator; nil where it cannot be read.
-  private func string(at address: UInt64, of call: SystemCall) -> [UInt8]? {
+  func string(at address: UInt64, of call: SystemCall) -> [UInt8]? {
     var path: [UInt8] = []
     var cursor = address
     while path.count < 4096 {
@@ -128,7 +128,7 @@ extension Server {
   }
 
   /// The node that a path leads to, as the caller's own file system has it.
-  private func resolve(
+  func resolve(
     _ request: Request, _ path: [UInt8], of caller: ClientCaller
   ) -> NodeTable.Place? {
     let text = String(decoding: path, as: UTF8.self)
@@ -145,21 +145,27 @@ extension Server {
   }
 
   /// `RESOLVE_IN_ROOT`; `RESOLVE_BENEATH` is 8.
-  private static let inRoot: UInt64 = 0x10
+  static let inRoot: UInt64 = 0x10
 
   private func look(
     from base: Int32, _ path: String, _ request: Request, _ resolve: UInt64
   ) -> NodeTable.Place? {
-    let flags = UInt64(O_CLOEXEC | System.pathOnly) | request.flags & UInt64(O_NOFOLLOW)
+    let found = lookUp(from: base, path, flags: request.flags, resolve)
+    guard found >= 0 else { return nil }
+    defer { close(found) }
+    return nodes.place(found)
+  }
+
+  /// Opens a place as it is, following links unless `flags` has `O_NOFOLLOW`; a negative errno
+  /// where that cannot be done soon.
+  func lookUp(from base: Int32, _ path: String, flags: UInt64, _ resolve: UInt64) -> Int32 {
+    let flags = UInt64(O_CLOEXEC | System.pathOnly) | flags & UInt64(O_NOFOLLOW)
     // EAGAIN also where a mount or a rename anywhere crossed the lookup.
     for _ in 0..<4 {
       let found = unsafe csys_look_up(base, path, flags, resolve, 100)
-      if found == -EAGAIN { continue }
-      guard found >= 0 else { return nil }
-      defer { close(found) }
-      return nodes.place(found)
+      if found != -EAGAIN { return found }
     }
-    return nil
+    return -EAGAIN
   }
 
   /// Whether a path leads to a node, through links of any name. Cheap, and blind to a caller
@@ -178,7 +184,7 @@ extension Server {
     return look(from: nodes.root.number, whole, request, request.resolve | Self.inRoot) != nil
   }
 
-  private func directory(_ request: Request, of thread: Int32) -> String {
+  func directory(_ request: Request, of thread: Int32) -> String {
     request.directory == AT_FDCWD
       ? "/proc/\(thread)/cwd" : "/proc/\(thread)/fd/\(request.directory)"
   }

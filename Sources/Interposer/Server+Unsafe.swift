@@ -121,6 +121,8 @@ enum Answer {
     switch call.number {
     case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:
       return open(call, caller)
+    case CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2:
+      return (nil, access(call, caller))
     case CSYS_NR_execve, CSYS_NR_execveat:
       tasks.willExecute(call.thread)
       return (nil, .goOn)

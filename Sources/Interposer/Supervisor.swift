@@ -164,7 +164,8 @@ final class Supervision {
       listener = try Self.listener(from: socket)
       let roots = try Self.roots(from: socket)
       let table = try NodeTable(
-        nodes, threadNodes: machine.threadNodes, view: view, root: "/proc/\(program)/root")
+        nodes, threadNodes: machine.threadNodes, view: view, root: "/proc/\(program)/root",
+        fileSystems: roots)
       return LiveMount(roots, table)
     }
     return (listener, mount)

@@ -51,15 +51,6 @@ indirect enum ViewTree {
     self = .directory(children, exclusive: exclusive)
   }
 
-  /// Whether a program may write something in it itself; an attribute is written by us.
-  var hasWritableFile: Bool {
-    switch self {
-    case .directory(let children, _): children.values.contains { $0.hasWritableFile }
-    case .file(_, let mode): mode & 0o222 != 0
-    default: false
-    }
-  }
-
   /// Makes it, with all that is in it. The process's umask is 0.
   /// - Parameter real: Whether to try for Linux's numbers of device nodes.
   func make(at place: String, real: Bool) throws(InterposerError) {

@@ -25,7 +25,8 @@ public struct View: Sendable {
     case directory
     /// A directory whose host entries are hidden.
     case exclusiveDirectory
-    /// A file with fixed contents, not writable unless `mode` says so.
+    /// A file with fixed contents. Nobody can write it, root neither: `mode` is what `stat(2)`
+    /// shows.
     case file(contents: [UInt8], mode: UInt16)
     /// A symbolic link, with its target as written.
     case link(target: String)

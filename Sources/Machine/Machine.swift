@@ -308,7 +308,7 @@ extension BridgeDescription.HostDriver {
 
 extension View {
   /// Linux's switches of fault injection, which programs set before they use `fail-nth`. They
-  /// take what is written and do nothing: what fails is always one of our failure points.
+  /// keep what is written and do nothing: what fails is always one of our failure points.
   fileprivate static var faultInjection: [Entry] {
     let switches = [
       ("failslab", ["ignore-gfp-wait"]),
@@ -318,11 +318,13 @@ extension View {
     var entries = [Entry("/sys/kernel/debug", .exclusiveDirectory)]
     for (name, files) in switches {
       entries.append(Entry("/sys/kernel/debug/\(name)", .directory))
-      for file in files + ["probability", "times", "verbose"] {
+      for file in files {
         entries.append(
-          Entry(
-            "/sys/kernel/debug/\(name)/\(file)", .file(contents: Array("0\n".utf8), mode: 0o644)
-          ))
+          Entry("/sys/kernel/debug/\(name)/\(file)", .attribute(SettingAttribute.flag())))
+      }
+      for file in ["probability", "times", "verbose"] {
+        entries.append(
+          Entry("/sys/kernel/debug/\(name)/\(file)", .attribute(SettingAttribute.number())))
       }
     }
     return entries

@@ -30,7 +30,7 @@ extension MachineView {
       ("subordinate_bus_number", "\(lastBus(below: bridge))"),
     ]
     for (name, value) in attributes { builder.attribute("\(path)/\(name)", value) }
-    builder.bytes("\(path)/config", bytes, mode: 0o644)
+    builder.bytes("\(path)/config", bytes)
     builder.link("\(path)/iommu_group", to: "/sys/kernel/iommu_groups/\(bridge.group)")
     builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(bridge.iommu)")
     guard let driver else { return }

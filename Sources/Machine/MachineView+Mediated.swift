@@ -11,6 +11,7 @@ extension SysfsBuilder {
   /// What is there before any mediated device is.
   mutating func mediatedBus() {
     directory("/sys/class/mdev_bus", exclusive: true)
+    directory("/sys/bus/mdev", exclusive: true)
     directory("/sys/bus/mdev/devices", exclusive: true)
     directory("/sys/bus/mdev/drivers", exclusive: true)
   }
@@ -122,11 +123,11 @@ struct MediatedView {
     if instance.device.function.device == nil {
       // No IOMMU routes it, so no range is reserved; the name is Linux's for all such groups.
       builder.bytes("\(group)/reserved_regions", [])
-      builder.attribute("\(group)/type", "unknown", mode: 0o644)
+      builder.attribute("\(group)/type", "unknown")
       builder.attribute("\(group)/name", "vfio-noiommu")
     } else {
       builder.attribute("\(group)/reserved_regions", reservedRegions)
-      builder.attribute("\(group)/type", "blocked", mode: 0o644)
+      builder.attribute("\(group)/type", "blocked")
     }
     builder.link("\(path)/iommu_group", to: group)
     builder.node(

@@ -3,8 +3,9 @@
 // sysfs's PCI functions and their drivers: /sys/devices/pciDDDD:BB and /sys/bus/pci.
 //
 // What is bound to which driver, and the commands that change it: PCIDrivers+Attributes.swift. Of
-// the attributes that take commands `reset` and `rescan` are left out, and the BARs as files: a
-// file that swallows a command, or shows registers that are none, would lie.
+// the attributes that take commands `rescan` and `remove` are left out, and the BARs as files: a
+// file that swallows a command, or shows registers that are none, would lie. For the same reason
+// `config`, `enable` and others that Linux lets root write are read-only.
 
 import Glibc
 import IOMMU
@@ -12,6 +13,8 @@ import LinuxABI
 
 extension MachineView {
   mutating func addBus() {
+    // The host's `rescan` would look for the host's devices.
+    builder.directory("/sys/bus/pci", exclusive: true)
     builder.directory("/sys/bus/pci/devices", exclusive: true)
     drivers.addDrivers(to: &builder)
     for device in machine.devices where device.hostDriver.isMediating {
@@ -23,7 +26,7 @@ extension MachineView {
       let root = root(
         of: machine.topology.bridges(above: address).last?.address ?? port ?? address)
       builder.directory(root, exclusive: true)
-      builder.attribute("\(root)/uevent", "", mode: 0o644)
+      builder.attribute("\(root)/uevent", "")
     }
     for port in machine.rootPorts { addPort(port.address, bus: port.bus) }
   }
@@ -54,8 +57,8 @@ extension MachineView {
     builder.attribute("\(path)/class", "0x\(padded(config.classCode, 6))")
     builder.attribute("\(path)/revision", "0x\(padded(config.revision, 2))")
     builder.attribute("\(path)/modalias", modalias(config))
-    builder.bytes("\(path)/config", function.hardware ?? function.configuration, mode: 0o644)
-    addResources(path, function)
+    builder.bytes("\(path)/config", function.hardware ?? function.configuration)
+    addResources(path, of: device.address, function)
     addPlacement(path)
     addLink(path, config: config)
     drivers.addOverride(of: "\(device.address)", at: path, to: &builder)
@@ -63,7 +66,9 @@ extension MachineView {
     builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(device.iommu)")
   }
 
-  private mutating func addResources(_ path: String, _ function: Function) {
+  private mutating func addResources(
+    _ path: String, of address: RequesterID, _ function: Function
+  ) {
     let config = ConfigurationSpace(bytes: function.configuration)
     // Six base addresses, the ROM, and six of virtual functions.
     let resources =
@@ -75,16 +80,17 @@ extension MachineView {
     }
     builder.attribute("\(path)/resource", lines.joined(separator: "\n"))
     builder.attribute("\(path)/irq", "0")
-    builder.attribute("\(path)/enable", "0", mode: 0o644)
-    builder.attribute("\(path)/msi_bus", "1", mode: 0o644)
-    builder.attribute("\(path)/broken_parity_status", "0", mode: 0o644)
+    builder.attribute("\(path)/enable", "0")
+    builder.attribute("\(path)/msi_bus", "1")
+    builder.attribute("\(path)/broken_parity_status", "0")
     builder.attribute("\(path)/dma_mask_bits", "32")
     builder.attribute("\(path)/consistent_dma_mask_bits", "32")
     builder.attribute("\(path)/ari_enabled", "0")
-    builder.attribute("\(path)/d3cold_allowed", "1", mode: 0o644)
+    builder.attribute("\(path)/d3cold_allowed", "1")
     builder.attribute("\(path)/power_state", "D0")
     if config.functionLevelReset {
-      builder.attribute("\(path)/reset_method", "flr", mode: 0o644)
+      builder.attribute("\(path)/reset_method", "flr")
+      drivers.addReset(of: address, at: path, to: &builder)
     }
   }
 
@@ -95,7 +101,7 @@ extension MachineView {
     if count % 32 > 0 {
       words.insert(padded((UInt64(1) << UInt64(count % 32)) - 1, count < 32 ? 0 : 8), at: 0)
     }
-    builder.attribute("\(path)/numa_node", "-1", mode: 0o644)
+    builder.attribute("\(path)/numa_node", "-1")
     builder.attribute("\(path)/local_cpus", words.joined(separator: ","))
     builder.attribute("\(path)/local_cpulist", count == 1 ? "0" : "0-\(count - 1)")
   }

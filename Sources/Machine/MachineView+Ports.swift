@@ -31,7 +31,7 @@ extension MachineView {
     let empty = Array(repeating: "0x0000000000000000", count: 3).joined(separator: " ")
     builder.attribute(
       "\(path)/resource", Array(repeating: empty, count: 17).joined(separator: "\n"))
-    builder.bytes("\(path)/config", config, mode: 0o644)
+    builder.bytes("\(path)/config", config)
   }
 
   /// A type 1 header and the PCI Express capability of a root port.

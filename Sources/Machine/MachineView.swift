@@ -117,7 +117,7 @@ struct MachineView {
       builder.link("\(path)/devices/\(address)", to: self.path(of: address))
     }
     builder.attribute("\(path)/reserved_regions", regions.joined(separator: "\n"))
-    builder.attribute("\(path)/type", "DMA", mode: 0o644)
+    builder.attribute("\(path)/type", "DMA")
   }
 
   // MARK: Nodes
@@ -165,7 +165,7 @@ struct MachineView {
       builder.attribute("\(path)/initstate", "live")
       builder.attribute("\(path)/refcnt", "0")
       for (name, value) in module.parameters {
-        builder.attribute("\(path)/parameters/\(name)", value, mode: 0o444)
+        builder.attribute("\(path)/parameters/\(name)", value)
       }
     }
     builder.link(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The commands of /sys/bus/pci: bind, unbind, new_id and remove_id of each driver, driver_override
-// of each device, drivers_probe of the bus; and what of /sys comes and goes with a driver.
+// and reset of each device, drivers_probe of the bus; and what of /sys comes and goes with a driver.
 
 import IOMMU
 import LinuxABI
@@ -15,6 +15,7 @@ extension PCIDrivers {
     builder.attribute(
       "\(bus)/drivers_probe",
       CommandAttribute(store: { [self] (name, _) throws(IOMMUError) in try probe(name) }))
+    builder.attribute("\(bus)/drivers_autoprobe", "1")
     for driver in Self.drivers {
       let home = "\(bus)/drivers/\(driver.rawValue)"
       builder.directory(home, exclusive: true)
@@ -66,6 +67,35 @@ extension PCIDrivers {
           let driver = String(text.prefix { $0 != "\n" })
           try setOverride(driver.isEmpty ? nil : driver, of: name)
         }))
+  }
+
+  /// `reset` of a device that can be reset alone.
+  /// - Parameter path: The device's directory.
+  func addReset(of address: RequesterID, at path: String, to builder: inout SysfsBuilder) {
+    let name = "\(address)"
+    builder.attribute(
+      "\(path)/reset",
+      CommandAttribute(store: { [self] (text, _) throws(IOMMUError) in
+        guard VirtualFunctions.number(text) == 1 else {
+          throw IOMMUError(.invalidArgument, "'\(text)' resets nothing: write 1")
+        }
+        try reset(name)
+      }))
+  }
+
+  /// Resets a device that can be reset alone, whoever uses it. Linux: `reset`, by
+  /// `pci_reset_function`: what its user has set up in configuration space stays.
+  /// - Throws: `ENODEV` where there is no such device; `EBUSY` where a mediating driver shares
+  ///   it out, whose users Linux would reset too.
+  public func reset(_ name: String) throws(IOMMUError) {
+    try state.withLock { (state) throws(IOMMUError) in
+      let device = state.devices[try Self.index(of: name, in: state)]
+      if let driver = device.driver, driver.isMediating {
+        throw IOMMUError(
+          .resourceBusy, "\(driver.rawValue) shares \(name) out and keeps it as it is")
+      }
+      device.function.reset()
+    }
   }
 
   /// What comes with a driver.

@@ -19,8 +19,8 @@ struct SysfsBuilder {
   }
 
   /// A read-only attribute; the newline is added.
-  mutating func attribute(_ path: String, _ value: String, mode: UInt16 = 0o444) {
-    bytes(path, Array((value + "\n").utf8), mode: mode)
+  mutating func attribute(_ path: String, _ value: String) {
+    bytes(path, Array((value + "\n").utf8))
   }
 
   /// An attribute that is asked and told.
@@ -30,10 +30,10 @@ struct SysfsBuilder {
     view.entries.append(View.Entry(path, .attribute(attribute)))
   }
 
-  mutating func bytes(_ path: String, _ contents: [UInt8], mode: UInt16 = 0o444) {
+  mutating func bytes(_ path: String, _ contents: [UInt8]) {
     guard seen.insert(path).inserted else { return }
     addParent(of: path)
-    view.entries.append(View.Entry(path, .file(contents: contents, mode: mode)))
+    view.entries.append(View.Entry(path, .file(contents: contents, mode: 0o444)))
   }
 
   /// A symbolic link to another path of the view, written relative to where it stands as
@@ -49,9 +49,9 @@ struct SysfsBuilder {
     view.entries.append(View.Entry(path, .link(target: steps.joined(separator: "/"))))
   }
 
-  /// What a device's last event said.
+  /// What a device's last event said. It takes no commands: nobody would get the event.
   mutating func uevent(of path: String, _ lines: [String]) {
-    bytes("\(path)/uevent", Array(lines.map { $0 + "\n" }.joined().utf8), mode: 0o644)
+    bytes("\(path)/uevent", Array(lines.map { $0 + "\n" }.joined().utf8))
   }
 
   /// What every device has: uevent, power and the link to its subsystem.
@@ -60,7 +60,7 @@ struct SysfsBuilder {
     directory(path)
     if let uevent { self.uevent(of: path, uevent) }
     link("\(path)/subsystem", to: subsystem)
-    attribute("\(path)/power/control", "auto", mode: 0o644)
+    attribute("\(path)/power/control", SettingAttribute.choice("auto", of: ["auto", "on"]))
     attribute("\(path)/power/runtime_status", "unsupported")
     attribute("\(path)/power/runtime_suspended_time", "0")
     attribute("\(path)/power/runtime_active_time", "0")

@@ -111,6 +111,19 @@ struct FilterTests {
     for number: Int32 in [39, 60, 186, 231] { #expect(verdict(number, [1000]) == .allow) }
   }
 
+  @Test("access comes to us where it asks whether something can be written")
+  func access() {
+    for mode: UInt64 in 0..<8 {
+      let expected: Verdict = mode & 2 == 0 ? .allow : .notify
+      #expect(verdict(CSYS_NR_faccessat, [0, 0, mode]) == expected)
+      #expect(verdict(CSYS_NR_faccessat2, [0, 0, mode, 0x200]) == expected)
+      #if arch(x86_64)
+        #expect(verdict(CSYS_NR_access, [0, mode]) == expected)
+      #endif
+    }
+    #expect(verdict(CSYS_NR_faccessat, [2, 2, 1]) == .allow)
+  }
+
   @Test("Another architecture comes to us, x32 is refused")
   func architectures() {
     #expect(verdict(20, arch: 0x4000_0003) == .notify)

@@ -114,7 +114,7 @@ private func view(of machine: MachineDescription = .standard) throws -> View {
     for entry in machine.view.entries where entry.path.hasSuffix("0000:e0:04.0/config") {
       guard case .file(let contents, let mode) = entry.kind else { continue }
       #expect(contents == machine.functions[0].config.contents)
-      #expect(mode == 0o644)
+      #expect(mode == 0o444)
       return
     }
     Issue.record("there is no config")

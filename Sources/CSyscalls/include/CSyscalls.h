@@ -219,6 +219,6 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
     CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
-    CSYS_NR_userfaultfd;
+    CSYS_NR_userfaultfd, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
 
 #endif
