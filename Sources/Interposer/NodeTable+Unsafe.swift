@@ -74,6 +74,8 @@ final class NodeTable: Sendable {
   let root: OwnedDescriptor
   /// Of our file systems that programs cannot write.
   private let readOnlyDevices: Set<UInt64>
+  /// Where paths into those begin: `/sys/`.
+  private let readOnlyPlaces: [String]
 
   /// - Parameters:
   ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
@@ -84,10 +86,9 @@ final class NodeTable: Sendable {
     fileSystems: [String: OwnedDescriptor]
   ) throws(InterposerError) {
     self.threadNodes = threadNodes
-    readOnlyDevices = Set(
-      fileSystems.filter { MountView.isReadOnly($0.key) }.compactMap {
-        Self.key($0.value.number)?.device
-      })
+    let protected = fileSystems.filter { MountView.isReadOnly($0.key) }
+    readOnlyDevices = Set(protected.compactMap { Self.key($0.value.number)?.device })
+    readOnlyPlaces = protected.keys.map { "/\($0)/" }
     let top = System.open(root + "/", System.pathOnly)
     guard top >= 0 else {
       throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
@@ -185,6 +186,9 @@ final class NodeTable: Sendable {
   func isReadOnly(_ descriptor: Int32) -> Bool {
     Self.key(descriptor).map { readOnlyDevices.contains($0.device) } ?? false
   }
+
+  /// Whether a path, from a root directory, begins in the place of one of them.
+  func beginsReadOnly(_ path: String) -> Bool { readOnlyPlaces.contains { path.hasPrefix($0) } }
 
   private static func name(_ path: String) -> [UInt8] {
     Array(path.utf8.split(separator: UInt8(ascii: "/")).last ?? [])

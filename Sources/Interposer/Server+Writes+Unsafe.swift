@@ -36,7 +36,8 @@ extension Server {
     let file = lookUp(from: root, place, flags: request.flags, resolve)
     if file >= 0 {
       defer { close(file) }
-      guard flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
+      guard flags & (O_ACCMODE | O_TRUNC) != 0,
+        flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
         System.identity(file).map({ $0.mode & S_IFMT == S_IFREG }) ?? false,
         nodes.isReadOnly(file), isValid(caller.id)
       else { return nil }
@@ -66,8 +67,8 @@ extension Server {
     return path.hasPrefix("/dev/") ? "/dev" : "/sys"
   }
 
-  /// A path from the caller's root, where it begins in our file systems' places; nil where it
-  /// does not.
+  /// A path from the caller's root, where it begins in the place of a file system that programs
+  /// cannot write; nil where it does not.
   private func absolute(
     _ text: String, _ request: Request, of caller: ClientCaller
   ) -> String? {
@@ -78,7 +79,7 @@ extension Server {
       }
       whole = base + "/" + text
     }
-    return whole.hasPrefix("/sys/") || whole.hasPrefix("/dev/") ? whole : nil
+    return nodes.beginsReadOnly(whole) ? whole : nil
   }
 
   /// access and faccessat, which ask whether something can be written: the mount would say that
