@@ -79,6 +79,7 @@ extension Server {
       }
       whole = base + "/" + text
     }
+    whole = "/" + whole.drop { $0 == "/" }
     return nodes.beginsReadOnly(whole) ? whole : nil
   }
 
