@@ -150,12 +150,13 @@ let package = Package(
     example("peer-to-peer", in: "Tests/Programs"),
     example("virtual-functions", in: "Tests/Programs"),
     example("both-descriptors", in: "Tests/Programs"),
+    example("ioasid-sources", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
         "fail-nth", "process-stress", "locked-memory", "device-memory", "peer-to-peer",
-        "virtual-functions", "both-descriptors", "mdev-copy",
+        "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -2,6 +2,7 @@
 //
 // Page tables that are a process's own (MODEL B3, the mails' "user application CPU page table").
 // Linux has them for drivers only (`iommu_sva_bind_device`); here they are page tables like others.
+// Programs make them on /dev/ioasid (MODEL K1).
 
 import PageTables
 import SystemPackage
@@ -35,6 +36,14 @@ extension Context {
           kind: .shared(domain), driver: driver, attributes: .pasid)
       }.id
     }
+  }
+
+  /// Whose page table an id names; nil for other objects and none.
+  package func process(of table: ObjectID) -> (any ProcessAddressSpace)? {
+    guard case .hwpt(let table)? = objects.withLock({ $0.table[table] }),
+      case .shared(let domain) = table.kind
+    else { return nil }
+    return domain.process
   }
 
   /// What is asked of a page table that only its process can answer or do.

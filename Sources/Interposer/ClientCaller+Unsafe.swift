@@ -110,6 +110,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
 
   func memory() throws(IOMMUError) -> any MemorySource { try clientMemory() }
 
+  func addressSpace() throws(IOMMUError) -> any ProcessAddressSpace { try clientMemory() }
+
   func clientMemory() throws(IOMMUError) -> ClientMemory {
     guard let memory = server.tasks.memory(of: thread) else {
       throw IOMMUError(

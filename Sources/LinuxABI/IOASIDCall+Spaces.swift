@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Making and freeing an ioasid, and what is mapped in it (MODEL B1, B5, B7, K1).
+// Making and freeing an ioasid, and what is mapped in it (MODEL B1, B5, B7, K1). Those that others
+// fill: IOASIDCall+Sources.swift.
 
 import CLinuxABI
 import IOMMU
@@ -22,20 +23,27 @@ extension IOASIDCall {
         .operationNotSupported,
         "no IOMMU of this machine walks tables of the user's; CHECK_EXTENSION says which can")
     }
-    guard cmd.type == IOASID_TYPE_KERNEL_TYPE1V2 else {
+    switch cmd.type {
+    case IOASID_TYPE_KERNEL_TYPE1V2: return try allocMapped(cmd)
+    case IOASID_TYPE_PROCESS_PAGE_TABLE: return try allocProcessTable(cmd)
+    case IOASID_TYPE_VM_MEMORY: return try allocVMMemory(cmd)
+    default:
       throw IOMMUError(
         .invalidArgument,
-        "type \(cmd.type) is none; a space that the kernel fills has type 1 (type1v2)")
+        "type \(cmd.type) is none; a space that map calls fill has type "
+          + "\(IOASID_TYPE_KERNEL_TYPE1V2), a process's page table "
+          + "\(IOASID_TYPE_PROCESS_PAGE_TABLE), a VM's memory \(IOASID_TYPE_VM_MEMORY)")
     }
+  }
+
+  private func allocMapped(_ cmd: ioasid_alloc) throws(IOMMUError) -> Int {
     guard cmd.table == 0 else {
       throw IOMMUError(
         .invalidArgument, "a table's address, \(hex(cmd.table)), goes with a user's table only")
     }
     let hasParent = cmd.flags & IOASID_ALLOC_PARENT != 0
     if !hasParent { try requireZero(cmd.parent, "parent, without its flag,") }
-    let attributes = AddressSpaceAttributes(
-      snoop: cmd.flags & IOASID_ALLOC_ENFORCE_SNOOP != 0 ? .enforced : .automatic,
-      addressBits: cmd.addr_width == 0 ? nil : Int(cmd.addr_width), allowsPASIDs: true)
+    let attributes = Self.attributes(cmd)
     let id =
       hasParent
       // A change to the parent is carried through: the caller's own calls make it.
@@ -45,9 +53,15 @@ extension IOASIDCall {
     return Int(id.rawValue)
   }
 
+  static func attributes(_ cmd: ioasid_alloc) -> AddressSpaceAttributes {
+    AddressSpaceAttributes(
+      snoop: cmd.flags & IOASID_ALLOC_ENFORCE_SNOOP != 0 ? .enforced : .automatic,
+      addressBits: cmd.addr_width == 0 ? nil : Int(cmd.addr_width), allowsPASIDs: true)
+  }
+
   func free() throws(IOMMUError) {
     let ioasid = try ioasid(argument)
-    try context.requireAddressSpace(ioasid)
+    if context.process(of: ioasid) == nil { try context.requireAddressSpace(ioasid) }
     try context.destroy(ioasid)
   }
 
@@ -75,6 +89,7 @@ extension IOASIDCall {
     if map.flags & VFIO_DMA_MAP_FLAG_READ != 0 { permissions.insert(.read) }
     if map.flags & VFIO_DMA_MAP_FLAG_WRITE != 0 { permissions.insert(.write) }
     let ioasid = ObjectID(cmd.ioasid)
+    try refuseProcessTable(ioasid, .notPermitted)
     let placement = Placement.fixed(IOVA(map.iova))
     if try context.nesting(of: ioasid) != nil {
       try context.map(
@@ -97,6 +112,7 @@ extension IOASIDCall {
         .invalidArgument, "the unmap's argsz is \(cmd.unmap_argsz); it has 24 bytes")
     }
     try requireZero(cmd.unmap_flags, "the unmap's flags")
+    try refuseProcessTable(ObjectID(cmd.ioasid), .notPermitted)
     cmd.size = try context.unmapWhole(
       IOVA(cmd.iova), length: cmd.size, from: ObjectID(cmd.ioasid))
     try caller.store(cmd, to: argument)
@@ -115,6 +131,7 @@ extension IOASIDCall {
     guard cmd.caches != 0, cmd.caches & ~caches == 0 else {
       throw IOMMUError(.invalidArgument, "caches \(hex(cmd.caches)) are none, or unknown ones")
     }
+    try refuseProcessTable(ObjectID(cmd.ioasid), .invalidArgument)
     try context.requireAddressSpace(ObjectID(cmd.ioasid))
     throw IOMMUError(
       .invalidArgument,

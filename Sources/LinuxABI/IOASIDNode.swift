@@ -64,7 +64,8 @@ final class IOASIDFile: ContextFile {
   private static func has(_ extension: UInt64) -> Bool {
     switch `extension` {
     case UInt64(IOASID_EXT_MAP_TYPE1V2), UInt64(IOASID_EXT_NO_SNOOP_DMA),
-      UInt64(IOASID_EXT_MULTI_DEVICE_GROUP), UInt64(IOASID_EXT_NESTING):
+      UInt64(IOASID_EXT_MULTI_DEVICE_GROUP), UInt64(IOASID_EXT_NESTING),
+      UInt64(IOASID_EXT_PROCESS_PAGE_TABLE), UInt64(IOASID_EXT_VM_MEMORY):
       true
     // Dirty pages are read through /dev/iommu; the proposal has no call for them.
     default: false

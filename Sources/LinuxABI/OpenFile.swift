@@ -149,6 +149,11 @@ public protocol Caller: AnyObject, Sendable {
   /// process image.
   func memory() throws(IOMMUError) -> any MemorySource
 
+  /// The caller's address space, to share with devices (MODEL B3): it goes with the caller's
+  /// process.
+  /// - Throws: `EOPNOTSUPP` where this caller's cannot be shared; `EFAULT` where it is gone.
+  func addressSpace() throws(IOMMUError) -> any ProcessAddressSpace
+
   /// The memory of a file that the caller has open, for IOAS_MAP_FILE; and its size, in bytes.
   /// What cannot be pinned is `EINVAL` at the pin.
   /// - Throws: `EBADF`.
@@ -197,4 +202,9 @@ public enum LockingRight: Hashable, Sendable {
 
 extension Caller {
   public var threadID: Int32 { processID }
+
+  public func addressSpace() throws(IOMMUError) -> any ProcessAddressSpace {
+    throw IOMMUError(
+      .operationNotSupported, "the address space of process \(processID) cannot be shared")
+  }
 }

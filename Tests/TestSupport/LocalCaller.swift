@@ -5,6 +5,7 @@
 
 import IOMMU
 import LinuxABI
+import PageTables
 import Synchronization
 import SystemPackage
 
@@ -91,6 +92,9 @@ public final class LocalCaller: Caller {
   public func memoryOwner() -> (owner: MemoryOwner, right: LockingRight) { (owner, right) }
 
   public func memory() throws(IOMMUError) -> any MemorySource { arena }
+
+  /// Page 0 is not there, nor what is past the arena.
+  public func addressSpace() -> any ProcessAddressSpace { ArenaProcess(arena: arena) }
 
   public func fileMemory(
     descriptor: Int32
@@ -256,5 +260,34 @@ public final class LocalCaller: Caller {
     } catch {
       return -error.errno.rawValue
     }
+  }
+}
+
+/// The arena as the address space of a process.
+private final class ArenaProcess: ProcessAddressSpace {
+  let name = "process 4711"
+  private let arena: LocalMemory
+
+  init(arena: LocalMemory) { self.arena = arena }
+
+  private func count(at address: UInt64, _ wanted: Int) -> Int {
+    guard address >= 0x1000, address < arena.byteCount else { return 0 }
+    return Int(min(UInt64(wanted), arena.byteCount - address))
+  }
+
+  func copyOut(from address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    let count = count(at: address, buffer.count)
+    for index in 0..<count { buffer[index] = arena[Int(address) + index] }
+    return count
+  }
+
+  func copyIn(to address: UInt64, from buffer: UnsafeRawBufferPointer) -> Int {
+    let count = count(at: address, buffer.count)
+    for index in 0..<count { arena[Int(address) + index] = buffer[index] }
+    return count
+  }
+
+  func obstacle(at address: UInt64, to access: Permissions) -> ProcessMemoryObstacle {
+    .notMapped
   }
 }

@@ -147,6 +147,22 @@ import Testing
     #expect(run.errors.contains("asks for the VF token"))
   }
 
+  @Test("B3, B4: a program's ioasids are its page table and a VM's memory, with no map call")
+  func ioasidSources() throws {
+    let machine = """
+      virtual-machines: true
+      iommus: [{name: dmar0, kind: intel, pasid-bits: 8}, {name: dmar1, kind: intel}]
+      devices:
+        - {model: copy-engine, address: e0:04.0, group: 0, iommu: dmar0}
+        - {model: copy-engine, address: e0:06.0, group: 1, iommu: dmar1}
+      """
+    let run = try iommu(
+      "run", "--explain", "--machine", "-", "--", built("ioasid-sources").path, "0000:e0:04.0",
+      "0000:e0:06.0", input: machine)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("is no VM that KVM_CREATE_VM made"))
+  }
+
   @Test("B6: a program's RLIMIT_MEMLOCK bounds what it has pinned; files change hands")
   func lockedMemory() throws {
     let run = try iommu("run", "--explain", "--", built("locked-memory").path)

@@ -38,6 +38,9 @@
 #define IOASID_EXT_USER_PAGE_TABLE 6u
 #define IOASID_EXT_USER_PASID_TABLE 7u
 #define IOASID_EXT_DIRTY_TRACKING 8u
+// Of ours: the types below of the same number.
+#define IOASID_EXT_PROCESS_PAGE_TABLE 0x101u
+#define IOASID_EXT_VM_MEMORY 0x102u
 
 // Flags that DEVICE_GET_INFO answers.
 #define IOASID_DEVICE_INFO_ENFORCE_SNOOP 1u
@@ -83,6 +86,14 @@ struct ioasid_device_info_cap_pasid {
 #define IOASID_ALLOC_PARENT 8u
 
 #define IOASID_TYPE_KERNEL_TYPE1V2 1u
+// Page tables that the mails only list, numbered by us, away from the formats of users' tables.
+/// "A user application CPU page table": the caller's own address space, for devices behind an
+/// IOMMU with PASIDs. `table` is the cookie of a bound device whose IOMMU is to walk it. No flags,
+/// and no addr_width: it is the CPU's.
+#define IOASID_TYPE_PROCESS_PAGE_TABLE 0x101u
+/// "A KVM EPT": a VM's guest-physical memory. `table` is the VM's descriptor. Its memory slots are
+/// what is mapped, from now on and with every change.
+#define IOASID_TYPE_VM_MEMORY 0x102u
 
 /// ALLOC: makes an address space and returns its ioasid, from 1 up.
 struct ioasid_alloc {
@@ -94,7 +105,7 @@ struct ioasid_alloc {
   /// With IOASID_ALLOC_PARENT.
   uint32_t parent;
   uint32_t reserved;
-  /// Of a table of the user's.
+  /// Of a table of the user's; of some types who the table is of.
   uint64_t table;
 };
 
