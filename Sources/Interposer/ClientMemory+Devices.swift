@@ -27,7 +27,7 @@ extension ClientMemory {
     let (end, overflow) = address.addingReportingOverflow(length)
     guard !overflow else { return false }
     while cursor < end {
-      guard let area = MemoryArea.find(cursor, in: maps.number), area.start <= cursor,
+      guard let area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
         area.end > cursor, area.inode != 0, let handle = handles.handle(FileKey(area)),
         area.device(at: cursor, of: handle) != nil
       else { return false }

@@ -20,7 +20,7 @@ extension ClientMemory: ProcessAddressSpace {
     if moved > 0 { return moved }
     let allowed = allowedBytes(at: address, for: .read, atMost: buffer.count)
     guard allowed > 0 else { return 0 }
-    return max(0, unsafe csys_pread(mem.number, buffer.baseAddress!, allowed, address))
+    return max(0, mem.use { unsafe csys_pread($0, buffer.baseAddress!, allowed, address) })
   }
 
   func copyIn(to address: UInt64, from buffer: UnsafeRawBufferPointer) -> Int {
@@ -33,14 +33,14 @@ extension ClientMemory: ProcessAddressSpace {
     // By descriptor the kernel would force its way into pages that may only be read.
     let allowed = allowedBytes(at: address, for: .write, atMost: buffer.count)
     guard allowed > 0 else { return 0 }
-    return max(0, unsafe csys_pwrite(mem.number, buffer.baseAddress!, allowed, address))
+    return max(0, mem.use { unsafe csys_pwrite($0, buffer.baseAddress!, allowed, address) })
   }
 
   /// How many bytes the mapping at an address allows to access.
   private func allowedBytes(
     at address: UInt64, for access: Permissions, atMost count: Int
   ) -> Int {
-    guard let area = MemoryArea.find(address, in: maps.number), area.start <= address,
+    guard let area = maps.use({ MemoryArea.find(address, in: $0) }), area.start <= address,
       area.end > address, area.permissions.isSuperset(of: access)
     else { return 0 }
     return Int(min(UInt64(count), area.end - address))
@@ -49,14 +49,14 @@ extension ClientMemory: ProcessAddressSpace {
   func obstacle(
     at address: UInt64, to access: Permissions
   ) -> ProcessMemoryObstacle {
-    if let area = MemoryArea.find(address, in: maps.number), area.start <= address,
+    if let area = maps.use({ MemoryArea.find(address, in: $0) }), area.start <= address,
       area.end > address
     {
       return area.permissions.isSuperset(of: access) ? .notMapped : .notPermitted
     }
     // The file belongs to the address space: it is empty once that is gone.
     var byte: UInt8 = 0
-    return unsafe csys_pread(maps.number, &byte, 1, 0) == 1 ? .notMapped : .gone
+    return maps.use { unsafe csys_pread($0, &byte, 1, 0) } == 1 ? .notMapped : .gone
   }
 }
 

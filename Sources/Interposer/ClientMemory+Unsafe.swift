@@ -20,9 +20,10 @@ import Synchronization
 final class ClientMemory: MemorySource, RemoteMemory {
   private let number: UInt64
   let group: Int32
-  let process: OwnedDescriptor
-  let mem: OwnedDescriptor
-  let maps: OwnedDescriptor
+  // Closed once the address space is gone: what is pinned of it may stay pinned for long.
+  let process: RevocableDescriptor
+  let mem: RevocableDescriptor
+  let maps: RevocableDescriptor
   let direct: DirectAccess
   /// Our files: what a program maps of them cannot be pinned, as on Linux.
   let handles: HandleTable
@@ -37,13 +38,13 @@ final class ClientMemory: MemorySource, RemoteMemory {
   ) {
     let process = csys_pidfd_open(group, 0)
     guard process >= 0 else { return nil }
-    self.process = OwnedDescriptor(process)
+    self.process = RevocableDescriptor(process)
     let mem = System.open("/proc/\(thread)/mem", O_RDWR)
     guard mem >= 0 else { return nil }
-    self.mem = OwnedDescriptor(mem)
+    self.mem = RevocableDescriptor(mem)
     let maps = System.open("/proc/\(thread)/maps", O_RDONLY)
     guard maps >= 0 else { return nil }
-    self.maps = OwnedDescriptor(maps)
+    self.maps = RevocableDescriptor(maps)
     direct = DirectAccess(isClosed: !isSettled)
     self.number = number
     self.group = group
@@ -68,7 +69,31 @@ final class ClientMemory: MemorySource, RemoteMemory {
   }
 
   /// Whether the process that this was made for still exists.
-  var isOwnerAlive: Bool { csys_pidfd_send_signal(process.number, 0) == 0 }
+  var isOwnerAlive: Bool { process.use { csys_pidfd_send_signal($0, 0) } == 0 }
+
+  /// Whether it has ended, waited for or not.
+  var hasEnded: Bool {
+    process.use { number in
+      var state = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
+      // SAFETY: one structure; nothing is waited for.
+      return unsafe poll(&state, 1, 0) > 0
+    }
+  }
+
+  /// Closes the descriptors where no process has the address space any more.
+  /// - Returns: False where one has.
+  func closeIfGone() -> Bool {
+    // No process has memory there, so that nobody can make the answer wait; an address space that
+    // is gone reads as at its end.
+    var byte: UInt8 = 0
+    let isGone = mem.use { unsafe csys_pread($0, &byte, 1, 0x7FFF_FFFF_FFFF_F000) } == 0
+    guard isGone else { return false }
+    // After an exec the process is there, and has its limits.
+    if hasEnded { process.close() }
+    mem.close()
+    maps.close()
+    return true
+  }
 
   func pin(
     address: UInt64, length: UInt64, writable: Bool,
@@ -92,7 +117,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
     }
     var cursor = address
     while cursor < end {
-      guard let area = MemoryArea.find(cursor, in: maps.number), area.start <= cursor,
+      guard let area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
         area.end > cursor
       else { throw Self.fault(cursor, "is not mapped") }
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
@@ -124,7 +149,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
   private func probe(_ first: UInt64, _ end: UInt64) throws(IOMMUError) {
     var byte: UInt8 = 0
     for address in [first, end - 1] {
-      guard unsafe csys_pread(mem.number, &byte, 1, address) == 1 else {
+      guard mem.use({ unsafe csys_pread($0, &byte, 1, address) }) == 1 else {
         throw Self.fault(address, "is mapped, but has no page that DMA can reach")
       }
     }
@@ -168,7 +193,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
     }
     // What the program has open, the last place first.
     func attempt(number: Int32) -> FileMapping? {
-      let copy = csys_pidfd_getfd(process.number, number)
+      let copy = process.use { csys_pidfd_getfd($0, number) }
       guard copy >= 0 else { return nil }
       defer { close(copy) }
       guard let identity = System.identity(copy), identity.inode == area.inode else {
@@ -195,7 +220,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
       "/proc/\(group)/map_files/"
         + "\(String(area.start, radix: 16))-\(String(area.end, radix: 16))"
     ]
-    if let name = area.name(in: maps.number), name.hasPrefix("/") {
+    if let name = maps.use({ area.name(in: $0) }), name.hasPrefix("/") {
       paths.append("/proc/\(group)/root" + name)
     }
     for path in paths {
@@ -214,8 +239,10 @@ final class ClientMemory: MemorySource, RemoteMemory {
     transfer(buffer.count) {
       unsafe csys_process_vm_readv(group, buffer.baseAddress, address, buffer.count)
     } rest: { done in
-      unsafe csys_pread(
-        mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      mem.use {
+        unsafe csys_pread(
+          $0, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      }
     }
   }
 
@@ -224,8 +251,10 @@ final class ClientMemory: MemorySource, RemoteMemory {
     transfer(buffer.count) {
       unsafe csys_process_vm_writev(group, buffer.baseAddress, address, buffer.count)
     } rest: { done in
-      unsafe csys_pwrite(
-        mem.number, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      mem.use {
+        unsafe csys_pwrite(
+          $0, buffer.baseAddress! + done, buffer.count - done, address + UInt64(done))
+      }
     }
   }
 
@@ -255,11 +284,11 @@ final class DirectAccess: Sendable {
   init(isClosed: Bool) { self.isClosed = Atomic(isClosed) }
 
   /// Bytes moved; 0 where the way is closed or the process is gone.
-  func attempt(_ process: OwnedDescriptor, _ body: () -> Int) -> Int {
+  func attempt(_ process: RevocableDescriptor, _ body: () -> Int) -> Int {
     inside.add(1, ordering: .sequentiallyConsistent)
     defer { inside.subtract(1, ordering: .sequentiallyConsistent) }
     guard !isClosed.load(ordering: .sequentiallyConsistent),
-      csys_pidfd_send_signal(process.number, 0) == 0
+      process.use({ csys_pidfd_send_signal($0, 0) }) == 0
     else { return 0 }
     return max(0, body())
   }

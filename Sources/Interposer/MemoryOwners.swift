@@ -25,11 +25,11 @@ struct MemoryOwners {
 /// A process's RLIMIT_MEMLOCK. Of a process that is gone, what it was when last asked, as Linux
 /// keeps it with the memory. Thread-safe.
 final class ProcessLimit: MemoryLimit {
-  private let process: OwnedDescriptor
+  private let process: RevocableDescriptor
   private let number: Int32
   private let last = Atomic<UInt64>(0)
 
-  init(process: OwnedDescriptor, number: Int32) {
+  init(process: RevocableDescriptor, number: Int32) {
     self.process = process
     self.number = number
     _ = bytes
@@ -43,7 +43,7 @@ final class ProcessLimit: MemoryLimit {
       (result, limit) = (0, line)
     }
     // The number may be another process's by now; what was read counts only if it is not.
-    guard result == 0, csys_pidfd_send_signal(process.number, 0) == 0 else {
+    guard result == 0, process.use({ csys_pidfd_send_signal($0, 0) }) == 0 else {
       return last.load(ordering: .relaxed)
     }
     last.store(limit, ordering: .relaxed)

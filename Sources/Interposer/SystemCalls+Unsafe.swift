@@ -4,6 +4,7 @@
 // that go on after EINTR, small files. Results are the kernel's: a negative errno on failure.
 
 import CSyscalls
+import Synchronization
 import SystemPackage
 
 #if canImport(Glibc)
@@ -19,6 +20,32 @@ final class OwnedDescriptor: Sendable {
   init(_ number: Int32) { self.number = number }
 
   deinit { _ = close(number) }
+}
+
+/// A descriptor that can be closed while others use it: to them it is bad from then on.
+final class RevocableDescriptor: Sendable {
+  private let number: Atomic<Int32>
+  private let inside = Atomic(0)
+
+  init(_ number: Int32) { self.number = Atomic(number) }
+
+  deinit { close() }
+
+  /// - Parameter body: Gets the number, -1 where it is closed, and does not keep it. It waits for
+  ///   nobody: who closes waits for it.
+  func use<Result>(_ body: (Int32) -> Result) -> Result {
+    inside.add(1, ordering: .sequentiallyConsistent)
+    defer { inside.subtract(1, ordering: .sequentiallyConsistent) }
+    return body(number.load(ordering: .sequentiallyConsistent))
+  }
+
+  /// Nothing where it is closed.
+  func close() {
+    let old = number.exchange(-1, ordering: .sequentiallyConsistent)
+    guard old >= 0 else { return }
+    while inside.load(ordering: .sequentiallyConsistent) != 0 { sched_yield() }
+    _ = OwnedDescriptor(old)
+  }
 }
 
 /// System calls in Swift types.

@@ -28,8 +28,14 @@ struct Tasks {
     let thread: Int32
   }
 
+  /// An address space that is not cached any more; what is pinned of it keeps it.
+  private struct Retired {
+    weak var memory: ClientMemory?
+  }
+
   private var tasks: [Int32: Task] = [:]
   private var memories: [Int32: ClientMemory] = [:]
+  private var retired: [Retired] = []
   private var pending: [Int32: PendingExec] = [:]
   private var nextNumber: UInt64 = 1
   /// How many of each are kept: a task takes one descriptor, an address space three.
@@ -38,6 +44,7 @@ struct Tasks {
   /// How many there are of each when it is worth looking for those that are gone.
   private var tasksToLook = Tasks.spareTasks
   private var memoriesToLook = Tasks.spareMemories
+  private var retiredToLook = Tasks.spareMemories
   private var pendingToLook = Tasks.sparePending
   static let spareTasks = 16
   static let spareMemories = 8
@@ -101,7 +108,7 @@ struct Tasks {
       }
     }
     if let memory = memories[group], mayCache, memory.isOwnerAlive { return memory }
-    memories.removeValue(forKey: group)?.willExecute()
+    retire(group)
     guard
       let memory = ClientMemory(
         thread: thread, group: group, number: nextNumber,
@@ -132,14 +139,23 @@ struct Tasks {
   /// Makes room: drops those whose process is gone, or all as `forgetTasks`.
   private mutating func forgetMemories() {
     let isFull = memories.count >= mostMemories
-    for group in Self.gone(memories.mapValues(\.process)) {
-      memories.removeValue(forKey: group)?.willExecute()
-    }
+    for (group, memory) in memories where memory.hasEnded { retire(group) }
     if isFull, memories.count > mostMemories / 2 {
-      for memory in memories.values { memory.willExecute() }
-      memories = [:]
+      for group in Array(memories.keys) { retire(group) }
     }
     memoriesToLook = 2 * memories.count + Self.spareMemories
+  }
+
+  /// Forgets an address space. Descriptors of one that is gone are closed, now or later, although
+  /// something may be pinned of it.
+  private mutating func retire(_ group: Int32) {
+    guard let memory = memories.removeValue(forKey: group) else { return }
+    memory.willExecute()
+    guard !memory.closeIfGone() else { return }
+    retired.append(Retired(memory: memory))
+    guard retired.count >= retiredToLook else { return }
+    retired.removeAll { $0.memory?.closeIfGone() ?? true }
+    retiredToLook = 2 * retired.count + Self.spareMemories
   }
 
   /// Drops execs of processes that are gone and that never called.
@@ -173,7 +189,7 @@ struct Tasks {
   mutating func willExecute(_ thread: Int32) {
     guard let group = Self.group(of: thread) else { return }
     tasks[thread] = nil
-    memories.removeValue(forKey: group)?.willExecute()
+    retire(group)
     if pending.count >= pendingToLook { forgetPending() }
     pending[group] = PendingExec(thread: thread)
   }

@@ -188,6 +188,15 @@ struct InterposerTests {
     #expect(outcome.status == 0, "\(outcome)")
   }
 
+  @Test("Memory of programs that are gone, which is pinned still, takes no descriptors")
+  func heirs() {
+    // 60 files take one each; what 60 address spaces would take is three each.
+    let outcome = Programs.run([
+      "sh", "-c", "ulimit -n 200; exec \(Programs.host) -- \(Programs.client) heirs",
+    ])
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
   @Test(
     "Programs that are gone keep few of the supervisor's descriptors, however many it may have",
     arguments: ["hello", "memories"])

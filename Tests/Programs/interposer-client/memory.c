@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static int open_iommu(void) {
@@ -82,6 +83,33 @@ static int memories(char **arguments) {
   CHECK(pin(fd, nameless, size, 1, &request) == 0);
   nameless[9] = 31;
   CHECK(get(fd, 9) == 31 && put(fd, 10, 32) == 0 && nameless[10] == 32);
+  return 0;
+}
+
+// Processes that pin memory in files that outlive them.
+static int heirs(char **arguments) {
+  (void)arguments;
+  enum { count = 60 };
+  int files[count];
+  struct request request;
+  for (int i = 0; i < count; i++) files[i] = open_iommu();
+  for (int i = 0; i < count; i++) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+      char *memory = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      memory[5] = 7;
+      _exit(pin(files[i], memory, 4096, 1, &request) != 0 || get(files[i], 5) != 7);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+  }
+  char *own = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  own[6] = 8;
+  for (int i = 0; i < count; i++) {
+    CHECK(get(files[i], 5) == -1);
+    CHECK(pin(files[i], own, 4096, 1, &request) == 0 && get(files[i], 6) == 8);
+  }
   return 0;
 }
 
@@ -265,5 +293,5 @@ static int fuzz(char **arguments) {
 const struct test memory_tests[] = {
     {"memories", memories},       {"memory-errors", memory_errors},
     {"waiting-memory", waiting_memory}, {"file-memory", file_memory}, {"events", events},
-    {"fuzz", fuzz},               {0, 0},
+    {"fuzz", fuzz}, {"heirs", heirs},               {0, 0},
 };
