@@ -145,6 +145,7 @@ let package = Package(
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),
+    example("large-map", in: "Tests/Programs"),
     example("memory-holder", in: "Tests/Programs"),
     example("device-memory", in: "Tests/Programs"),
     example("peer-to-peer", in: "Tests/Programs"),
@@ -155,8 +156,8 @@ let package = Package(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
-        "fail-nth", "process-stress", "locked-memory", "device-memory", "peer-to-peer",
-        "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
+        "fail-nth", "process-stress", "locked-memory", "large-map", "device-memory",
+        "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
       ]),
   ],
   swiftLanguageModes: [.v6]

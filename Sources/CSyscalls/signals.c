@@ -197,7 +197,23 @@ static void on_change(int number) {
   atomic_store_explicit(&noted, 1, memory_order_relaxed);
 }
 
-int csys_note_changes(int fd) {
+int csys_thread(void) { return (int)syscall(SYS_gettid); }
+
+static _Thread_local struct {
+  int listener;
+  uint64_t id;
+} serving;
+
+void csys_serving(int listener, uint64_t id) {
+  serving.listener = listener;
+  serving.id = id;
+}
+
+int csys_serving_is_over(void) {
+  return serving.id && csys_notif_id_valid(serving.listener, serving.id) != 0;
+}
+
+int csys_note_changes(int fd, int thread) {
   struct sigaction action;
   memset(&action, 0, sizeof action);
   action.sa_handler = on_change;
@@ -205,15 +221,16 @@ int csys_note_changes(int fd) {
   if (sigaction(SIGIO, &action, NULL) < 0) return -errno;
   struct {
     int type, pid;
-  } owner = {0 /* F_OWNER_TID */, (int)syscall(SYS_gettid)};
+  } owner = {0 /* F_OWNER_TID */, thread ? thread : csys_thread()};
   if (fcntl(fd, 15 /* F_SETOWN_EX */, &owner) < 0) return -errno;
   int flags = fcntl(fd, F_GETFL);
   if (flags < 0 || fcntl(fd, F_SETFL, flags | O_ASYNC) < 0) return -errno;
+  atomic_store(&noted, 1);
+  if (thread) return 0;
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGIO);
   pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-  atomic_store(&noted, 1);
   return 0;
 }
 

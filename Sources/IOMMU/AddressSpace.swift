@@ -233,7 +233,11 @@ final class AddressSpace: Sendable {
       try placed.forEachSegment(start: area.start, length: area.length) {
         (offset, physical, length) throws(IOMMUError) in
         let iova = IOVA(first + offset)
-        if largePages {
+        if length > Interruption.step {
+          try mapLong(
+            iova, to: physical, length: length, permissions: permissions, domain: domain,
+            largePages: largePages)
+        } else if largePages {
           try domain.map(iova, to: physical, length: length, permissions: permissions)
         } else {
           try mapSmall(
@@ -244,26 +248,6 @@ final class AddressSpace: Sendable {
     } catch {
       if done > 0 { domain.unmap(IOVA(first), length: done) }
       area.pages.unpin(start: area.start, length: area.length, in: memory)
-      throw error
-    }
-  }
-
-  /// OPTION_HUGE_PAGES off: leaves no larger than a host page.
-  private func mapSmall(
-    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64,
-    permissions: Permissions, domain: any PagingDomain
-  ) throws(IOMMUError) {
-    var offset: UInt64 = 0
-    do throws(IOMMUError) {
-      while offset < length {
-        let step = min(Pages.hostPage, length - offset)
-        try domain.map(
-          IOVA(iova.rawValue + offset), to: PhysicalAddress(physical.rawValue + offset),
-          length: step, permissions: permissions)
-        offset += step
-      }
-    } catch {
-      if offset > 0 { domain.unmap(iova, length: offset) }
       throw error
     }
   }

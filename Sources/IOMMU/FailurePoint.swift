@@ -101,8 +101,10 @@ public final class FailureCountdown: Sendable {
 
   /// Runs a way back, which restores what was there before: it fails by itself only, if at all.
   static func whileNothingFails(_ body: () -> Void) {
-    guard isAnyRunning else { return body() }
-    $current.withValue(nil) { body() }
+    Interruption.suspended {
+      guard isAnyRunning else { return body() }
+      $current.withValue(nil) { body() }
+    }
   }
 
   @inline(__always)

@@ -15,10 +15,10 @@ import Synchronization
   import Musl
 #endif
 
-/// Lives for one notification, on the serving thread.
+/// Lives for one notification, on one serving thread.
 ///
-/// Unchecked: its state and the server's are touched by the serving thread only, which is the
-/// one that calls into the binary face.
+/// Unchecked: its state and its lane's are touched by that thread only, which is the one that
+/// calls into the binary face.
 final class ClientCaller: Caller, @unchecked Sendable {
   /// A descriptor number that was promised, and what will be there.
   struct Promise {
@@ -31,6 +31,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   }
 
   let server: Server
+  let lane: Lane
   let id: UInt64
   let thread: Int32
   private(set) var promises: [Promise] = []
@@ -43,8 +44,9 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// In nanoseconds.
   private static let freshness: UInt64 = 2_000_000
 
-  init(_ server: Server, id: UInt64, thread: Int32) {
+  init(_ server: Server, _ lane: Lane, id: UInt64, thread: Int32) {
     self.server = server
+    self.lane = lane
     self.id = id
     self.thread = thread
   }
@@ -60,7 +62,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
       // SAFETY: both ends were just compared with what is there.
       unsafe buffer.copyMemory(
         from: UnsafeRawBufferPointer(
-          rebasing: server.ahead[offset..<offset + buffer.count]))
+          rebasing: lane.ahead[offset..<offset + buffer.count]))
       return
     }
     guard ahead.count == 0, buffer.count <= Self.aheadSize else {
@@ -69,10 +71,10 @@ final class ClientCaller: Caller, @unchecked Sendable {
     // To the page's end at most: the next page may not be there.
     let count = max(buffer.count, min(Self.aheadSize, 4096 - Int(address & 4095)))
     // SAFETY: `count` is at most `aheadSize`, the allocation's size.
-    try unsafe read(address, UnsafeMutableRawBufferPointer(rebasing: server.ahead[..<count]))
+    try unsafe read(address, UnsafeMutableRawBufferPointer(rebasing: lane.ahead[..<count]))
     ahead = (address, count)
     unsafe buffer.copyMemory(
-      from: UnsafeRawBufferPointer(rebasing: server.ahead[..<buffer.count]))
+      from: UnsafeRawBufferPointer(rebasing: lane.ahead[..<buffer.count]))
   }
 
   private func read(
@@ -161,20 +163,34 @@ final class ClientCaller: Caller, @unchecked Sendable {
     guard let number = freeNumber() else {
       throw IOMMUError(.tooManyOpenFiles, "the program has no free descriptor")
     }
-    let another = server.handles.describeAgain(file, flags: flags)
-    let handle = if let another { another.handle } else { try server.handles.add(file) }
-    guard
-      let description = another.map(\.description) ?? handle.describe(flags: flags)
-    else {
-      // The file is still its maker's to close.
-      if another == nil { server.handles.discard(handle) }
-      throw IOMMUError(.tooManyOpenFiles, "the supervisor cannot open another file")
+    do throws(IOMMUError) {
+      let (handle, description, isFirst) = try describe(file, flags: flags)
+      promises.append(
+        Promise(
+          number: number, handle: handle, description: description, closeOnExec: closeOnExec,
+          isFirst: isFirst))
+    } catch {
+      release(number)
+      throw error
     }
-    promises.append(
-      Promise(
-        number: number, handle: handle, description: description, closeOnExec: closeOnExec,
-        isFirst: another == nil))
     return number
+  }
+
+  private func describe(
+    _ file: any OpenFile, flags: Int32
+  ) throws(IOMMUError) -> (Handle, OwnedDescriptor, isFirst: Bool) {
+    try server.installing.withLock { (_) throws(IOMMUError) in
+      let another = server.handles.describeAgain(file, flags: flags)
+      let handle = if let another { another.handle } else { try server.handles.add(file) }
+      guard
+        let description = another.map(\.description) ?? handle.describe(flags: flags)
+      else {
+        // The file is still its maker's to close.
+        if another == nil { server.handles.discard(handle) }
+        throw IOMMUError(.tooManyOpenFiles, "the supervisor cannot open another file")
+      }
+      return (handle, description, another == nil)
+    }
   }
 
   /// The lowest free number in the window, the highest one below it, or one above: always below
@@ -184,8 +200,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
     let first = Int32(min(UInt64(server.window.first), limit))
     let end = Int32(min(UInt64(server.window.end), limit))
     let most = Int32(min(max(limit, UInt64(end)), 1 << 20))
-    return (first..<end).first(where: isFree) ?? (0..<first).last(where: isFree)
-      ?? (end..<max(most, end)).first(where: isFree)
+    return (first..<end).first(where: claim) ?? (0..<first).last(where: claim)
+      ?? (end..<max(most, end)).first(where: claim)
   }
 
   /// Gives the program another number for a description of its own, in the window and not below
@@ -196,7 +212,10 @@ final class ClientCaller: Caller, @unchecked Sendable {
     let end = min(UInt64(server.window.end), openLimit)
     let first = max(UInt64(server.window.first), least)
     guard first < end,
-      let number = (Int32(first)..<Int32(end)).first(where: isFree),
+      let number = (Int32(first)..<Int32(end)).first(where: claim)
+    else { return nil }
+    defer { release(number) }
+    guard
       csys_notif_add_fd(
         server.listener, id, description.number, number,
         closeOnExec ? UInt32(O_CLOEXEC) : 0) >= 0
@@ -211,9 +230,16 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return limit == 0 ? System.limit("Max open files", of: thread) ?? 0 : limit
   }
 
-  private func isFree(_ number: Int32) -> Bool {
-    server.tasks.copy(descriptor: number, of: thread) == nil
-      && !promises.contains { $0.number == number }
+  /// Whether a number is free, in the program's table and of promises: then it is promised.
+  private func claim(_ number: Int32) -> Bool {
+    guard server.promised.withLock({ $0.insert(number).inserted }) else { return false }
+    if server.tasks.copy(descriptor: number, of: thread) == nil { return true }
+    release(number)
+    return false
+  }
+
+  private func release(_ number: Int32) {
+    server.promised.withLock { _ = $0.remove(number) }
   }
 
   /// Puts what was promised into the program's table.
@@ -228,13 +254,14 @@ final class ClientCaller: Caller, @unchecked Sendable {
           result == -ENOENT ? .noSuchProcess : .tooManyOpenFiles,
           "the program cannot take descriptor \(promise.number)")
       }
-      promises.removeFirst()
+      release(promises.removeFirst().number)
     }
   }
 
   /// Takes back what has not reached the program.
   func breakPromises() {
     let broken = promises.filter(\.isFirst).map(\.handle)
+    for promise in promises { release(promise.number) }
     promises = []
     for handle in broken { server.handles.forget(handle) }
   }

@@ -29,8 +29,11 @@ final class HandleTable: Sendable {
   }
 
   private let state = Mutex(State())
-  /// Held while closed files are found and closed, so that who comes second sees the effect.
+  /// Held while closed files are found.
   private let draining = Mutex(())
+  private let closings = Closings()
+  /// The thread that each close interrupts; 0 where there is none.
+  private let interrupted = Atomic<Int32>(0)
   private let inotify: OwnedDescriptor
   /// Ready where inotify is, and where a pipe has lost its last reader.
   private let either: OwnedDescriptor
@@ -62,9 +65,13 @@ final class HandleTable: Sendable {
 
   /// Interrupts this thread at each close from now on (`csys_note_changes`); false where the
   /// host cannot do that.
-  func interruptThisThread() -> Bool { csys_note_changes(inotify.number) == 0 }
+  func interruptThisThread() -> Bool {
+    guard csys_note_changes(inotify.number, 0) == 0 else { return false }
+    interrupted.store(csys_thread(), ordering: .relaxed)
+    return true
+  }
 
-  /// Makes the host's file for one of ours. Called by the serving thread.
+  /// Makes the host's file for one of ours.
   func add(_ file: any OpenFile) throws(IOMMUError) -> Handle {
     if let queue = file as? any EventFile { return try add(queue) }
     func failed(_ what: String, _ result: Int32) -> IOMMUError {
@@ -138,7 +145,7 @@ final class HandleTable: Sendable {
     guard let identity = pipe.identity, csys_epoll_watch(either.number, number, 0) == 0 else {
       throw IOMMUError(.noMemory, "the supervisor cannot watch \(queue.name)")
     }
-    _ = csys_note_changes(number)
+    _ = csys_note_changes(number, interrupted.load(ordering: .relaxed))
     let handle = Handle(file: queue, key: FileKey(identity), stand: .pipe(pipe))
     state.withLock {
       $0.byKey[handle.key] = handle
@@ -154,42 +161,51 @@ final class HandleTable: Sendable {
   /// Whether a close is still to be confirmed: call `drain` again soon.
   var needsAttention: Bool { hasSuspects.load(ordering: .relaxed) }
 
-  /// Frees what has been closed for the last time by now.
+  /// Frees what has been closed for the last time by now. Returns once that is done, or takes too
+  /// long to wait for.
   func drain() {
-    // One cheap call where nothing happened. The files are closed under `draining`: another
-    // thread's next call must find them closed.
-    draining.withLock { _ in
-      if hasPipes.load(ordering: .relaxed) {
-        removeAbandonedQueues()
-        repairQueues()
-      }
-      let events = takeEvents()
-      guard events || needsAttention else { return }
-      storeUnseen()
-      let suspects = state.withLock { Array($0.suspects.values) }
-      for handle in suspects {
-        if case .memory(let memory) = handle.stand, memory.isAbandoned { remove(handle) }
-      }
-      hasSuspects.store(state.withLock { !$0.suspects.isEmpty }, ordering: .relaxed)
+    // One cheap call where nothing happened.
+    let abandoned = draining.withLock { _ in closings.begin(takeAbandoned()) }
+    closings.close(abandoned)
+  }
+
+  /// Takes out what nobody has open any more.
+  private func takeAbandoned() -> [Handle] {
+    var abandoned: [Handle] = []
+    if hasPipes.load(ordering: .relaxed) {
+      abandoned = takeAbandonedQueues()
+      repairQueues()
     }
+    let events = takeEvents()
+    guard events || needsAttention else { return abandoned }
+    storeUnseen()
+    let suspects = state.withLock { Array($0.suspects.values) }
+    for handle in suspects {
+      if case .memory(let memory) = handle.stand, memory.isAbandoned, take(handle) {
+        abandoned.append(handle)
+      }
+    }
+    hasSuspects.store(state.withLock { !$0.suspects.isEmpty }, ordering: .relaxed)
+    return abandoned
   }
 
   /// Takes a handle out and leaves its file open.
   func discard(_ handle: Handle) { draining.withLock { _ in _ = take(handle) } }
 
   /// A file that was made but never reached a program.
-  func forget(_ handle: Handle) { draining.withLock { _ in remove(handle) } }
+  func forget(_ handle: Handle) {
+    if draining.withLock({ _ in take(handle) }) { handle.file.close() }
+  }
 
   /// Closes everything: no program is left.
   func closeAll() {
-    draining.withLock { _ in
-      for handle in state.withLock({ Array($0.byKey.values) }) { remove(handle) }
+    let all = draining.withLock { _ in
+      state.withLock { Array($0.byKey.values) }.filter { take($0) }
     }
+    for handle in all { handle.file.close() }
   }
 
   var count: Int { state.withLock { $0.byKey.count } }
-
-  private func remove(_ handle: Handle) { if take(handle) { handle.file.close() } }
 
   private func take(_ handle: Handle) -> Bool {
     let present = state.withLock { state in
@@ -227,18 +243,19 @@ final class HandleTable: Sendable {
     }
   }
 
-  private func removeAbandonedQueues() {
+  private func takeAbandonedQueues() -> [Handle] {
+    var abandoned: [Handle] = []
     var ready = [Int32](repeating: 0, count: 32)
     while true {
       // SAFETY: at most the array's count is written.
       let count = unsafe csys_epoll_ready(either.number, &ready, 32)
-      guard count > 0 else { return }
+      guard count > 0 else { return abandoned }
       let gone = state.withLock { state in
         ready[..<Int(count)].compactMap { state.byPipe[$0] }
       }
-      for handle in gone { remove(handle) }
+      abandoned += gone.filter { take($0) }
       // What was taken out is not reported again.
-      if count < 32 { return }
+      if count < 32 { return abandoned }
     }
   }
 

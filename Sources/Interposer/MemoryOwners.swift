@@ -9,8 +9,8 @@ import IOMMU
 import LinuxABI
 import Synchronization
 
-/// The sums of all users. Used by the serving thread only.
-struct MemoryOwners {
+/// The sums of all users. A value; guarded by its owner.
+struct MemoryOwners: Sendable {
   private var users: [UInt32: PinnedMemory] = [:]
 
   /// The owner of what a process maps.
@@ -62,7 +62,7 @@ extension ClientCaller {
       effective & bit != 0
       ? isInHostUserNamespace ? .unlimited : .limited
       : permitted & bit != 0 ? .relinquished : .limited
-    return (server.owners.owner(of: memory, user: realUserID), right)
+    return (server.owners.withLock { $0.owner(of: memory, user: realUserID) }, right)
   }
 
   /// Linux charges the real user.

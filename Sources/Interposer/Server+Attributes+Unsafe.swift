@@ -67,11 +67,12 @@ extension Server {
       // SAFETY: `count + length` is at most a page, and the buffer is 64 KiB.
       try unsafe caller.copyIn(
         from: piece.address,
-        into: UnsafeMutableRawBufferPointer(rebasing: buffer[count..<count + length]))
+        into: UnsafeMutableRawBufferPointer(
+          rebasing: caller.lane.buffer[count..<count + length]))
       count += length
     }
     guard count > 0 else { return 0 }
-    let text = unsafe String(decoding: buffer[..<count], as: UTF8.self)
+    let text = unsafe String(decoding: caller.lane.buffer[..<count], as: UTF8.self)
     try attribute.store(text, by: caller)
     if !form.hasOffset { _ = lseek(copy.number, off_t(count), SEEK_CUR) }
     return count

@@ -26,7 +26,8 @@ extension Server {
   func open(
     _ call: SystemCall, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer) {
-    guard let request = request(call, caller), let path = string(at: request.path, of: call)
+    guard let request = request(call, caller),
+      let path = string(at: request.path, of: call, caller)
     else {
       return (nil, .goOn)
     }
@@ -110,7 +111,8 @@ extension Server {
   }
 
   /// A path in the caller's memory, without its terminator; nil where it cannot be read.
-  func string(at address: UInt64, of call: SystemCall) -> [UInt8]? {
+  func string(at address: UInt64, of call: SystemCall, _ caller: ClientCaller) -> [UInt8]? {
+    let buffer = unsafe caller.lane.buffer
     var path: [UInt8] = []
     var cursor = address
     while path.count < 4096 {

@@ -65,7 +65,7 @@ extension Server {
       for piece in try pieces(call, form, caller) {
         var done: UInt64 = 0
         while done < piece.length {
-          let count = Int(min(piece.length - done, UInt64(unsafe buffer.count)))
+          let count = Int(min(piece.length - done, UInt64(unsafe caller.lane.buffer.count)))
           let moved = try move(
             count, at: offset, memory: piece.address &+ done, isWrite: isWrite, caller, file)
           total += moved
@@ -85,7 +85,7 @@ extension Server {
     _ file: any OpenFile
   ) throws(IOMMUError) -> Int {
     // SAFETY: `count` is at most the buffer's size in all uses.
-    let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
+    let part = unsafe UnsafeMutableRawBufferPointer(rebasing: caller.lane.buffer[..<count])
     if isWrite {
       try unsafe caller.copyIn(from: memory, into: part)
       return try unsafe file.write(at: offset, from: UnsafeRawBufferPointer(part))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The serving thread: takes a notification, does the call or lets it go on, answers.
+// The serving threads: each takes a notification, does the call or lets it go on, answers.
 
 import CSyscalls
 import IOMMU
@@ -21,21 +21,20 @@ enum Answer {
   case goOn
 }
 
-/// Serves the calls of one filter.
-///
-/// Unchecked: everything mutable is used by the serving thread alone.
-@safe final class Server: @unchecked Sendable {
+/// Serves the calls of one filter. Thread-safe: each lane serves one call at a time.
+final class Server: Sendable {
   let listener: Int32
   let handles: HandleTable
   let window: DescriptorWindow
   let reporter: Reporter
   let nodes: NodeTable
-  var tasks: Tasks
-  var owners = MemoryOwners()
-  /// What a caller has read ahead; used by one call at a time.
-  let ahead = UnsafeMutableRawBufferPointer.allocate(byteCount: 256, alignment: 8)
-  /// Reused between calls, for what passes through us; freed with the process.
-  let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 65_536, alignment: 8)
+  let tasks: TaskTable
+  let owners = Guarded(MemoryOwners())
+  /// Descriptor numbers that callers were promised and do not have yet.
+  let promised = Guarded(Set<Int32>())
+  /// Held while a file gets its first description.
+  let installing = Guarded(())
+  private let lanes = Lanes()
 
   init(
     listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
@@ -43,7 +42,7 @@ enum Answer {
   ) {
     self.listener = listener
     self.handles = handles
-    tasks = Tasks(files: csys_open_limit(0, 0), handles: handles)
+    tasks = TaskTable(Tasks(files: csys_open_limit(0, 0), handles: handles))
     self.window = window
     self.nodes = nodes
     self.reporter = reporter
@@ -53,12 +52,24 @@ enum Answer {
 
   /// Serves until no program is left.
   func serve() {
+    Interruption.ask { csys_serving_is_over() != 0 }
+    _ = System.startThread {
+      self.lanes.watch {
+        System.startThread { self.serve(Lane(isFirst: false)) }
+      }
+    }
+    serve(Lane(isFirst: true))
+  }
+
+  private func serve(_ lane: Lane) {
     var notification = csys_notif()
-    // A close anywhere interrupts this thread before the closer goes on: the calls of programs
+    // A close anywhere interrupts the first lane before the closer goes on: the calls of programs
     // that close nothing need not look.
-    let isTold = handles.interruptThisThread()
+    let isTold = lane.isFirst && handles.interruptThisThread()
     while true {
+      lanes.wait()
       let result = unsafe csys_notif_receive(listener, &notification)
+      lanes.take()
       guard result == 0 else {
         // ENOENT: the caller died before we looked, or nobody is left; the monitor ends us.
         if result == -EINTR { continue }
@@ -71,17 +82,21 @@ enum Answer {
       }
       // A close that came before this call takes effect before it.
       if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
-      serve(notification)
+      serve(notification, lane)
+      lanes.end()
+      if lanes.mayLeave(lane) { return }
     }
   }
 
-  private func serve(_ notification: csys_notif) {
+  private func serve(_ notification: csys_notif, _ lane: Lane) {
     let call = SystemCall(notification)
+    csys_serving(listener, call.id)
+    defer { csys_serving(listener, 0) }
     guard notification.data.arch == CSYS_AUDIT_ARCH else {
       refuseForeign(call)
       return
     }
-    let caller = ClientCaller(self, id: call.id, thread: call.thread)
+    let caller = ClientCaller(self, lane, id: call.id, thread: call.thread)
     let started = reporter.isTracing ? Reporter.now() : 0
     var (file, answer) = dispatch(call, caller)
     if case .result = answer, !caller.promises.isEmpty {

@@ -95,7 +95,7 @@ extension Server {
       request.flags = UInt64(O_NOFOLLOW)
     }
     let mode = call[isPlain ? 1 : 2]
-    guard mode & ~7 == 0, let path = string(at: request.path, of: call),
+    guard mode & ~7 == 0, let path = string(at: request.path, of: call, caller),
       case .attribute(let attribute)? = resolve(request, path, of: caller), isValid(call.id)
     else { return .goOn }
     let bits = attribute.permissions(of: caller.userID)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The threads that call: how to reach their descriptors and their address spaces. Used by the
-// serving thread only.
+// The threads that call: how to reach their descriptors and their address spaces.
 
 import CSyscalls
 import IOMMU
@@ -12,19 +11,19 @@ import IOMMU
   import Musl
 #endif
 
-/// Cached handles of threads and processes.
+/// Cached handles of threads and processes. A value; guarded by `TaskTable`.
 ///
 /// A cached pidfd is right while its task lives, and a task that waits for an answer lives: a
 /// stale entry answers ESRCH and is made anew. Of tasks that are gone few are kept: whenever there
 /// are twice as many as were found alive, and some, those that are gone are looked for.
-struct Tasks {
-  struct Task {
+struct Tasks: Sendable {
+  struct Task: Sendable {
     let descriptor: OwnedDescriptor
     let group: Int32
   }
 
   /// An exec that was let go ahead; until its outcome is known nothing may be cached.
-  private struct PendingExec {
+  private struct PendingExec: Sendable {
     let thread: Int32
   }
 
@@ -193,4 +192,23 @@ struct Tasks {
     if pending.count >= pendingToLook { forgetPending() }
     pending[group] = PendingExec(thread: thread)
   }
+}
+
+/// The tasks of a run. Thread-safe.
+final class TaskTable: Sendable {
+  private let tasks: Guarded<Tasks>
+
+  init(_ tasks: consuming sending Tasks) { self.tasks = Guarded(tasks) }
+
+  /// As the methods of `Tasks`.
+  func task(_ thread: Int32) -> Tasks.Task? { tasks.withLock { $0.task(thread) } }
+  func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
+    tasks.withLock { $0.copy(descriptor: descriptor, of: thread) }
+  }
+  func memory(of thread: Int32) -> ClientMemory? { tasks.withLock { $0.memory(of: thread) } }
+  func pinnedMemory(of process: Int32) -> ProcessMemory? {
+    tasks.withLock { $0.pinnedMemory(of: process) }
+  }
+  func memoryMayBlock() { tasks.withLock { $0.memoryMayBlock() } }
+  func willExecute(_ thread: Int32) { tasks.withLock { $0.willExecute(thread) } }
 }

@@ -170,6 +170,15 @@ import Testing
     #expect(run.errors.contains("RLIMIT_MEMLOCK"))
   }
 
+  @Test(
+    "B1: while one program maps or unmaps very much, others' calls go on; killed, it leaves nothing",
+    arguments: ["map", "unmap"])
+  func largeMap(call: String) throws {
+    let run = try iommu("run", "--explain", "--", built("large-map").path, call)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("the caller was killed") == (call == "map"), "\(run.errors)")
+  }
+
   @Test("fail-nth: a thread arms a failure for its own calls, with the self-test driver only")
   func failNth() throws {
     let program = built("fail-nth").path

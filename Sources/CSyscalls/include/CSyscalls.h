@@ -193,11 +193,17 @@ int csys_signal_next(int signalfd, struct csys_signal *out);
 // Ends the process as `number` would, without a core file.
 void csys_die_of(int number);
 void csys_stop_self(void);
-// From here on a change of `fd` interrupts this thread with SIGIO, which is noted; false where the
-// descriptor cannot do that.
-int csys_note_changes(int fd);
+// From here on a change of `fd` interrupts a thread with SIGIO, which is noted; negative where the
+// descriptor cannot do that. Thread 0 is the one that calls, which then takes the signal.
+int csys_note_changes(int fd, int thread);
+// This thread's number.
+int csys_thread(void);
 // Whether a change was noted since the last call.
 int csys_changes_noted(void);
+// From here on this thread does the call of a notification; id 0 is none.
+void csys_serving(int listener, uint64_t id);
+// Whether the caller of what this thread does is gone.
+int csys_serving_is_over(void);
 // From here on a fault on a page that a truncated file lost maps zeros there, and takes no more
 // mappings than a process can spare.
 int csys_guard_truncation(void);
