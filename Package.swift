@@ -9,6 +9,9 @@ let strict: [SwiftSetting] =
   [.strictMemorySafety()]
   + (Context.environment["CI"] == nil ? [] : [.treatAllWarnings(as: .error)])
 
+/// The sanitizer that this build is for: `thread`, `address` or none.
+let sanitizer = Context.environment["SANITIZE"]
+
 let system: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let arguments: Target.Dependency = .product(
@@ -134,7 +137,8 @@ let package = Package(
       dependencies: [
         "Interposer", "CProcessMemory", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU",
         "PageTables", "memory-holder",
-      ]),
+      ],
+      swiftSettings: sanitizer.map { [.define("SANITIZER"), .define("SANITIZER_\($0)")] } ?? []),
     // What the interposer's tests run: a host of small devices and the programs that use them.
     .executableTarget(
       name: "interposer-host",
@@ -164,7 +168,7 @@ let package = Package(
 )
 
 // Sanitizers cannot be linked into a static program.
-if Context.environment["SANITIZE"] == nil {
+if sanitizer == nil {
   package.targets.append(
     .executableTarget(
       name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",

@@ -50,11 +50,14 @@ struct InterposerTests {
     #expect(outcome.status == 0, "\(outcome)")
   }
 
-  @Test("A static program opens the node and makes a call", arguments: User.allCases)
-  func staticProgram(_ user: User) {
-    let outcome = Programs.hosted([Programs.directory + "/interposer-client-static"], as: user)
-    #expect(outcome.status == 0, "\(outcome)")
-  }
+  #if !SANITIZER
+    @Test("A static program opens the node and makes a call", arguments: User.allCases)
+    func staticProgram(_ user: User) {
+      let outcome = Programs.hosted(
+        [Programs.directory + "/interposer-client-static"], as: user)
+      #expect(outcome.status == 0, "\(outcome)")
+    }
+  #endif
 
   @Test("The exit status is the program's", arguments: [0, 1, 7, 255])
   func exitStatus(_ status: Int32) {

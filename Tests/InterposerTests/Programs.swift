@@ -14,6 +14,12 @@ enum User: String, CaseIterable, CustomTestStringConvertible {
   case nobody
 
   var testDescription: String { rawValue }
+
+  #if SANITIZER_thread
+    /// The thread sanitizer runs a thread of its own in each process, and the kernel gives a
+    /// process of several threads no user namespace.
+    static let allCases: [User] = [.current]
+  #endif
 }
 
 struct Outcome {
@@ -34,11 +40,11 @@ enum Programs {
     readlink("/proc/self/exe", &buffer, 4095)
     let here = buffer.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
     let built = here.prefix(upTo: here.lastIndex(of: "/")!)
-    for name in ["interposer-host", "interposer-client", "interposer-client-static"] {
+    for name in names {
       copy("\(built)/\(name)", to: "\(place)/\(name)")
     }
     atexit {
-      for name in ["interposer-host", "interposer-client", "interposer-client-static"] {
+      for name in Programs.names {
         unlink("\(Programs.directory)/\(name)")
       }
       rmdir(Programs.directory)
@@ -48,6 +54,14 @@ enum Programs {
 
   static var host: String { directory + "/interposer-host" }
   static var client: String { directory + "/interposer-client" }
+
+  #if SANITIZER
+    private static let names = ["interposer-host", "interposer-client"]
+  #else
+    private static let names = [
+      "interposer-host", "interposer-client", "interposer-client-static",
+    ]
+  #endif
 
   private static func copy(_ source: String, to target: String) {
     let from = open(source, O_RDONLY)

@@ -21,7 +21,7 @@ import Testing
   /// Counts as a queue does, under one lock with its readiness.
   private final class Records: Sendable {
     let readiness = Readiness()
-    private let count = Mutex(0)
+    private let count = Guarded(0)
 
     func add() {
       count.withLock {
