@@ -36,6 +36,14 @@ import Testing
     let machine = try MachineDescription(file: "docs", bytes: Array(block.utf8))
     #expect(machine.iommus.map(\.addressWidth) == [57, 48])
     #expect(machine.devices.count == 2)
+    // What is commented out can be had by taking the "# " away.
+    let lines = block.split(separator: "\n", omittingEmptySubsequences: false).map { line in
+      line.hasPrefix("  # ") ? "  " + line.dropFirst(4) : String(line)
+    }
+    let whole = try MachineDescription(
+      file: "docs", bytes: Array(lines.joined(separator: "\n").utf8))
+    #expect(whole.devices.count == 3)
+    _ = try Machine(whole)
   }
 }
 
