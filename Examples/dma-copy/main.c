@@ -281,7 +281,8 @@ int main(int count, char **arguments) {
     fail("VFIO_DEVICE_DETACH_IOMMUFD_PT");
   }
   if (kind == FILE_BACKED && ftruncate(destination_fd, (off_t)size)) fail(path);
-  TELL("detached; closing the files frees the rest");
+  TELL("%s; closing the files frees the rest",
+       container ? "closed the device and took its group out of the container" : "detached");
   if (!container) close(engine.device);
   close(engine.iommu);
   return EXIT_OK;

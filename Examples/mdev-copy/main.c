@@ -45,7 +45,7 @@ static void usage(FILE *stream) {
       "\n"
       "  --parent BDF  the engine to share (default: the first in /sys/class/mdev_bus)\n"
       "  --type NAME   of the mediated devices, as mdev_supported_types has it, or its end:\n"
-      "                pasid (default) or software\n"
+      "                pasid (default), fixed or software\n"
       "  --quiet       say nothing unless something fails\n"
       "  --help        print this\n"
       "\n"
