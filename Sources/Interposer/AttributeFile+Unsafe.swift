@@ -12,7 +12,6 @@
 import CSyscalls
 import IOMMU
 import LinuxABI
-import Synchronization
 import SystemPackage
 
 #if canImport(Glibc)
@@ -30,7 +29,7 @@ final class AttributeFile: OpenFile {
   private let opener: AbsentCaller
   private let reporter: Reporter
   /// What the file of the host says, as far as we have written it.
-  private let text = Mutex<[UInt8]>([])
+  private let text = Guarded<[UInt8]>([])
   /// sysfs's page: what is shown or stored at once is not longer.
   static let mostBytes = 4096
   /// What is looked at of writes that nobody was told of in time.

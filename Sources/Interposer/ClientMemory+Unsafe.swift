@@ -28,7 +28,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
   /// Our files: what a program maps of them cannot be pinned, as on Linux.
   let handles: HandleTable
   /// Where the last file mapping was found among the program's descriptors.
-  private let hint = Mutex<Int32>(-1)
+  private let hint = Guarded<Int32>(-1)
 
   /// The address space of a thread that waits for an answer; nil where the thread is gone or
   /// may not be looked at.
@@ -52,7 +52,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
   }
 
   /// Who answers for what is pinned of it, with the user that was so when it was last asked.
-  private let owner = Mutex<(user: UInt32, owner: MemoryOwner)?>(nil)
+  private let owner = Guarded<(user: UInt32, owner: MemoryOwner)?>(nil)
   /// What is pinned of it.
   let sums = ProcessMemory()
 

@@ -28,9 +28,9 @@ final class HandleTable: Sendable {
     var written: [Handle] = []
   }
 
-  private let state = Mutex(State())
+  private let state = Guarded(State())
   /// Held while closed files are found.
-  private let draining = Mutex(())
+  private let draining = Guarded(())
   private let closings = Closings()
   /// The thread that each close interrupts; 0 where there is none.
   private let interrupted = Atomic<Int32>(0)

@@ -68,7 +68,7 @@ final class NodeTable: Sendable {
 
   /// How many of those that went are remembered: opens of the others find what stood for them.
   private static let mostGone = 1024
-  private let state = Mutex(State())
+  private let state = Guarded(State())
   private let threadNodes: [any ThreadNode]
   /// The program's root directory.
   let root: OwnedDescriptor

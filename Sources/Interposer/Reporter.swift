@@ -5,7 +5,6 @@
 import CSyscalls
 import IOMMU
 import LinuxABI
-import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -30,8 +29,8 @@ final class Reporter: Sendable {
   private let explains: Bool
   private let lines: Bool
   private let trace: TraceFile?
-  private let events = Mutex<EventLog?>(nil)
-  private let said = Mutex<Set<String>>([])
+  private let events = Guarded<EventLog?>(nil)
+  private let said = Guarded<Set<String>>([])
 
   init(_ options: RunOptions) throws(InterposerError) {
     explains = options.explain

@@ -29,7 +29,7 @@ final class StandInPipe: ReadinessSignal {
   /// Whether the program asked for O_NONBLOCK. Its description always has it: a read that the
   /// filter cannot tell, below the window, shall not wait for ever.
   let isNonBlocking = Atomic(false)
-  private let description: Mutex<OwnedDescriptor?>
+  private let description: Guarded<OwnedDescriptor?>
   private let bytes = Guarded(0)
   /// Each record puts in a byte, to wake who waits for edges. Far below a pipe's 16 pages.
   private static let mostBytes = 1024
@@ -50,12 +50,12 @@ final class StandInPipe: ReadinessSignal {
     let reading = OwnedDescriptor(ends.0)
     writingEnd = OwnedDescriptor(ends.1)
     guard isWritable else {
-      description = Mutex(reading)
+      description = Guarded(reading)
       return
     }
     let both = System.open("/proc/self/fd/\(reading.number)", O_RDWR | O_NONBLOCK)
     guard both >= 0 else { throw failed(both) }
-    description = Mutex(OwnedDescriptor(both))
+    description = Guarded(OwnedDescriptor(both))
   }
 
   /// What the program gets; nil the second time.

@@ -4,7 +4,6 @@
 // trace is good whatever ends the program.
 
 import IOMMU
-import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -25,10 +24,10 @@ final class TraceFile: Sendable {
 
   private let descriptor: OwnedDescriptor
   private let canSeek: Bool
-  private let state = Mutex(State())
+  private let state = Guarded(State())
   /// Monotonic time of the trace's zero, in nanoseconds.
   private let origin = Reporter.now()
-  private let eventOrigin = Mutex<Int64>(0)
+  private let eventOrigin = Guarded<Int64>(0)
   private static let flushSize = 1 << 16
 
   init(_ path: String) throws(InterposerError) {

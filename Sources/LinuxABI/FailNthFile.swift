@@ -4,7 +4,6 @@
 // point that one of its threads will pass in the calls on /dev/iommu. With the self-tests only.
 
 import IOMMU
-import Synchronization
 import SystemPackage
 
 /// A file that each thread of a program has in `/proc`, as `/proc/self/task/TID/NAME`.
@@ -26,7 +25,7 @@ public protocol PositionedFile: OpenFile {
 /// The countdowns of threads. Thread-safe.
 public final class FailNthNode: ThreadNode {
   public let name = "fail-nth"
-  private let countdowns = Mutex<[Int32: FailureCountdown]>([:])
+  private let countdowns = Guarded<[Int32: FailureCountdown]>([:])
 
   init() {}
 
@@ -55,7 +54,7 @@ final class FailNthFile: PositionedFile {
   let name = "fail-nth"
   let number = DeviceNumber(major: 0, minor: 0)
   private let countdown: FailureCountdown
-  private let place = Mutex<UInt64>(0)
+  private let place = Guarded<UInt64>(0)
 
   init(_ countdown: FailureCountdown) { self.countdown = countdown }
 

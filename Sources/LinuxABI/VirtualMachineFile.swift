@@ -48,12 +48,22 @@ final class VirtualMachineFile: OpenFile {
     return 0
   }
 
+  /// No program's addresses go further on any host, exclusive (`access_ok`): half of 57 bits.
+  private static let userEnd: UInt64 = 1 << 56
+
   private func setMemoryRegion(
     _ argument: UInt64, _ caller: any Caller
   ) throws(IOMMUError) {
     let region = try caller.load(
       kvm_userspace_memory_region(), from: argument,
       size: MemoryLayout<kvm_userspace_memory_region>.size)
+    let (end, wraps) = region.userspace_addr.addingReportingOverflow(region.memory_size)
+    guard !wraps, end <= Self.userEnd else {
+      throw IOMMUError(
+        .invalidArgument,
+        "memory slot \(region.slot): \(hex(region.memory_size)) bytes at "
+          + "\(hex(region.userspace_addr)) are not a program's addresses")
+    }
     let slot = MemorySlot(
       number: region.slot, guestAddress: region.guest_phys_addr, byteCount: region.memory_size,
       userAddress: region.userspace_addr, flags: MemorySlot.Flags(rawValue: region.flags))

@@ -111,6 +111,12 @@ import Testing
     #expect(rig.caller.ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == -EEXIST)
     region.slot = 40_000
     #expect(rig.caller.ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == -EINVAL)
+    region.slot = 2
+    region.guest_phys_addr = 0x10_0000
+    for kernelAddress: UInt64 in [1 << 63, 0xFFFF_8880_0000_0000, .max - 0xFFF] {
+      region.userspace_addr = kernelAddress
+      #expect(rig.caller.ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == -EINVAL)
+    }
     let machine = try #require(vm as? VirtualMachineFile).machine
     #expect(machine.slots.map(\.guestAddress) == [0x1000])
     region.slot = 0
