@@ -120,6 +120,7 @@ import Testing
     let machine = try #require(vm as? VirtualMachineFile).machine
     #expect(machine.slots.map(\.guestAddress) == [0x1000])
     region.slot = 0
+    region.userspace_addr = 0x10_0000
     region.memory_size = 0
     #expect(rig.caller.ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0)
     #expect(machine.slots.isEmpty)
