@@ -190,6 +190,12 @@ public final class Accessor: Sendable {
     }
   }
 
+  /// How many bytes from an address on the mappings let an access have, for who reports where one
+  /// failed: 0 on no address space, `count` where no mapping stands in the way.
+  package func reach(_ iova: IOVA, count: Int, for access: Permissions) -> UInt64 {
+    state.withLock { $0.space?.reach(iova, count: count, for: access) ?? 0 }
+  }
+
   /// Copies memory out of the address space. Linux: `iommufd_access_rw`.
   /// - Throws: As `pin`; on a failure in the middle nothing is returned.
   public func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {

@@ -159,6 +159,21 @@ extension AddressSpace {
     }
   }
 
+  /// How much of a range the mappings let an access have, in bytes. See `Accessor.reach`.
+  func reach(_ iova: IOVA, count: Int, for access: Permissions) -> UInt64 {
+    state.withLock { state in
+      var reached: UInt64 = 0
+      do throws(IOMMUError) {
+        try forEachPart(of: accessRange(iova, UInt64(count)), for: access, in: state) {
+          (_, _, length) throws(IOMMUError) in reached += length
+        }
+      } catch {
+        return reached
+      }
+      return reached
+    }
+  }
+
   /// Copies out. See `Accessor.read`.
   func read(_ iova: IOVA, count: Int) throws(IOMMUError) -> [UInt8] {
     try FailurePoint.pass(.scratch)

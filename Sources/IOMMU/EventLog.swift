@@ -14,8 +14,9 @@ public final class EventLog: Sendable {
     case unmap(ioas: ObjectID, iova: IOVA, length: UInt64)
     /// An IOTLB invalidation completed on every port that uses an IOMMU's page table.
     case invalidate(iommu: String, iova: IOVA, length: UInt64)
-    /// DMA was aborted.
-    case fault(RequesterID, iova: IOVA, access: Permissions, reason: String)
+    /// DMA was aborted, or a driver's access for its device. The source in words, as its user
+    /// knows it: `DMASources.source`, or the name of a device without DMA of its own.
+    case fault(source: String, iova: IOVA, access: Permissions, reason: String)
     /// A requester's DMA context was switched; the text says to what.
     case context(RequesterID, String)
     /// An interrupt was delivered or suppressed.
@@ -37,6 +38,9 @@ public final class EventLog: Sendable {
   private let state = RankedMutex(.events, State())
   /// Entries kept between two drains; later ones are counted as lost.
   public static let capacity = 65_536
+
+  /// How what is logged names who did DMA. The machine's `IOMMUSystem` keeps it.
+  public let sources = DMASources()
 
   public init() {}
 

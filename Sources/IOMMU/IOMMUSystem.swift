@@ -14,7 +14,7 @@ public final class IOMMUSystem: Sendable {
   /// What happens inside, for traces.
   public let events: EventLog
   /// All physical PASIDs (MODEL E1).
-  let pasids = PASIDSpaces()
+  let pasids: PASIDSpaces
 
   private struct State: Sendable {
     var groups: [UInt32: DeviceGroup] = [:]
@@ -27,6 +27,7 @@ public final class IOMMUSystem: Sendable {
   public init(memory: PhysicalMemory = PhysicalMemory(), events: EventLog = EventLog()) {
     self.memory = memory
     self.events = events
+    pasids = PASIDSpaces(sources: events.sources)
   }
 
   /// Groups and devices hold each other; the machine's end is theirs. No context is left: it
@@ -145,6 +146,8 @@ public final class IOMMUSystem: Sendable {
     } else {
       pasid = try pasids.allocate(on: parent, for: name)
     }
+    let holder = DMASources.Holder(name: name, virtual: nil)
+    events.sources.enter(holder, parent.requester, pasid)
     do throws(IOMMUError) {
       let group: DeviceGroup
       if let number { group = try addGroup(number) } else { group = addGroup() }
@@ -158,6 +161,7 @@ public final class IOMMUSystem: Sendable {
       }
       return device
     } catch {
+      events.sources.leave(holder, parent.requester, pasid)
       pasids.free(pasid, on: parent)
       throw error
     }
@@ -170,6 +174,8 @@ public final class IOMMUSystem: Sendable {
     try removeGroup(device.group)
     guard let pasid = device.defaultPASID else { return }
     device.parent.driver.forgetPASID(pasid, of: device.parent.requester)
+    events.sources.leave(
+      DMASources.Holder(name: device.name, virtual: nil), device.parent.requester, pasid)
     pasids.free(pasid, on: device.parent)
   }
 

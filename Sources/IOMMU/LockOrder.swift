@@ -110,7 +110,7 @@ package enum LockRank: Int, Sendable {
   case events
 
   // Without a rank, as nothing is called under them: `IOMMUSystem.state`, `PASIDSpaces.state`,
-  // `VirtualPASIDs.assigned`, `VirtualMachine.translation`, `FailureCountdown.state`, the bytes of
+  // `VirtualPASIDs.assigned`, `DMASources.state`, `VirtualMachine.translation`, `FailureCountdown.state`, the bytes of
   // a `UserMemory` in this process, what a queue's file holds until it is closed, `MediatedBus.state`,
   // `MediatedCopyEngine.state`, `AccessorBus.state`. `MediatedDevices.changing` is above all of
   // them: nobody holds anything who makes or removes a device. `AllowedPASIDs.list` is held over

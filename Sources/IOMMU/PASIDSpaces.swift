@@ -40,7 +40,11 @@ final class PASIDSpaces: Sendable {
     var globalCursor: UInt32 = 1
   }
 
+  /// Who has which, by the names of users: for what is reported of DMA.
+  let sources: DMASources
   private let state = Guarded(State())
+
+  init(sources: DMASources) { self.sources = sources }
 
   // MARK: The space of one requester
 

@@ -66,6 +66,8 @@ public final class VirtualPASIDs: Sendable {
         physical: try spaces.allocateShared(key, on: device, for: name), key: key)
     }
     assigned.withLock { $0[virtual] = assignment }
+    spaces.sources.enter(
+      DMASources.Holder(name: name, virtual: virtual), device.requester, assignment.physical)
   }
 
   /// The virtual PASID was detached: its physical one is free. Nothing where it has none.
@@ -73,6 +75,8 @@ public final class VirtualPASIDs: Sendable {
     guard let assignment = assigned.withLock({ $0.removeValue(forKey: virtual) }) else {
       return
     }
+    spaces.sources.leave(
+      DMASources.Holder(name: name, virtual: virtual), device.requester, assignment.physical)
     if let key = assignment.key {
       spaces.freeShared(key, on: device)
     } else {

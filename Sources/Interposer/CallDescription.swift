@@ -82,8 +82,8 @@ extension EventLog.Event {
       "unmap: ioas \(ioas) iova \(hex(iova.rawValue)) length \(hex(length))"
     case .invalidate(let iommu, let iova, let length):
       "invalidate: \(iommu) iova \(hex(iova.rawValue)) length \(hex(length))"
-    case .fault(let requester, let iova, let access, let reason):
-      "DMA fault: \(requester) iova \(hex(iova.rawValue)) \(access): \(reason)"
+    case .fault(let source, let iova, let access, let reason):
+      "DMA fault: \(source) iova \(hex(iova.rawValue)) \(access): \(reason)"
     case .context(let requester, let text): "context: \(requester): \(text)"
     case .interrupt(let requester, let vector): "interrupt: \(requester) vector \(vector)"
     }

@@ -123,7 +123,7 @@ public final class MediatedCopyEngine: MediatingDriver {
   }
 
   private func makeSoftware(_ uuid: UUID) throws(IOMMUError) -> Slice {
-    let bus = AccessorBus()
+    let bus = AccessorBus(name: "\(uuid)", events: system.events)
     let model = CopyEngine(configuration, engine: engine)
     return Slice(
       function: PCIFunction(name: "\(uuid)", model: model, memory: bus), model: model,

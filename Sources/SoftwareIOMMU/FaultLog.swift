@@ -8,6 +8,34 @@ import IOMMU
 import PageTables
 import Synchronization
 
+/// Which faults of one source the event log is told of.
+package struct FaultRate: Hashable, Sendable {
+  /// Bit n: a fault with reason n was logged.
+  private var seen: UInt32 = 0
+  /// Faults that may still be logged in the current interval.
+  private var credit = FaultLog.burst
+  private var interval: ContinuousClock.Instant?
+
+  package init() {}
+
+  /// Whether one more is logged: the first of each kind, and a bounded number of others.
+  package mutating func admits(_ reason: DMAFault.Reason) -> Bool {
+    let bit: UInt32 = 1 << UInt32(reason.rawValue)
+    if seen & bit == 0 {
+      seen |= bit
+      return true
+    }
+    let now = ContinuousClock.now
+    if interval.map({ now - $0 >= FaultLog.interval }) ?? true {
+      interval = now
+      credit = FaultLog.burst
+    }
+    guard credit > 0 else { return false }
+    credit -= 1
+    return true
+  }
+}
+
 /// The faults of one IOMMU. Thread-safe.
 public final class FaultLog: Sendable {
   /// What is known of the faults of one source: a requester, or one of its PASIDs.
@@ -18,11 +46,7 @@ public final class FaultLog: Sendable {
     public var suppressed: UInt64 = 0
     /// The latest one.
     public var latest: DMAFault?
-    /// Bit n: a fault with reason n was logged.
-    fileprivate var seen: UInt32 = 0
-    /// Faults that may still be logged in the current interval.
-    fileprivate var credit = FaultLog.burst
-    fileprivate var interval: ContinuousClock.Instant?
+    fileprivate var rate = FaultRate()
   }
 
   /// At most `burst` repeated faults of one source are logged in each `interval`, as Linux
@@ -44,27 +68,17 @@ public final class FaultLog: Sendable {
       record.count &+= 1
       record.latest = fault
       guard recording else { return false }
-      let bit: UInt32 = 1 << UInt32(fault.reason.rawValue)
-      if record.seen & bit == 0 {
-        record.seen |= bit
-        return true
-      }
-      let now = ContinuousClock.now
-      if record.interval.map({ now - $0 >= Self.interval }) ?? true {
-        record.interval = now
-        record.credit = Self.burst
-      }
-      guard record.credit > 0 else {
+      guard record.rate.admits(fault.reason) else {
         record.suppressed &+= 1
         return false
       }
-      record.credit -= 1
       return true
     }
     if logs {
       events.append(
         .fault(
-          fault.requester, iova: fault.iova, access: fault.access, reason: "\(fault.reason)"))
+          source: events.sources.source(fault.requester, fault.pasid), iova: fault.iova,
+          access: fault.access, reason: "\(fault.reason)"))
     }
   }
 

@@ -121,7 +121,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
     if case .paging(let domain) = context { _ = try fit(domain, to: device) }
     if case .shared(let domain) = context { _ = try fit(domain, to: device) }
     requesters.withLock { $0.set(source, to: context) }
-    events.append(.context(device, Self.describe(context, pasid)))
+    events.append(.context(device, describe(context, pasid, of: device)))
   }
 
   public func forgetPASID(_ pasid: PASID, of device: RequesterID) {
@@ -194,7 +194,9 @@ public final class SoftwareIOMMU: IOMMUDriver {
     return own
   }
 
-  private static func describe(_ context: DMAContext, _ pasid: PASID?) -> String {
+  private func describe(
+    _ context: DMAContext, _ pasid: PASID?, of device: RequesterID
+  ) -> String {
     let what =
       switch context {
       case .host: "host"
@@ -203,6 +205,6 @@ public final class SoftwareIOMMU: IOMMUDriver {
       case .nested: "nested"
       case .shared(let domain): domain.process.name
       }
-    return pasid.map { "PASID \($0.rawValue): \(what)" } ?? what
+    return pasid.map { "\(events.sources.holder(of: $0, at: device)): \(what)" } ?? what
   }
 }

@@ -5,6 +5,7 @@
 
 import IOMMU
 import PageTables
+import SoftwareIOMMU
 
 /// The way to memory of a software-mediated function. Thread-safe.
 ///
@@ -17,6 +18,7 @@ public final class AccessorBus: UpstreamBus {
     var nextSignal: UInt32 = 1
     var faults: UInt64 = 0
     var latest: BusError?
+    var rate = FaultRate()
   }
 
   private let state = Guarded(State())
@@ -26,8 +28,22 @@ public final class AccessorBus: UpstreamBus {
   /// Bytes copied at a time: how long an unmap may have to wait.
   private static let pieceLength = 64 << 10
 
-  /// - Parameter notice: Told, before memory goes away, that pins in it have ended.
-  public init(notice: (any EventSignal)? = nil) { self.notice = notice }
+  /// As the event log names the function.
+  private let name: String
+  private let events: EventLog?
+
+  /// - Parameters:
+  ///   - name: As `events` names the function where an access fails.
+  ///   - events: Where accesses that fail are noted as DMA faults are, at their rate.
+  ///   - notice: Told, before memory goes away, that pins in it have ended.
+  public init(
+    name: String = "a software device", events: EventLog? = nil,
+    notice: (any EventSignal)? = nil
+  ) {
+    self.name = name
+    self.events = events
+    self.notice = notice
+  }
 
   /// Linux: `vfio_iommufd_emulated_bind`.
   func connect(to context: Context) throws(IOMMUError) -> Accessor {
@@ -80,39 +96,57 @@ public final class AccessorBus: UpstreamBus {
 
   // MARK: Accesses
 
-  fileprivate func fail(
-    _ kind: BusError.Kind, _ address: IOVA, _ access: Permissions
+  /// Counts an access that failed and makes the error.
+  /// - Parameter words: Why, where `reason` has none that fit.
+  private func fail(
+    _ reason: DMAFault.Reason, _ address: IOVA, _ access: Permissions, words: String? = nil
   ) -> BusError {
-    let error = BusError(kind: kind, address: address, access: access)
-    state.withLock { state in
+    let error = BusError(
+      kind: reason == .memoryGone ? .data : .translation, address: address, access: access)
+    let recording = events?.isRecording ?? false
+    let logs = state.withLock { state -> Bool in
       state.faults &+= 1
       state.latest = error
+      return recording && state.rate.admits(reason)
+    }
+    if logs {
+      events?.append(
+        .fault(source: name, iova: address, access: access, reason: words ?? "\(reason)"))
     }
     return error
   }
 
   private func access<Result>(
-    _ address: IOVA, _ access: Permissions,
+    _ address: IOVA, count: Int, _ access: Permissions,
     _ body: (Accessor) throws(IOMMUError) -> Result
   ) throws(BusError) -> Result {
-    guard let accessor else { throw fail(.translation, address, access) }
+    guard let accessor else { throw fail(.blocked, address, access) }
     do throws(IOMMUError) {
       return try body(accessor)
     } catch {
-      throw fail(error.errno == .badAddress ? .data : .translation, address, access)
+      guard accessor.addressSpace != nil else { throw fail(.blocked, address, access) }
+      let reached = accessor.reach(address, count: count, for: access)
+      let place = IOVA(address.rawValue &+ reached)
+      switch error.errno {
+      case .badAddress: throw fail(.memoryGone, place, access)
+      case .notPermitted: throw fail(.permission, place, access)
+      case .overflow: throw fail(.addressWidth, place, access)
+      case .noSuchFileOrDirectory: throw fail(.notPresent, place, access)
+      default: throw fail(.notPresent, place, access, words: error.reason)
+      }
     }
   }
 
   fileprivate func load(_ address: IOVA, count: Int) throws(BusError) -> [UInt8] {
     guard count > 0 else { return [] }
-    return try access(address, .read) { (accessor) throws(IOMMUError) in
+    return try access(address, count: count, .read) { (accessor) throws(IOMMUError) in
       try accessor.read(address, count: count)
     }
   }
 
   fileprivate func store(_ bytes: [UInt8], at address: IOVA) throws(BusError) {
     guard !bytes.isEmpty else { return }
-    try access(address, .write) { (accessor) throws(IOMMUError) in
+    try access(address, count: bytes.count, .write) { (accessor) throws(IOMMUError) in
       try accessor.write(bytes, to: address)
     }
   }

@@ -22,6 +22,33 @@ import Testing
     #expect(run.output.contains("both are closed and removed"))
   }
 
+  @Test(
+    "H2: --explain and --trace name the slice whose access failed, of every type",
+    arguments: ["pasid", "fixed", "software"])
+  func faultLines(type: String) throws {
+    let explained = try iommu(
+      "run", "--explain", "--machine", machine, "--", built("mdev-copy").path, "--quiet",
+      "--type", type)
+    let traced = try iommu(
+      "run", "--trace", "-", "--machine", machine, "--", built("mdev-copy").path, "--quiet",
+      "--type", type)
+    #expect(explained.status == 0 && traced.status == 0)
+    for (run, prefix) in [(explained, "iommu: DMA fault: "), (traced, "     DMA fault: ")] {
+      let lines = run.errors.split(separator: "\n").filter { $0.hasPrefix(prefix) }
+      let sources = lines.compactMap { line in
+        line.dropFirst(prefix.count).firstRange(of: " iova ").map {
+          String(line.dropFirst(prefix.count)[..<$0.lowerBound])
+        }
+      }
+      #expect(sources.count == 2 && Set(sources).count == 1, "\(run.errors)")
+      for source in sources {
+        let uuid = source.prefix(36)
+        #expect(UUID(uuidString: String(uuid)) != nil, "\(source)")
+        #expect(source.dropFirst(36) == (type == "software" ? "" : " (0000:e0:06.0)"))
+      }
+    }
+  }
+
   @Test("J2: a shell makes and removes mediated devices, and is told what is wrong")
   func shell() throws {
     let script = """
