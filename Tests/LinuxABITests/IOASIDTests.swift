@@ -281,7 +281,9 @@ import Testing
     #expect(unmap(99, 0).result == -ENOENT)
     #expect(
       rig.caller.ioctl(file, IOASID_FREE, at: 1 << 32 | UInt64(ioasid)) == -ENOENT)
-    for command in [IOASID_PAGE_FAULT_FD, IOASID_PAGE_RESPONSE, IOASID_BIND_PGTABLE] {
+    for command in [
+      IOASID_PAGE_FAULT_FD, IOASID_PAGE_RESPONSE, IOASID_BIND_PGTABLE, IOASID_UNBIND_PGTABLE,
+    ] {
       #expect(rig.caller.ioctl(file, command, at: 0) == -EOPNOTSUPP)
     }
     #expect(rig.caller.ioctl(file, 0x3b6f, at: 0) == -ENOTTY)

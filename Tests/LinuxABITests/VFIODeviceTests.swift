@@ -303,7 +303,13 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
     #expect(feature(VFIO_DEVICE_FEATURE_PROBE | 0x30000 | 1) == -ENOTTY)
     #expect(feature(0x8_0000) == -EINVAL)
     #expect(feature(VFIO_DEVICE_FEATURE_GET | 1, argsz: 7) == -EINVAL)
-    for command in [VFIO_DEVICE_IOEVENTFD, 0x3b64, 0x3bff, 0] {
+    // Every feature beyond the token: low power, migration, DMA logging, bus master, DMA-bufs.
+    for number in VFIO_DEVICE_FEATURE_MIGRATION...VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 {
+      for action in [
+        VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FEATURE_PROBE,
+      ] { #expect(feature(action | number, argsz: 64) == -ENOTTY) }
+    }
+    for command in [VFIO_DEVICE_IOEVENTFD, VFIO_MIG_GET_PRECOPY_INFO, 0x3b64, 0x3bff, 0] {
       #expect(rig.caller.ioctl(rig.file, command, at: 0x2000) == -ENOTTY)
     }
   }
