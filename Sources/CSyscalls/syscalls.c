@@ -206,17 +206,21 @@ static void *start_thread(void *argument) {
   start.body(start.argument);
   return NULL;
 }
-int csys_thread_start(void (*body)(void *), void *argument) {
+int csys_thread_start(void (*body)(void *), void *argument, size_t stack) {
   struct start *start = malloc(sizeof *start);
   if (!start) return -ENOMEM;
   *start = (struct start){body, argument};
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  if (stack) pthread_attr_setstacksize(&attributes, stack);
   pthread_t thread;
-  int error = pthread_create(&thread, NULL, start_thread, start);
+  int error = pthread_create(&thread, &attributes, start_thread, start);
+  pthread_attr_destroy(&attributes);
   if (error) {
     free(start);
     return -error;
   }
-  pthread_detach(thread);
   return 0;
 }
 
@@ -288,6 +292,14 @@ int csys_identity(int fd, struct csys_identity *out) {
   if (result < 0) return result;
   *out = (struct csys_identity){
       status.st_dev, status.st_ino, status.st_mode, (uint64_t)status.st_size};
+  return 0;
+}
+int csys_identity_known(int fd, struct csys_identity *out) {
+  struct statx status;
+  int result = statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status);
+  if (result < 0) return -errno;
+  *out = (struct csys_identity){
+      makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino, status.stx_mode, 0};
   return 0;
 }
 uint64_t csys_device_number(uint32_t major, uint32_t minor) { return makedev(major, minor); }

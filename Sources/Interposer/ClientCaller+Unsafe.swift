@@ -117,7 +117,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   func clientMemory() throws(IOMMUError) -> ClientMemory {
     guard let memory = server.tasks.memory(of: thread) else {
       throw IOMMUError(
-        .badAddress, "the program's memory cannot be opened; `iommu doctor` says why")
+        .noMemory, "the program's memory cannot be opened; `iommu doctor` says why")
     }
     return memory
   }
@@ -200,9 +200,32 @@ final class ClientCaller: Caller, @unchecked Sendable {
     let first = Int32(min(UInt64(server.window.first), limit))
     let end = Int32(min(UInt64(server.window.end), limit))
     let most = Int32(min(max(limit, UInt64(end)), 1 << 20))
-    return (first..<end).first(where: claim) ?? (0..<first).last(where: claim)
-      ?? (end..<max(most, end)).first(where: claim)
+    // In their order: the window's, those below, those above.
+    let inWindow = end - first
+    func free(in places: Range<Int32>) -> (place: Int32, number: Int32)? {
+      for place in places {
+        let number =
+          place < inWindow ? first + place : place < end ? end - 1 - place : place
+        if claim(number) { return (place, number) }
+      }
+      return nil
+    }
+    let process = processID
+    let closes = server.handles.closes
+    let hint = server.firstFree.withLock { $0[process] }
+    // What was in use is, as long as nothing was closed.
+    let start = hint.map { $0.closes == closes ? min($0.place, most) : 0 } ?? 0
+    guard let found = free(in: start..<max(most, end)) ?? free(in: 0..<start) else {
+      return nil
+    }
+    server.firstFree.withLock {
+      if $0.count >= Self.mostHints { $0.removeAll() }
+      $0[process] = (found.place + 1, closes)
+    }
+    return found.number
   }
+
+  private static let mostHints = 256
 
   /// Gives the program another number for a description of its own, in the window and not below
   /// `least`; nil where there is none.

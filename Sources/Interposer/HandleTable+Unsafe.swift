@@ -40,6 +40,7 @@ final class HandleTable: Sendable {
   private let hasSuspects = Atomic(false)
   private let hasPipes = Atomic(false)
   private let attributes = Atomic(0)
+  private let closesSeen = Atomic<UInt64>(0)
   private static let inModify: UInt32 = 0x2
   private static let inClose: UInt32 = 0x18
   private static let inOverflow: UInt32 = 0x4000
@@ -70,6 +71,9 @@ final class HandleTable: Sendable {
     interrupted.store(csys_thread(), ordering: .relaxed)
     return true
   }
+
+  /// Grows when one of our files was closed somewhere.
+  var closes: UInt64 { closesSeen.load(ordering: .relaxed) }
 
   /// Makes the host's file for one of ours.
   func add(_ file: any OpenFile) throws(IOMMUError) -> Handle {
@@ -177,6 +181,7 @@ final class HandleTable: Sendable {
       repairQueues()
     }
     let events = takeEvents()
+    if events || !abandoned.isEmpty { closesSeen.add(1, ordering: .relaxed) }
     guard events || needsAttention else { return abandoned }
     storeUnseen()
     let suspects = state.withLock { Array($0.suspects.values) }

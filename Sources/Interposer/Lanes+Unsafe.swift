@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How many threads serve. One does as a rule. While a call takes long (a map of very much memory,
-// or one that waits for such a map), another thread takes the calls of everybody else, and goes
-// again when it is not needed any more. Who looks after that sleeps while nobody calls.
+// or one that waits for such a map), others take the calls of everybody else, and go again when they
+// are not needed any more. Who sees the first such call sleeps while nobody calls; from then on a
+// thread that takes a call sees to it that another one waits for the next. A process whose calls
+// take very many threads has the rest of them put aside (`Shares`).
 
 import CSyscalls
+import IOMMU
 import Synchronization
 
 #if canImport(Glibc)
@@ -23,6 +26,9 @@ final class Lane {
   /// Reused between calls, for what passes through us.
   let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 65_536, alignment: 8)
 
+  /// The process whose share counts its call; nil where it is not counted. Its own thread's.
+  fileprivate(set) var process: Int32?
+
   init(isFirst: Bool) { self.isFirst = isFirst }
 
   deinit {
@@ -37,11 +43,19 @@ final class Lane {
 final class Lanes: @unchecked Sendable {
   // Unchecked: the pointer is to a semaphore, which is for all threads.
 
-  /// No more than so many calls may take long at once.
-  private static let most = 256
+  /// How many may be ready for the next call while another call takes long.
+  private static let spare = 2
+  /// Up to so many, nobody counts whose calls they do.
+  private static let free = 8
+  /// A lane's stack, in bytes.
+  private static let stack = 1 << 20
   /// How long nothing may have ended while all lanes are busy, in microseconds.
   private static let patience: UInt32 = 10_000
 
+  /// No more than so many calls may take long at once.
+  private let goal: Int
+  /// As `goal`, or how many there were when the system had no more threads.
+  private let most: Atomic<Int>
   private let count = Atomic(1)
   /// How many wait for a call.
   private let waiting = Atomic(0)
@@ -51,8 +65,16 @@ final class Lanes: @unchecked Sendable {
   private let isAsleep = Atomic(false)
   /// What wakes it; it takes no descriptor. There for good, as the lanes are.
   private let bell: UnsafeMutablePointer<sem_t>
+  private let shares = Guarded(Shares())
+  private let serve: @Sendable (Lanes) -> Void
 
-  init() {
+  /// - Parameters:
+  ///   - files: How many descriptors this process may have: a call takes some.
+  ///   - serve: What a further lane does.
+  init(files: UInt64, serve: @escaping @Sendable (Lanes) -> Void) {
+    goal = Int(min(4096, max(16, files / 8)))
+    most = Atomic(goal)
+    self.serve = serve
     // SAFETY: allocated for one, and initialized by `sem_init`, which cannot fail with these values.
     unsafe bell = .allocate(capacity: 1)
     unsafe sem_init(bell, 0, 0)
@@ -67,16 +89,56 @@ final class Lanes: @unchecked Sendable {
     if isAsleep.load(ordering: .sequentiallyConsistent) { wake() }
   }
 
+  /// What a lane does with the call that it took.
+  /// - Parameter notification: The call. Where the process has its share of lanes already, it is
+  ///   put aside until one of them is done.
+  /// - Returns: False where the call is put aside.
+  func admit(_ notification: csys_notif, _ lane: Lane, isAlive: (UInt64) -> Bool) -> Bool {
+    let lanes = count.load(ordering: .relaxed)
+    guard lanes > 1 else { return true }
+    // The next caller shall not wait for this call.
+    if waiting.load(ordering: .sequentiallyConsistent) == 0 { add() }
+    guard lanes > Self.free else { return true }
+    let thread = Int32(bitPattern: notification.pid)
+    // Callers that cannot be told apart share one share.
+    let process = Tasks.group(of: thread) ?? 0
+    let share = Shares.share(of: lanes, most: most.load(ordering: .relaxed))
+    guard shares.withLock({ $0.take(notification, of: process, share, isAlive) }) else {
+      return false
+    }
+    lane.process = process
+    return true
+  }
+
   /// A lane's call has been answered.
-  func end() { ended.add(1, ordering: .relaxed) }
+  /// - Returns: A call that was put aside, which is the lane's now.
+  func end(_ lane: Lane) -> csys_notif? {
+    ended.add(1, ordering: .relaxed)
+    guard let process = lane.process else { return nil }
+    if let next = shares.withLock({ $0.end(process) }) { return next }
+    lane.process = nil
+    return nil
+  }
 
   /// Whether a lane that has ended its call is one too many; it is gone then.
   func mayLeave(_ lane: Lane) -> Bool {
-    guard !lane.isFirst, waiting.load(ordering: .sequentiallyConsistent) > 0 else {
-      return false
-    }
+    let others = waiting.load(ordering: .sequentiallyConsistent)
+    // One that waits is enough where no call takes long.
+    guard !lane.isFirst, others > 0,
+      others >= Self.spare || others >= count.load(ordering: .relaxed) - 1
+    else { return false }
     leave()
     return true
+  }
+
+  /// Starts another lane, where there may be one.
+  private func add() {
+    guard
+      count.add(1, ordering: .relaxed).newValue <= most.load(ordering: .relaxed)
+    else { return leave() }
+    guard !System.startThread(stack: Self.stack, { self.serve(self) }) else { return }
+    leave()
+    most.store(max(2, count.load(ordering: .relaxed)), ordering: .relaxed)
   }
 
   /// A lane ends.
@@ -90,8 +152,7 @@ final class Lanes: @unchecked Sendable {
   }
 
   /// Watches for ever.
-  /// - Parameter addLane: Starts another lane; false where that fails.
-  func watch(_ addLane: () -> Bool) {
+  func watch() {
     var before: UInt64?
     while true {
       usleep(Self.patience)
@@ -102,10 +163,11 @@ final class Lanes: @unchecked Sendable {
         continue
       }
       if isWaiting {
+        // There may be threads again.
+        if count.load(ordering: .relaxed) == 1 { most.store(goal, ordering: .relaxed) }
         sleep()
-      } else if count.load(ordering: .relaxed) < Self.most {
-        count.add(1, ordering: .relaxed)
-        if !addLane() { leave() }
+      } else {
+        add()
       }
       before = nil
     }

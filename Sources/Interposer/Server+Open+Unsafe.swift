@@ -42,17 +42,29 @@ extension Server {
       return (nil, answer)
     }
     // The kernel gives the right answers to these, on the placeholder.
-    guard flags & (System.pathOnly | O_DIRECTORY) == 0,
-      flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL,
-      let place = resolve(request, path, of: caller),
-      isValid(call.id)
-    else {
+    let isPlain =
+      flags & (System.pathOnly | O_DIRECTORY) == 0
+      && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL
+    let found: NodeTable.Place?
+    do throws(IOMMUError) {
+      found = isPlain ? try resolve(request, path, of: caller) : nil
+    } catch {
+      return (nil, .failure(error))
+    }
+    guard let place = found, isValid(call.id) else {
       if path.starts(with: Array("/dev/vfio/noiommu-".utf8)) {
         reporter.say(
           "no-IOMMU mode is not offered: \(String(decoding: path, as: UTF8.self)) does not exist; "
             + "use /dev/vfio/devices/vfioN or /dev/vfio/N, whose DMA is translated")
       }
-      return (nil, refusal(request, path, of: caller).map { .failure($0) } ?? .goOn)
+      do throws(IOMMUError) {
+        return (nil, try refusal(request, path, of: caller).map { .failure($0) } ?? .goOn)
+      } catch  where error.errno == .tooManyOpenFilesInSystem {
+        // The kernel refuses what is to be refused here, with another errno.
+        return (nil, .goOn)
+      } catch {
+        return (nil, .failure(error))
+      }
     }
     return open(place.path, flags: flags, caller) { () throws(IOMMUError) in
       switch place {
@@ -95,18 +107,12 @@ extension Server {
       return Request(
         directory: Int32(truncatingIfNeeded: call[0]), path: call[1], flags: call[2])
     default:
-      guard call[3] >= 24 else { return nil }
-      var how = [UInt64](repeating: 0, count: 3)
-      do throws(IOMMUError) {
-        try unsafe how.withUnsafeMutableBufferPointer { (how) throws(IOMMUError) in
-          try unsafe caller.copyIn(from: call[2], into: UnsafeMutableRawBufferPointer(how))
-        }
-      } catch {
+      guard let how = OpenHow(at: call[2], size: call[3], caller), how.isValid else {
         return nil
       }
       return Request(
-        directory: Int32(truncatingIfNeeded: call[0]), path: call[1], flags: how[0],
-        resolve: how[2])
+        directory: Int32(truncatingIfNeeded: call[0]), path: call[1], flags: how.flags,
+        resolve: how.resolve)
     }
   }
 
@@ -130,49 +136,37 @@ extension Server {
   }
 
   /// The node that a path leads to, as the caller's own file system has it.
+  /// - Throws: Where that cannot be found out; on the placeholder the caller would go wrong.
   func resolve(
     _ request: Request, _ path: [UInt8], of caller: ClientCaller
-  ) -> NodeTable.Place? {
+  ) throws(IOMMUError) -> NodeTable.Place? {
     let text = String(decoding: path, as: UTF8.self)
     if let place = MagicPlace(text, of: caller) {
-      return node(at: place, request, of: caller.thread)
+      return try node(at: place, request, of: caller.thread)
     }
     let thread = caller.thread
     // A path with a name of ours, or one that leads to a node from where the program began:
     // from the caller's own root, which may be another.
-    if nodes.isCandidate(path) || leadsToNode(request, text, of: thread) {
-      return exactNode(request, text, of: thread)
+    if !nodes.isCandidate(path) {
+      guard try leadsToNode(request, text, of: thread) else { return nil }
     }
-    return nil
+    return try exactNode(request, text, of: thread)
   }
-
-  /// `RESOLVE_IN_ROOT`; `RESOLVE_BENEATH` is 8.
-  static let inRoot: UInt64 = 0x10
 
   private func look(
     from base: Int32, _ path: String, _ request: Request, _ resolve: UInt64
-  ) -> NodeTable.Place? {
-    let found = lookUp(from: base, path, flags: request.flags, resolve)
+  ) throws(IOMMUError) -> NodeTable.Place? {
+    let found = try lookUp(from: base, path, flags: request.flags, resolve)
     guard found >= 0 else { return nil }
     defer { close(found) }
     return nodes.place(found)
   }
 
-  /// Opens a place as it is, following links unless `flags` has `O_NOFOLLOW`; a negative errno
-  /// where that cannot be done soon.
-  func lookUp(from base: Int32, _ path: String, flags: UInt64, _ resolve: UInt64) -> Int32 {
-    let flags = UInt64(O_CLOEXEC | System.pathOnly) | flags & UInt64(O_NOFOLLOW)
-    // EAGAIN also where a mount or a rename anywhere crossed the lookup.
-    for _ in 0..<4 {
-      let found = unsafe csys_look_up(base, path, flags, resolve, 100)
-      if found != -EAGAIN { return found }
-    }
-    return -EAGAIN
-  }
-
   /// Whether a path leads to a node, through links of any name. Cheap, and blind to a caller
   /// that has changed its root.
-  private func leadsToNode(_ request: Request, _ text: String, of thread: Int32) -> Bool {
+  private func leadsToNode(
+    _ request: Request, _ text: String, of thread: Int32
+  ) throws(IOMMUError) -> Bool {
     // Nothing there is a link to a node.
     if text.hasPrefix("/proc/") || text.hasPrefix("/sys/") { return false }
     // Beneath or in another root: no shorter way.
@@ -183,7 +177,13 @@ extension Server {
       else { return false }
       whole = place + "/" + text
     }
-    return look(from: nodes.root.number, whole, request, request.resolve | Self.inRoot) != nil
+    do throws(IOMMUError) {
+      return try look(from: nodes.root.number, whole, request, request.resolve | Self.inRoot)
+        != nil
+    } catch  where error.errno == .tooManyOpenFilesInSystem {
+      // It would be an odd name for a node: others shall not suffer from our want.
+      return false
+    }
   }
 
   func directory(_ request: Request, of thread: Int32) -> String {
@@ -193,41 +193,48 @@ extension Server {
 
   private func exactNode(
     _ request: Request, _ text: String, of thread: Int32
-  ) -> NodeTable.Place? {
-    func look(_ directory: String, _ path: String, _ resolve: UInt64) -> NodeTable.Place? {
-      let base = System.open(directory, System.pathOnly)
+  ) throws(IOMMUError) -> NodeTable.Place? {
+    func look(
+      _ directory: String, _ path: String, _ resolve: UInt64
+    ) throws(IOMMUError) -> NodeTable.Place? {
+      let base = try openPlace(directory)
       guard base >= 0 else { return nil }
       defer { close(base) }
-      return self.look(from: base, path, request, resolve)
+      return try self.look(from: base, path, request, resolve)
     }
     let root = "/proc/\(thread)/root"
     if text.hasPrefix("/"), request.resolve & 0x18 == 0 {
-      return look(root, text, request.resolve | Self.inRoot)
+      return try look(root, text, request.resolve | Self.inRoot)
     }
     let base = directory(request, of: thread)
-    if let node = look(base, text, request.resolve) { return node }
+    if let node = try look(base, text, request.resolve) { return node }
     // A symbolic link on the way may be absolute.
     guard request.resolve & 0x18 == 0, let place = System.readLink(base), place.hasPrefix("/")
     else { return nil }
-    return look(root, place + "/" + text, request.resolve | Self.inRoot)
+    return try look(root, place + "/" + text, request.resolve | Self.inRoot)
   }
 
   private func node(
     at place: MagicPlace, _ request: Request, of thread: Int32
-  ) -> NodeTable.Place? {
+  ) throws(IOMMUError) -> NodeTable.Place? {
     // `RESOLVE_NO_MAGICLINKS`, `_BENEATH` and `_IN_ROOT` forbid such a path or mean another.
     guard request.resolve & 0x1A == 0 else { return nil }
     if place.rest.isEmpty {
       guard request.flags & UInt64(O_NOFOLLOW) == 0 else { return nil }
-      let found = System.open(place.base, System.pathOnly)
-      guard found >= 0 else { return nil }
-      defer { close(found) }
-      return nodes.place(found)
+      return try node(opened: place.base)
     }
     guard let start = System.readLink(place.base), start.hasPrefix("/") else { return nil }
     // What `root` names is the caller's root: where its paths begin.
     let path = place.isRoot ? place.rest : start + "/" + place.rest
-    return exactNode(request, "/" + path, of: thread)
+    return try exactNode(request, "/" + path, of: thread)
+  }
+
+  /// What a descriptor of the caller is.
+  func node(opened link: String) throws(IOMMUError) -> NodeTable.Place? {
+    let found = try openPlace(link)
+    guard found >= 0 else { return nil }
+    defer { close(found) }
+    return nodes.place(found)
   }
 }
 

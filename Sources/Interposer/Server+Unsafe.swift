@@ -32,9 +32,13 @@ final class Server: Sendable {
   let owners = Guarded(MemoryOwners())
   /// Descriptor numbers that callers were promised and do not have yet.
   let promised = Guarded(Set<Int32>())
+  /// Where to begin to look for a free descriptor number of a process, as long as so many closes
+  /// were seen.
+  let firstFree = Guarded([Int32: (place: Int32, closes: UInt64)]())
   /// Held while a file gets its first description.
   let installing = Guarded(())
-  private let lanes = Lanes()
+  /// How many descriptors this process may have.
+  private let files: UInt64
 
   init(
     listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
@@ -42,7 +46,8 @@ final class Server: Sendable {
   ) {
     self.listener = listener
     self.handles = handles
-    tasks = TaskTable(Tasks(files: csys_open_limit(0, 0), handles: handles))
+    files = csys_open_limit(0, 0)
+    tasks = TaskTable(Tasks(files: files, handles: handles))
     self.window = window
     self.nodes = nodes
     self.reporter = reporter
@@ -53,15 +58,12 @@ final class Server: Sendable {
   /// Serves until no program is left.
   func serve() {
     Interruption.ask { csys_serving_is_over() != 0 }
-    _ = System.startThread {
-      self.lanes.watch {
-        System.startThread { self.serve(Lane(isFirst: false)) }
-      }
-    }
-    serve(Lane(isFirst: true))
+    let lanes = Lanes(files: files, serve: { self.serve(Lane(isFirst: false), $0) })
+    _ = System.startThread { lanes.watch() }
+    serve(Lane(isFirst: true), lanes)
   }
 
-  private func serve(_ lane: Lane) {
+  private func serve(_ lane: Lane, _ lanes: Lanes) {
     var notification = csys_notif()
     // A close anywhere interrupts the first lane before the closer goes on: the calls of programs
     // that close nothing need not look.
@@ -80,10 +82,14 @@ final class Server: Sendable {
         }
         return
       }
-      // A close that came before this call takes effect before it.
-      if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
-      serve(notification, lane)
-      lanes.end()
+      guard lanes.admit(notification, lane, isAlive: isValid) else { continue }
+      var next: csys_notif? = notification
+      while let call = next {
+        // A close that came before this call takes effect before it.
+        if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
+        serve(call, lane)
+        next = lanes.end(lane)
+      }
       if lanes.mayLeave(lane) { return }
     }
   }
@@ -159,7 +165,17 @@ final class Server: Sendable {
     let isOutput = isOrdinaryOutput(call)
     if isOutput, !handles.hasAttributes { return (nil, .goOn) }
     let number = Int32(truncatingIfNeeded: call[call.number == CSYS_NR_mmap ? 4 : 0])
-    guard let copy = tasks.copy(descriptor: number, of: call.thread),
+    let copied = tasks.copy(descriptor: number, of: call.thread)
+    // An `ioctl` that comes by here is most likely one of ours.
+    if copied == nil, call.number == CSYS_NR_ioctl {
+      do throws(IOMMUError) {
+        let probe = try openPlace("/")
+        close(probe)
+      } catch {
+        return (nil, .failure(error))
+      }
+    }
+    guard let copy = copied,
       let identity = System.identity(copy.number),
       let handle = handles.handle(FileKey(identity)), !isOutput || handle.attribute != nil
     else { return (nil, .goOn) }

@@ -23,17 +23,17 @@ extension Server {
   /// write; both are `EACCES`, for root too.
   func refusal(
     _ request: Request, _ path: [UInt8], of caller: ClientCaller
-  ) -> IOMMUError? {
+  ) throws(IOMMUError) -> IOMMUError? {
     let flags = Int32(truncatingIfNeeded: request.flags)
     guard flags & (O_ACCMODE | O_CREAT | O_TRUNC) != 0,
       flags & (System.pathOnly | O_DIRECTORY) == 0, request.resolve & 0x18 == 0,
       let place = absolute(String(decoding: path, as: UTF8.self), request, of: caller)
     else { return nil }
-    let root = System.open("/proc/\(caller.thread)/root", System.pathOnly)
+    let root = try openPlace("/proc/\(caller.thread)/root")
     guard root >= 0 else { return nil }
     defer { close(root) }
     let resolve = request.resolve | Self.inRoot
-    let file = lookUp(from: root, place, flags: request.flags, resolve)
+    let file = try lookUp(from: root, place, flags: request.flags, resolve)
     if file >= 0 {
       defer { close(file) }
       guard flags & (O_ACCMODE | O_TRUNC) != 0,
@@ -45,7 +45,7 @@ extension Server {
         .permissionDenied, "\(place): it shows something and takes no commands")
     }
     guard file == -ENOENT, flags & O_CREAT != 0,
-      let directory = makes(place, from: root, resolve), isValid(caller.id)
+      let directory = try makes(place, from: root, resolve), isValid(caller.id)
     else { return nil }
     return IOMMUError(
       .permissionDenied,
@@ -54,13 +54,15 @@ extension Server {
 
   /// Whether an open of a path that is not there would make it in a file system of ours that
   /// programs cannot write: which one.
-  private func makes(_ path: String, from root: Int32, _ resolve: UInt64) -> String? {
+  private func makes(
+    _ path: String, from root: Int32, _ resolve: UInt64
+  ) throws(IOMMUError) -> String? {
     guard let slash = path.lastIndex(of: "/"), !path.hasSuffix("/") else { return nil }
     // What is a link makes something elsewhere.
-    let link = lookUp(from: root, path, flags: UInt64(O_NOFOLLOW), resolve)
+    let link = try lookUp(from: root, path, flags: UInt64(O_NOFOLLOW), resolve)
     if link >= 0 { close(link) }
     guard link == -ENOENT else { return nil }
-    let parent = lookUp(from: root, String(path[...slash]), flags: 0, resolve)
+    let parent = try lookUp(from: root, String(path[...slash]), flags: 0, resolve)
     guard parent >= 0 else { return nil }
     defer { close(parent) }
     guard nodes.isReadOnly(parent) else { return nil }
@@ -91,13 +93,23 @@ extension Server {
       directory: isPlain ? AT_FDCWD : Int32(truncatingIfNeeded: call[0]),
       path: call[isPlain ? 0 : 1], flags: 0)
     // AT_SYMLINK_NOFOLLOW; the plain faccessat has no flags.
-    if call.number == CSYS_NR_faccessat2, call[3] & 0x100 != 0 {
-      request.flags = UInt64(O_NOFOLLOW)
-    }
+    let flags = call.number == CSYS_NR_faccessat2 ? UInt32(truncatingIfNeeded: call[3]) : 0
+    if flags & 0x100 != 0 { request.flags = UInt64(O_NOFOLLOW) }
     let mode = call[isPlain ? 1 : 2]
-    guard mode & ~7 == 0, let path = string(at: request.path, of: call, caller),
-      case .attribute(let attribute)? = resolve(request, path, of: caller), isValid(call.id)
+    // AT_EACCESS is 0x200, AT_EMPTY_PATH 0x1000.
+    guard mode & ~7 == 0, flags & ~0x1300 == 0,
+      let path = string(at: request.path, of: call, caller)
     else { return .goOn }
+    let place: NodeTable.Place?
+    do throws(IOMMUError) {
+      place =
+        path.isEmpty && flags & 0x1000 != 0
+        ? try node(opened: directory(request, of: caller.thread))
+        : try resolve(request, path, of: caller)
+    } catch {
+      return .failure(error)
+    }
+    guard case .attribute(let attribute)? = place, isValid(call.id) else { return .goOn }
     let bits = attribute.permissions(of: caller.userID)
     // Root is let through as by the kernel, though an open will be refused.
     let isRoot = caller.userID == 0 && geteuid() == 0

@@ -199,7 +199,10 @@ enum System {
   }
 
   /// Starts a detached thread; false where the system has none to give.
-  static func startThread(_ body: @escaping @Sendable () -> Void) -> Bool {
+  /// - Parameter stack: Its size in bytes; 0 is the system's.
+  static func startThread(
+    stack: Int = 0, _ body: @escaping @Sendable () -> Void
+  ) -> Bool {
     final class Box: Sendable {
       let body: @Sendable () -> Void
       init(_ body: @escaping @Sendable () -> Void) { self.body = body }
@@ -209,7 +212,7 @@ enum System {
       { argument in
         // SAFETY: the argument is the box that was retained for this thread.
         unsafe Unmanaged<Box>.fromOpaque(argument!).takeRetainedValue().body()
-      }, box.toOpaque())
+      }, box.toOpaque(), stack)
     if result < 0 { unsafe box.release() }
     return result == 0
   }

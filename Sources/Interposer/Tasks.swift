@@ -75,7 +75,8 @@ struct Tasks: Sendable {
     return task
   }
 
-  private static func group(of thread: Int32) -> Int32? {
+  /// The process of a thread; nil where it is gone.
+  static func group(of thread: Int32) -> Int32? {
     guard let status = System.contents("/proc/\(thread)/status") else { return nil }
     let text = String(decoding: status, as: UTF8.self)
     for line in text.split(separator: "\n") where line.hasPrefix("Tgid:") {

@@ -23,6 +23,20 @@ struct InterposerTests {
   }
 
   @Test(
+    "A2: an open finds our files while directories are renamed, and a wrong one fails as Linux's",
+    arguments: ["renames", "wrong-opens"], User.allCases)
+  func opens(_ name: String, _ user: User) {
+    let outcome = Programs.client([name], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("A program with hundreds of calls that wait harms nobody else")
+  func crowds() {
+    let outcome = Programs.client(["crowds"])
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test(
     "H1: a queue's descriptor polls, reads and writes as Linux's, whoever has it",
     arguments: [
       "queue-polls", "queue-reads", "queue-writes", "queue-copies", "queue-closes",

@@ -74,7 +74,8 @@ int csys_pidfd_real_user(int pidfd, uint32_t *user);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
 int csys_unshare(int flags);
-int csys_thread_start(void (*body)(void *), void *argument);
+// stack: Its size in bytes; 0 is the system's.
+int csys_thread_start(void (*body)(void *), void *argument, size_t stack);
 
 // A wait status, taken apart.
 struct csys_wait {
@@ -97,10 +98,6 @@ int csys_open(const char *path, int flags, uint32_t mode);
 int csys_openat(int dirfd, const char *path, int flags);
 // openat2(2): how is {flags, mode, resolve}.
 int csys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
-// openat2 that gives up with -EAGAIN after so many milliseconds; used by one thread. `directory`
-// stays open.
-int csys_look_up(
-    int directory, const char *path, uint64_t flags, uint64_t resolve, int milliseconds);
 int csys_close_range(uint32_t first, uint32_t last);
 int csys_mount(
     const char *source, const char *target, const char *type, unsigned long flags,
