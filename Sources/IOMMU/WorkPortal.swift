@@ -71,7 +71,8 @@ extension WorkPortal {
         throw IOMMUError(
           .notPermitted,
           "the work portal of \(device.name) is closed: no VM translates its PASIDs; give its "
-            + "file to one (KVM_DEV_VFIO_FILE_ADD)")
+            + "file to one (KVM_DEV_VFIO_FILE_ADD) that KVM_CREATE_VM made on this machine's "
+            + "/dev/kvm (virtual-machines: true)")
       }
       let translated = try machine.translate(virtual, for: device)
       guard device.pasids.virtual(of: translated) == virtual else {

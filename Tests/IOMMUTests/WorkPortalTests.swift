@@ -161,6 +161,7 @@ private final class TestPortal: WorkPortal {
     let holder = try bind(slice, at: 5, 6)
     let closed = failure { _ = try portal.enqueue(command(5), from: nil) }
     #expect(closed?.errno == .notPermitted && closed?.reason.contains("closed") == true)
+    #expect(closed?.reason.contains("virtual-machines: true") == true, "where VMs come from")
     #expect(errno { _ = try vm.enqueue(command(5), to: portal) } == .notPermitted)
     try vm.add(slice)
     try vm.map(pasid(5), to: ioas, of: context)
