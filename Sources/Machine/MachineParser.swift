@@ -99,12 +99,20 @@ struct MachineParser {
           "name", "kind", "levels", "address-width", "pasid-bits", "page-requests",
           "snoop-control", "dirty-tracking",
         ],
-        required: ["name", "kind"]),
-      let name = fields["name"].flatMap(fileName),
+        required: ["name", "kind"])
+    else {
+      reader.faultyIOMMUs.insert("")
+      return nil
+    }
+    let name = fields["name"].flatMap(fileName)
+    guard let name,
       let kind = fields["kind"].flatMap({
         reader.choice($0, "a kind of IOMMU", of: IOMMUDescription.Kind.self)
       })
-    else { return nil }
+    else {
+      reader.faultyIOMMUs.insert(name ?? "")
+      return nil
+    }
     let size = tableSize(kind, levels: fields["levels"], width: fields["address-width"])
     let pasidBits = fields["pasid-bits"].flatMap {
       reader.number($0, "a width in bits", in: 0...20)
@@ -257,20 +265,21 @@ struct MachineParser {
   func iommu(
     of fields: MachineReader.Fields, iommus: [IOMMUDescription]
   ) -> String? {
-    let names = iommus.map(\.name)
+    let faulty = reader.faultyIOMMUs
+    let names = iommus.map(\.name) + faulty.subtracting([""]).sorted()
     guard let node = fields["iommu"] else {
       if names.count > 1 {
         reader.report(
           fields.node,
           "found a device without 'iommu', expected one of \(names.joined(separator: ", "))")
       }
-      return names.first
+      return iommus.first?.name
     }
     let expected = "the name of an IOMMU: \(names.joined(separator: ", "))"
     guard let word = reader.word(node, expected: expected) else { return nil }
     if names.contains(word) { return word }
     // Where the IOMMUs themselves are wrong, their errors say it all.
-    if !names.isEmpty {
+    if !iommus.isEmpty, !faulty.contains("") {
       reader.report(node, reader.unknown(word, expected: expected, of: names))
     }
     return nil

@@ -9,6 +9,9 @@ import Yams
 final class MachineReader {
   let text: MachineText
   private(set) var problems: [MachineFileError.Problem] = []
+  /// IOMMUs that the file has and describes wrongly, by name; "" where that is wrong too. What
+  /// names them is no mistake.
+  var faultyIOMMUs: Set<String> = []
 
   init(text: MachineText) { self.text = text }
 

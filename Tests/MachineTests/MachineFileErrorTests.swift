@@ -176,6 +176,31 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
     #expect(problem.message.contains("second IOMMU named 'a'"))
   }
 
+  @Test(
+    "an IOMMU that is described wrongly is there all the same: nobody who names it is blamed",
+    arguments: [
+      ("{name: d0, kind: itnel}", ""), ("{name: d0, kind: intel, levles: 4}", ""),
+      ("{nmae: d0, kind: intel}", ""), ("{name: d0, kind: itnel}", "d2"),
+    ])
+  func faultyIOMMU(described: String, other: String) throws {
+    let text = """
+      iommus: [\(described), {name: d1, kind: intel}]
+      bridges: [{address: "00:1c.0", bus: 1, iommu: d0}]
+      devices:
+        - {model: copy-engine, address: "01:00.0", iommu: d0}
+        - {model: copy-engine, address: "e0:04.0", iommu: d1}
+        - {model: copy-engine, address: "e0:05.0", iommu: \(other.isEmpty ? "d0" : other)}
+
+      """
+    let error = #expect(throws: MachineFileError.self) { try machine(text) }
+    let problems = error?.problems ?? []
+    #expect(
+      problems.allSatisfy { $0.line == 1 || $0.line == 6 && !other.isEmpty }, "\(problems)")
+    // A name that is nobody's is still one, among all that there are.
+    let words = problems.last?.message ?? ""
+    #expect(words.contains("the name of an IOMMU: d1, d0") == !other.isEmpty, "\(words)")
+  }
+
   @Test("all problems are reported at once, in file order") func allAtOnce() throws {
     let text = small.replacing("intel", with: "itnel").replacing("copy-engine", with: "gpu")
       .replacing("group: 0", with: "group: x")
