@@ -156,13 +156,22 @@ public final class MemoryAccount: Sendable {
       else {
         throw IOMMUError(
           .noMemory,
-          "pinning \(hex(byteCount)) bytes more passes RLIMIT_MEMLOCK, \(hex(most)) bytes: the "
-            + "\(mode == .user ? "user" : "process") has \(hex(counted.byteCount)) pinned; raise the limit (ulimit -l), unmap "
-            + "memory, or give the program CAP_IPC_LOCK")
+          mode == .user
+            ? "pinning \(kibibytes(byteCount)) more passes RLIMIT_MEMLOCK, \(kibibytes(most)): the "
+              + "user has \(kibibytes(counted.byteCount)) pinned; \(remedy)"
+            : "locking \(kibibytes(byteCount)) more passes RLIMIT_MEMLOCK, \(kibibytes(most)): the "
+              + "process has \(kibibytes(counted.byteCount)) locked; \(remedy)")
       }
     }
     if countsAsPinned { process.pinned.add(byteCount) }
   }
+
+  private var remedy: String {
+    "raise the limit (ulimit -l), unmap memory, or give the program CAP_IPC_LOCK"
+  }
+
+  /// As `ulimit -l` counts.
+  private func kibibytes(_ byteCount: UInt64) -> String { "\(byteCount >> 10) KiB" }
 
   /// Takes back what `charge` added.
   func uncharge(_ byteCount: UInt64) {
