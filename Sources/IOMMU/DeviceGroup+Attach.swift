@@ -228,10 +228,17 @@ extension DeviceGroup {
     let allows = table.attributes.contains(.pasid)
     if let pasid = slot.pasid {
       guard allows else {
+        for device in state.devices(of: slot.subgroup) {
+          try device.pasids.checkPossible(pasid, on: device.physical)
+        }
         throw IOMMUError(
           .invalidArgument,
-          "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made without "
-            + "IOMMU_HWPT_ALLOC_PASID")
+          table.isAutomatic
+            ? "the page table that an attach to IOAS \(table.addressSpace.id) makes takes no "
+              + "PASID; attach PASID \(pasid.rawValue), and what the device does without one, to "
+              + "tables made from the IOAS by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID"
+            : "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made "
+              + "without IOMMU_HWPT_ALLOC_PASID")
       }
       if let main = state.attachments[Slot(subgroup: slot.subgroup, pasid: nil)],
         !main.table.attributes.contains(.pasid)
@@ -240,9 +247,13 @@ extension DeviceGroup {
         let isOwn = main.devices.contains { $0.owner == owner }
         throw IOMMUError(
           .invalidArgument,
-          (isOwn ? "HWPT \(main.table.id)" : "the page table")
-            + ", which IOMMU group \(id) uses without a PASID, was made without "
-            + "IOMMU_HWPT_ALLOC_PASID, so its devices cannot use PASIDs")
+          isOwn && main.table.isAutomatic
+            ? "IOMMU group \(id) is attached to IOAS \(main.table.addressSpace.id) without a PASID, "
+              + "by a page table that does not allow PASIDs beside it; attach that to a table made "
+              + "from the IOAS by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID first"
+            : (isOwn ? "HWPT \(main.table.id)" : "the page table")
+              + ", which IOMMU group \(id) uses without a PASID, was made without "
+              + "IOMMU_HWPT_ALLOC_PASID, so its devices cannot use PASIDs")
       }
     } else if !allows,
       state.attachments.keys.contains(where: { $0.subgroup == slot.subgroup && $0.pasid != nil }
@@ -250,8 +261,12 @@ extension DeviceGroup {
     {
       throw IOMMUError(
         .invalidArgument,
-        "HWPT \(table.id) was made without IOMMU_HWPT_ALLOC_PASID; IOMMU group \(id) uses PASIDs"
-      )
+        table.isAutomatic
+          ? "IOMMU group \(id) uses PASIDs, which the page table that an attach to IOAS "
+            + "\(table.addressSpace.id) makes does not allow; attach to a table made from the IOAS "
+            + "by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID"
+          : "HWPT \(table.id) was made without IOMMU_HWPT_ALLOC_PASID; IOMMU group \(id) uses "
+            + "PASIDs")
     }
   }
 

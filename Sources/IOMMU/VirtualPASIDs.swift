@@ -50,7 +50,9 @@ public final class VirtualPASIDs: Sendable {
   func assign(
     _ virtual: PASID, on device: PhysicalDevice, owner: ObjectIdentifier
   ) throws(IOMMUError) {
-    guard let allocation = kind.allocation else { throw refusal(of: virtual) }
+    guard let allocation = kind.allocation else {
+      throw refusal(of: virtual, on: device)
+    }
     let assignment: Assignment
     switch allocation {
     case .identity:
@@ -84,12 +86,23 @@ public final class VirtualPASIDs: Sendable {
     }
   }
 
-  private func refusal(of virtual: PASID) -> IOMMUError {
+  /// Refuses a PASID on a device that takes none whatever its page table is, before the table is
+  /// blamed.
+  /// - Throws: `EINVAL`, as for the table: a device whose whole PASID table is the user's passes.
+  func checkPossible(_ virtual: PASID, on device: PhysicalDevice) throws(IOMMUError) {
+    guard kind.allocation == nil, kind != .physicalDelegated else { return }
+    throw refusal(of: virtual, on: device)
+  }
+
+  private func refusal(of virtual: PASID, on device: PhysicalDevice) -> IOMMUError {
     guard kind == .physicalDelegated else {
+      let why =
+        device.capabilities.pasidBits == 0
+        ? "; \(device.driver.name), its IOMMU, has no PASIDs (the machine file's pasid-bits)"
+        : ""
       return IOMMUError(
         .invalidArgument,
-        "\(name) is \(kind); it has one address space and cannot be attached with PASID "
-          + "\(virtual.rawValue)")
+        "\(name) is \(kind), so it cannot be attached with PASID \(virtual.rawValue)\(why)")
     }
     return IOMMUError(
       .operationNotSupported,
