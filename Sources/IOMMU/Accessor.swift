@@ -4,6 +4,7 @@
 // pins by IOVA (Linux: `struct iommufd_access`; MODEL D2, kind 3).
 
 import PageTables
+import Synchronization
 import SystemPackage
 
 /// A software device's way into one address space of a context. Thread-safe.
@@ -22,11 +23,21 @@ public final class Accessor: Sendable {
   private let record: Record
 
   /// What stands for it in the context's table: in use for as long as the accessor is open.
-  private final class Record: ForeignObject {
+  final class Record: ForeignObject {
     let id: ObjectID
     let kind = "an accessor"
+    /// The address space that the accessor is on; 0 for none. For sentences.
+    private let spaceID = Atomic<UInt32>(0)
 
     init(id: ObjectID) { self.id = id }
+
+    fileprivate(set) var space: ObjectID? {
+      get {
+        let id = spaceID.load(ordering: .relaxed)
+        return id == 0 ? nil : ObjectID(id)
+      }
+      set { spaceID.store(newValue?.rawValue ?? 0, ordering: .relaxed) }
+    }
 
     func destroy() {}
   }
@@ -96,6 +107,7 @@ public final class Accessor: Sendable {
         context.addUser(of: space.id)
         leave(&state)
         state.space = space
+        record.space = space.id
       }
     }
   }
@@ -110,6 +122,7 @@ public final class Accessor: Sendable {
     space.removeAccessor(ObjectIdentifier(self), pinsMemory: pinsMemory)
     context.dropUser(of: space.id)
     state.space = nil
+    record.space = nil
   }
 
   /// Ends the accessor and all of its pins, as its last reference does. Calling it again does

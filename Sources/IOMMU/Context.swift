@@ -124,21 +124,23 @@ public final class Context: Sendable {
   }
 
   /// Removes an unused object from the table.
+  ///
+  /// The caller holds `configuration`.
   private func takeOut(_ id: ObjectID) throws(IOMMUError) -> ContextObject {
-    try objects.withLock { (objects) throws(IOMMUError) in
+    let (object, users) = try objects.withLock {
+      (objects) throws(IOMMUError) -> (ContextObject, Int) in
       guard let object = objects.table[id] else {
         throw IOMMUError(.noSuchFileOrDirectory, "this context has no object \(id)")
       }
       let users = objects.table.users(of: id)
-      guard users == 0 else {
-        throw IOMMUError(
-          .resourceBusy,
-          "object \(id), \(object.kind), is in use by \(users) other\(users == 1 ? "" : "s")")
+      if users == 0 {
+        objects.table.remove(id)
+        if objects.compatibilityIOAS == id { objects.compatibilityIOAS = nil }
       }
-      objects.table.remove(id)
-      if objects.compatibilityIOAS == id { objects.compatibilityIOAS = nil }
-      return object
+      return (object, users)
     }
+    guard users == 0 else { throw inUse(id, object, users: users) }
+    return object
   }
 
   /// Frees what an object held. Its id is gone already.

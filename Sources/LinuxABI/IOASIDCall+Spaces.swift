@@ -62,7 +62,14 @@ extension IOASIDCall {
   func free() throws(IOMMUError) {
     let ioasid = try ioasid(argument)
     if context.process(of: ioasid) == nil { try context.requireAddressSpace(ioasid) }
-    try context.destroy(ioasid)
+    do throws(IOMMUError) {
+      try context.destroy(ioasid)
+    } catch {
+      guard error.errno == .resourceBusy else { throw error }
+      throw IOMMUError(
+        .resourceBusy,
+        "ioasid \(ioasid) is in use by \(context.users(of: ioasid, spacesCalled: "ioasid"))")
+    }
   }
 
   /// The argument itself.

@@ -105,7 +105,7 @@ import Testing
   // MARK: The ways that work
 
   @Test("K1: bind with a cookie, allocate, attach, map, unmap, detach, free")
-  func life() {
+  func life() throws {
     #expect(bind() == 0)
     let ioasid = alloc()
     #expect(ioasid > 0)
@@ -114,6 +114,12 @@ import Testing
     #expect(word(0x5000) == nil, "A3: bound, and reaches nothing")
     #expect(attach(ioasid) == 0 && word(0x5000) == 0x1234)
     #expect(free(ioasid) == -EBUSY)
+    let busy = #expect(throws: IOMMUError.self) {
+      try file.ioctl(IOASID_FREE, argument: UInt64(ioasid), by: rig.caller)
+    }
+    #expect(
+      busy?.reason.hasPrefix("ioasid \(ioasid) is in use by device ") == true,
+      "\(busy?.reason ?? "")")
     #expect(unmap(ioasid, 0x5000) == (0, 0x1000))
     #expect(word(0x5000) == nil)
     #expect(unmap(ioasid, 0x5000) == (0, 0), "nothing there is no error")
