@@ -36,6 +36,37 @@ struct InterposerTests {
     #expect(outcome.status == 0, "\(outcome)")
   }
 
+  @Test("Where the supervisor's descriptors run out an open says so; other files open as ever")
+  func descriptorsRunOut() {
+    // Each process has fewer than its own limit: together they have more than the supervisor can.
+    let script = """
+      import os, errno, signal
+      children = []
+      for _ in range(4):
+        reader, writer = os.pipe()
+        children.append(os.fork())
+        if children[-1] == 0:
+          try:
+            for _ in range(150): os.open("/dev/iommu", os.O_RDWR)
+            name = "none"
+          except OSError as error: name = errno.errorcode[error.errno]
+          os.write(writer, name.encode())
+          while True: signal.pause()
+        print(os.read(reader, 20).decode())
+      print(len(open("/etc/passwd").read()) > 0)
+      for child in children: os.kill(child, signal.SIGKILL)
+      """
+    let outcome = Programs.run([
+      "bash", "-c", "ulimit -n 200; exec \"$@\"", "bash", Programs.host, "--", "python3", "-c",
+      script,
+    ])
+    let lines = outcome.output.split(separator: "\n")
+    #expect(lines.count == 5 && lines.last == "True", "\(outcome)")
+    #expect(
+      lines.dropLast().allSatisfy { ["none", "EMFILE", "ENFILE"].contains($0) }, "\(outcome)")
+    #expect(lines.dropLast().last != "none", "\(outcome)")
+  }
+
   @Test(
     "H1: a queue's descriptor polls, reads and writes as Linux's, whoever has it",
     arguments: [
