@@ -66,14 +66,20 @@ final class Lanes: @unchecked Sendable {
   /// What wakes it; it takes no descriptor. There for good, as the lanes are.
   private let bell: UnsafeMutablePointer<sem_t>
   private let shares = Guarded(Shares())
+  private let isAlive: @Sendable (UInt64) -> Bool
   private let serve: @Sendable (Lanes) -> Void
 
   /// - Parameters:
   ///   - files: How many descriptors this process may have: a call takes some.
+  ///   - isAlive: Whether the caller of a notification still waits.
   ///   - serve: What a further lane does.
-  init(files: UInt64, serve: @escaping @Sendable (Lanes) -> Void) {
+  init(
+    files: UInt64, isAlive: @escaping @Sendable (UInt64) -> Bool,
+    serve: @escaping @Sendable (Lanes) -> Void
+  ) {
     goal = Int(min(4096, max(16, files / 8)))
     most = Atomic(goal)
+    self.isAlive = isAlive
     self.serve = serve
     // SAFETY: allocated for one, and initialized by `sem_init`, which cannot fail with these values.
     unsafe bell = .allocate(capacity: 1)
@@ -93,7 +99,7 @@ final class Lanes: @unchecked Sendable {
   /// - Parameter notification: The call. Where the process has its share of lanes already, it is
   ///   put aside until one of them is done.
   /// - Returns: False where the call is put aside.
-  func admit(_ notification: csys_notif, _ lane: Lane, isAlive: (UInt64) -> Bool) -> Bool {
+  func admit(_ notification: csys_notif, _ lane: Lane) -> Bool {
     let lanes = count.load(ordering: .relaxed)
     guard lanes > 1 else { return true }
     // The next caller shall not wait for this call.
@@ -111,13 +117,17 @@ final class Lanes: @unchecked Sendable {
   }
 
   /// A lane's call has been answered.
-  /// - Returns: A call that was put aside, which is the lane's now.
-  func end(_ lane: Lane) -> csys_notif? {
+  /// - Parameter next: Gets a call that was put aside, which is the lane's now.
+  /// - Returns: False where there is none.
+  func end(_ lane: Lane, next: inout csys_notif) -> Bool {
     ended.add(1, ordering: .relaxed)
-    guard let process = lane.process else { return nil }
-    if let next = shares.withLock({ $0.end(process) }) { return next }
-    lane.process = nil
-    return nil
+    guard let process = lane.process else { return false }
+    guard let call = shares.withLock({ $0.end(process) }) else {
+      lane.process = nil
+      return false
+    }
+    next = call
+    return true
   }
 
   /// Whether a lane that has ended its call is one too many; it is gone then.

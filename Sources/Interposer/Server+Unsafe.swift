@@ -58,7 +58,9 @@ final class Server: Sendable {
   /// Serves until no program is left.
   func serve() {
     Interruption.ask { csys_serving_is_over() != 0 }
-    let lanes = Lanes(files: files, serve: { self.serve(Lane(isFirst: false), $0) })
+    let lanes = Lanes(
+      files: files, isAlive: { self.isValid($0) },
+      serve: { self.serve(Lane(isFirst: false), $0) })
     _ = System.startThread { lanes.watch() }
     serve(Lane(isFirst: true), lanes)
   }
@@ -68,6 +70,11 @@ final class Server: Sendable {
     // A close anywhere interrupts the first lane before the closer goes on: the calls of programs
     // that close nothing need not look.
     let isTold = lane.isFirst && handles.interruptThisThread()
+    func serveNext() {
+      // A close that came before this call takes effect before it.
+      if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
+      serve(notification, lane)
+    }
     while true {
       lanes.wait()
       let result = unsafe csys_notif_receive(listener, &notification)
@@ -82,14 +89,9 @@ final class Server: Sendable {
         }
         return
       }
-      guard lanes.admit(notification, lane, isAlive: isValid) else { continue }
-      var next: csys_notif? = notification
-      while let call = next {
-        // A close that came before this call takes effect before it.
-        if !isTold || csys_changes_noted() != 0 || handles.needsAttention { handles.drain() }
-        serve(call, lane)
-        next = lanes.end(lane)
-      }
+      guard lanes.admit(notification, lane) else { continue }
+      serveNext()
+      while lanes.end(lane, next: &notification) { serveNext() }
       if lanes.mayLeave(lane) { return }
     }
   }
