@@ -9,9 +9,12 @@
 ///
 /// An entry's next-level field tells what it points to: 0, memory of the size that the level
 /// stands for; 7, memory of a size that is encoded in the address; else, a table of that
-/// level. The format lets a table skip levels; we never write such entries, and a walk refuses
-/// them as it would a bad level.
+/// lower level. Where that is more than one lower, the address bits between must be zero; we
+/// never write such entries. It knows no privilege, and whatever may be read may be executed.
 public enum AMDv1: PageTableFormat {
+  /// HAD: hardware keeps accessed and dirty bits (the device table entry's bits 7 and 8).
+  public typealias Configuration = UpdateSwitch
+
   /// Bit 0, PR.
   @inlinable public static var presentBit: UInt64 { 1 << 0 }
   /// Bit 5, A: used in a translation, in leaves (2.2.3.1, host access support). Kept where the
@@ -29,7 +32,16 @@ public enum AMDv1: PageTableFormat {
   /// Bit 62, IW: writes go through.
   @inlinable public static var writeBit: UInt64 { 1 << 62 }
 
+  /// Bits 12 to 51.
+  @inlinable public static var addressMask: UInt64 { 0x000F_FFFF_FFFF_F000 }
+
   @inlinable public static var levelRange: ClosedRange<Int> { 1...6 }
+
+  @inlinable
+  public static func addressBits(levels: Int) -> Int { min(64, 12 + 9 * levels) }
+
+  @inlinable
+  public static func physicalBits(_ switches: UpdateSwitch) -> Int { 52 }
 
   /// Every power of two from 4 KiB to half of what the topmost entry of the table can hold,
   /// and at most half of the physical space.
@@ -42,19 +54,23 @@ public enum AMDv1: PageTableFormat {
   @inlinable @inline(__always)
   public static func isPresent(_ entry: UInt64) -> Bool { entry & presentBit != 0 }
 
-  /// A next level that is neither a leaf's nor the level below; an encoded size that is too
-  /// large or too small for this level; a default-sized leaf off its alignment.
+  /// A next level that is neither a leaf's nor lower; an encoded size that is too large or too
+  /// small for this level; a default-sized leaf off its alignment.
   @inlinable @inline(__always)
-  public static func hasReservedBits(_ entry: UInt64, level: Int) -> Bool {
+  public static func defect(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> WalkFault.Reason? {
     let next = nextLevel(entry)
-    if next == level &- 1, next != 0 { return false }
+    if next == level &- 1, next != 0 { return nil }
     if next == encodedSizeLevel {
       let size = encodedShift(entry)
       return size <= shift(level: level) || size >= shift(level: level &+ 1) || size > 51
+        ? .reservedBits : nil
     }
-    guard next == 0 else { return true }
+    guard next == 0 else { return next < level ? nil : .reservedBits }
     let shift = shift(level: level)
     return shift > 51 || entry & addressMask & ((1 << UInt64(shift)) &- 1) != 0
+      ? .reservedBits : nil
   }
 
   @inlinable @inline(__always)
@@ -70,16 +86,53 @@ public enum AMDv1: PageTableFormat {
   }
 
   @inlinable @inline(__always)
-  public static func leafAddress(_ entry: UInt64, level: Int) -> UInt64 {
+  public static func leafAddress(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> UInt64 {
     entry & addressMask & ~((1 << UInt64(leafShift(entry, level: level))) &- 1)
   }
 
   @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64) -> UInt64 { entry & addressMask }
+  public static func tableAddress(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
+    entry & addressMask
+  }
+
+  @inlinable public static var skipsLevels: Bool { true }
 
   @inlinable @inline(__always)
-  public static func permissions(_ entry: UInt64) -> Permissions {
-    Permissions(rawValue: UInt8(truncatingIfNeeded: entry >> 61 & 3))
+  public static func childLevel(_ entry: UInt64, level: Int) -> Int { nextLevel(entry) }
+
+  @inlinable @inline(__always)
+  public static func rights(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> Rights { Rights(rawValue: UInt8(truncatingIfNeeded: entry >> 61 & 3)) }
+
+  @inlinable @inline(__always)
+  public static func effective(_ rights: Rights, _ switches: UpdateSwitch) -> Rights {
+    Rights(rawValue: (rights.rawValue & 3 | rights.rawValue << 2 & 4) &* 9)
+  }
+
+  @inlinable @inline(__always)
+  public static func marked(
+    _ entry: UInt64, level: Int, writes: Bool, _ switches: UpdateSwitch
+  ) -> UInt64 {
+    guard isLeaf(entry, level: level) else { return entry }
+    return entry | accessedBit | (writes ? dirtyBit : 0)
+  }
+
+  @inlinable @inline(__always)
+  public static func tracksDirty(_ switches: UpdateSwitch) -> Bool { switches.updatesEntries }
+
+  @inlinable @inline(__always)
+  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
+
+  @inlinable @inline(__always)
+  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
+
+  @inlinable
+  public static func granted(_ permissions: Permissions) -> Permissions {
+    permissions.contains(.read)
+      ? permissions.union(.execute) : permissions.subtracting(.execute)
   }
 
   @inlinable @inline(__always)
@@ -90,7 +143,7 @@ public enum AMDv1: PageTableFormat {
   @inlinable @inline(__always)
   public static func leafEntry(
     _ address: UInt64, shift: Int, level: Int, permissions: Permissions,
-    attributes: LeafAttributes
+    attributes: LeafAttributes, _ switches: UpdateSwitch
   ) -> UInt64 {
     let common =
       presentBit | UInt64(permissions.rawValue & 3) << 61
@@ -100,6 +153,11 @@ public enum AMDv1: PageTableFormat {
     let size = ((1 << UInt64(shift &- 1)) &- 1) & addressMask
     return address | size | UInt64(encodedSizeLevel) << 9 | common
   }
+
+  @inlinable @inline(__always)
+  public static func protected(
+    _ entry: UInt64, level: Int, permissions: Permissions, _ switches: UpdateSwitch
+  ) -> UInt64 { entry & ~(3 << 61) | UInt64(permissions.rawValue & 3) << 61 }
 
   /// Bits 9 to 11.
   @inlinable @inline(__always)

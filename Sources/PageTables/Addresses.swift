@@ -16,7 +16,7 @@ public struct IOVA: RawRepresentable, Hashable, Comparable, Sendable {
 }
 
 /// What an IOMMU translates to: an address of the machine's synthetic physical space, in
-/// bytes, at most 52 bits wide (the width that a page-table entry holds).
+/// bytes, at most 52 bits wide (what most formats' entries hold).
 public struct PhysicalAddress: RawRepresentable, Hashable, Comparable, Sendable {
   public var rawValue: UInt64
 

@@ -5,8 +5,11 @@
 // entries), table 6 in 3.7 for the addresses that each level takes.
 
 /// VT-d second-stage format: 3 levels (39 bits), 4 (48 bits) or 5 (57 bits), with leaves of
-/// 4 KiB, 2 MiB and 1 GiB.
+/// 4 KiB, 2 MiB and 1 GiB. It knows no privilege, and whatever may be read may be executed.
 public enum IntelSecondStage: PageTableFormat {
+  /// SSADE: hardware keeps accessed and dirty bits (the PASID entry's bit 9).
+  public typealias Configuration = UpdateSwitch
+
   /// Bit 0, R: reads go through (9.8).
   @inlinable public static var readBit: UInt64 { 1 << 0 }
   /// Bit 1, W: writes go through (9.8). An entry with R and W clear is not present.
@@ -20,23 +23,32 @@ public enum IntelSecondStage: PageTableFormat {
   @inlinable public static var dirtyBit: UInt64 { 1 << 9 }
   /// Bit 11, SNP: force snooping, in leaves, where the IOMMU has snoop control.
   @inlinable public static var snoopBit: UInt64 { 1 << 11 }
-
-  @inlinable public static var marksTables: Bool { true }
+  /// Bits 12 to 51.
+  @inlinable public static var addressMask: UInt64 { 0x000F_FFFF_FFFF_F000 }
 
   @inlinable public static var levelRange: ClosedRange<Int> { 3...5 }
 
   @inlinable
+  public static func addressBits(levels: Int) -> Int { 12 + 9 * levels }
+
+  @inlinable
   public static func pageSizes(levels: Int) -> PageSizes { [.size4KiB, .size2MiB, .size1GiB] }
+
+  @inlinable
+  public static func physicalBits(_ switches: UpdateSwitch) -> Int { 52 }
 
   @inlinable @inline(__always)
   public static func isPresent(_ entry: UInt64) -> Bool { entry & (readBit | writeBit) != 0 }
 
   /// PS above SS-PDPE, and address bits of a large leaf below its alignment.
   @inlinable @inline(__always)
-  public static func hasReservedBits(_ entry: UInt64, level: Int) -> Bool {
-    guard entry & pageSizeBit != 0, level != 1 else { return false }
-    if level > 3 { return true }
-    return entry & addressMask & ((1 << UInt64(shift(level: level))) &- 1) != 0
+  public static func defect(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> WalkFault.Reason? {
+    guard entry & pageSizeBit != 0, level != 1 else { return nil }
+    if level > 3 { return .reservedBits }
+    return entry & addressMask & ((1 << UInt64(shift(level: level))) &- 1) == 0
+      ? nil : .reservedBits
   }
 
   @inlinable @inline(__always)
@@ -48,14 +60,45 @@ public enum IntelSecondStage: PageTableFormat {
   public static func leafShift(_ entry: UInt64, level: Int) -> Int { shift(level: level) }
 
   @inlinable @inline(__always)
-  public static func leafAddress(_ entry: UInt64, level: Int) -> UInt64 { entry & addressMask }
+  public static func leafAddress(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> UInt64 { entry & addressMask }
 
   @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64) -> UInt64 { entry & addressMask }
+  public static func tableAddress(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
+    entry & addressMask
+  }
 
   @inlinable @inline(__always)
-  public static func permissions(_ entry: UInt64) -> Permissions {
-    Permissions(rawValue: UInt8(truncatingIfNeeded: entry & 3))
+  public static func rights(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> Rights { Rights(rawValue: UInt8(truncatingIfNeeded: entry & 3)) }
+
+  @inlinable @inline(__always)
+  public static func effective(_ rights: Rights, _ switches: UpdateSwitch) -> Rights {
+    Rights(rawValue: (rights.rawValue | rights.rawValue << 2 & 4) &* 9)
+  }
+
+  @inlinable @inline(__always)
+  public static func marked(
+    _ entry: UInt64, level: Int, writes: Bool, _ switches: UpdateSwitch
+  ) -> UInt64 {
+    entry | accessedBit | (writes && isLeaf(entry, level: level) ? dirtyBit : 0)
+  }
+
+  @inlinable @inline(__always)
+  public static func tracksDirty(_ switches: UpdateSwitch) -> Bool { switches.updatesEntries }
+
+  @inlinable @inline(__always)
+  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
+
+  @inlinable @inline(__always)
+  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
+
+  @inlinable
+  public static func granted(_ permissions: Permissions) -> Permissions {
+    permissions.contains(.read)
+      ? permissions.union(.execute) : permissions.subtracting(.execute)
   }
 
   @inlinable @inline(__always)
@@ -66,10 +109,15 @@ public enum IntelSecondStage: PageTableFormat {
   @inlinable @inline(__always)
   public static func leafEntry(
     _ address: UInt64, shift: Int, level: Int, permissions: Permissions,
-    attributes: LeafAttributes
+    attributes: LeafAttributes, _ switches: UpdateSwitch
   ) -> UInt64 {
     address | UInt64(permissions.rawValue & 3)
       | (level > 1 ? pageSizeBit : 0)
       | (attributes.contains(.forceSnoop) ? snoopBit : 0)
   }
+
+  @inlinable @inline(__always)
+  public static func protected(
+    _ entry: UInt64, level: Int, permissions: Permissions, _ switches: UpdateSwitch
+  ) -> UInt64 { entry & ~3 | UInt64(permissions.rawValue & 3) }
 }

@@ -18,24 +18,26 @@ extension PageTable {
     _ iova: IOVA, length: UInt64, gather: inout TableGather
   ) -> UInt64 {
     let first = iova.rawValue
-    guard length != 0, first <= root.last else { return 0 }
+    guard length != 0 else { return 0 }
     let (end, overflow) = first.addingReportingOverflow(length &- 1)
+    guard let range = root.table.clip(first, overflow ? .max : end) else { return 0 }
     return Self.clear(
-      root.page, level: root.levels, first: first,
-      last: overflow ? root.last : min(end, root.last),
-      gather: &gather)
+      root.table, root.page, level: root.levels, first: range.lowerBound,
+      last: range.upperBound, gather: &gather)
   }
 
-  /// Clears the leaves of one table, and of the tables under it, between two addresses that
-  /// it translates, both inclusive. Recurses as deep as there are levels.
+  /// Clears the leaves of one table, and of the tables under it, between two offsets that it
+  /// translates, both inclusive. Recurses as deep as there are levels.
   @inlinable
   static func clear(
-    _ page: TablePage, level: Int, first: UInt64, last: UInt64, gather: inout TableGather
+    _ table: TableRoot<Format>, _ page: TablePage<Format>, level: Int, first: UInt64,
+    last: UInt64, gather: inout TableGather
   ) -> UInt64 {
     let shift = UInt64(Format.shift(level: level))
-    let base = first & ~(level >= 6 ? .max : (1 << (shift &+ 9)) &- 1)
-    var index = PageTableRoot<Format>.index(first, level: level)
-    let lastIndex = PageTableRoot<Format>.index(last, level: level)
+    var index = table.index(first, level: level)
+    let lastIndex = table.index(last, level: level)
+    // Number of this table's first entry among all of the level.
+    let base = first >> shift &- UInt64(index)
     var bytes: UInt64 = 0
     while index <= lastIndex {
       let entry = page.load(index)
@@ -47,7 +49,7 @@ extension PageTable {
         let leafShift = Format.leafShift(entry, level: level)
         let count = 1 << (leafShift &- Int(shift))
         index &= ~(count &- 1)
-        let start = base | UInt64(index) << shift
+        let start = table.extended((base &+ UInt64(index)) << shift)
         for repeated in index..<index &+ count { page.store(0, at: repeated) }
         page.live &-= count
         index &+= count
@@ -56,10 +58,10 @@ extension PageTable {
         bytes &+= size
         continue
       }
-      let start = base | UInt64(index) << shift
-      let child = TablePage(address: Format.tableAddress(entry))
+      let start = (base &+ UInt64(index)) << shift
+      let child = TablePage<Format>(address: Format.tableAddress(entry, table.configuration))
       bytes &+= clear(
-        child, level: level &- 1, first: max(first, start),
+        table, child, level: level &- 1, first: max(first, start),
         last: min(last, start | ((1 << shift) &- 1)), gather: &gather)
       if child.live == 0 {
         page.store(0, at: index)

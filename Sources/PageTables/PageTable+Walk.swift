@@ -1,40 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The walker: what an IOMMU does on an IOTLB miss. No lock, no allocation, no reference
-// counting: it runs beside the writer.
+// Walks of the engine's own tables: the walker over this process's memory.
 
 extension PageTableRoot {
-  /// Number of the entry for an address in a table of a level.
-  @inlinable @inline(__always)
-  static func index(_ address: UInt64, level: Int) -> Int {
-    Int(truncatingIfNeeded: address >> UInt64(Format.shift(level: level))) & 511
-  }
-
   /// Translates one address, whatever the access.
   ///
   /// - Throws: The first reason on the way down; never `.permission`.
   @inlinable @inline(__always)
   public func walk(_ iova: IOVA) throws(WalkFault) -> Translation {
-    let address = iova.rawValue
-    guard address <= last else { throw .addressWidth }
-    var level = levels
-    var page = self.page
-    var allowed: Permissions = .readWrite
-    while true {
-      let entry = page.load(Self.index(address, level: level))
-      guard Format.isPresent(entry) else { throw .notPresent }
-      if Format.hasReservedBits(entry, level: level) { throw .reservedBits }
-      allowed.formIntersection(Format.permissions(entry))
-      if Format.isLeaf(entry, level: level) {
-        let shift = Format.leafShift(entry, level: level)
-        let inside = address & ((1 << UInt64(truncatingIfNeeded: shift)) &- 1)
-        return Translation(
-          physical: PhysicalAddress(Format.leafAddress(entry, level: level) | inside),
-          leafShift: UInt8(truncatingIfNeeded: shift), permissions: allowed)
-      }
-      page = TablePage(address: Format.tableAddress(entry))
-      level &-= 1
-    }
+    try table.find(iova.rawValue, needs: [], marks: false, in: HostTableMemory())
   }
 
   /// Translates one address for an access.
@@ -43,9 +17,34 @@ extension PageTableRoot {
   ///   allow all of `access`.
   @inlinable @inline(__always)
   public func walk(_ iova: IOVA, for access: Permissions) throws(WalkFault) -> Translation {
-    let translation = try walk(iova)
-    guard translation.permissions.isSuperset(of: access) else { throw .permission }
-    return translation
+    try walk(iova, for: Access(access))
+  }
+
+  /// The same for an access that may be privileged.
+  @inlinable @inline(__always)
+  public func walk(_ iova: IOVA, for access: Access) throws(WalkFault) -> Translation {
+    try table.find(iova.rawValue, needs: access.needs, marks: false, in: HostTableMemory())
+  }
+
+  /// Whether walks set accessed and dirty bits now. False where the table keeps none.
+  @inlinable @inline(__always)
+  public var isMarking: Bool { keepsDirty && page.isMarking }
+
+  /// Translates one address for an access, and marks what is used as hardware does.
+  ///
+  /// - Returns: A translation that lacks `.write` while its leaf is not dirty: it may be kept,
+  ///   and has to be walked again for the first write.
+  /// - Throws: The first reason on the way down, or `.permission` where the entries do not
+  ///   allow all of `access`; then the leaf is not marked.
+  @inlinable
+  public func walk(_ iova: IOVA, marking access: Permissions) throws(WalkFault) -> Translation {
+    try walk(iova, marking: Access(access))
+  }
+
+  /// The same for an access that may be privileged.
+  @inlinable
+  public func walk(_ iova: IOVA, marking access: Access) throws(WalkFault) -> Translation {
+    try table.find(iova.rawValue, needs: access.needs, marks: true, in: HostTableMemory())
   }
 }
 

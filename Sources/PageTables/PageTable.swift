@@ -14,6 +14,8 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   /// Sizes that leaves may have.
   public let pageSizes: PageSizes
   @usableFromInline let pool: TablePool
+  /// Granules that the root takes.
+  public let rootPages: Int
   /// A few pages of zeros at hand, linked as in a gather list, so that mapping and unmapping
   /// one page in turn does not go to the pool for its tables.
   @usableFromInline var spare: UInt64 = 0
@@ -24,25 +26,45 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   ///
   /// - Parameters:
   ///   - levels: How many, clamped to `Format.levelRange`.
-  ///   - addressBits: Addresses of more bits fault; nil or more than the levels translate
-  ///     means what the levels translate.
+  ///   - addressBits: Addresses of more bits fault; nil means what the levels translate, and
+  ///     so does any other number in a canonical format. Clamped to what the levels can.
+  ///   - extending: How addresses are extended, where roots of the format differ in that.
   ///   - maximumPages: The most table pages that may be in use, the root included: at least 1.
   ///   - keepsDirty: Whether walks can be told to set accessed and dirty bits.
+  ///   - configuration: The switches that walks go by.
   public init(
-    levels: Int, addressBits: Int? = nil, maximumPages: Int = .max, keepsDirty: Bool = false
+    levels: Int, addressBits: Int? = nil, extending: AddressExtension? = nil,
+    maximumPages: Int = .max, keepsDirty: Bool = false,
+    configuration: Format.Configuration = .init()
   ) {
     let range = Format.levelRange
     let levels = min(max(levels, range.lowerBound), range.upperBound)
-    let limit = Format.addressBits(levels: levels)
-    let bits = min(max(addressBits ?? limit, 12), limit)
-    pool = TablePool(limit: max(1, maximumPages))
+    let extending =
+      Format.choosesExtension ? extending ?? Format.addressExtension : Format.addressExtension
+    var bits = Format.addressBits(levels: levels)
+    if let addressBits, extending != .sign {
+      let least =
+        Format.hasFixedRoot ? Format.granuleShift : Format.shift(level: levels) + 1
+      bits = min(max(addressBits, least), Format.maximumAddressBits(levels: levels))
+    }
+    var configuration = configuration
+    if keepsDirty { configuration.keepDirty() }
+    let rootPages =
+      Format.hasFixedRoot
+      ? 1 << Format.extraRootBits
+      : 1 << max(0, bits - Format.shift(level: levels) - Format.indexBits)
+    pool = TablePool(
+      granuleShift: Format.granuleShift, limit: max(rootPages, maximumPages))
     pageSizes = Format.pageSizes(levels: levels)
+    self.rootPages = rootPages
     root = PageTableRoot(
-      page: pool.take(), levels: levels, last: bits == 64 ? .max : (1 << UInt64(bits)) - 1,
-      keepsDirty: keepsDirty)
+      table: TableRoot(
+        checked: pool.take(run: rootPages), levels: levels, bits: bits, extending: extending,
+        configuration: configuration),
+      keepsDirty: keepsDirty && Format.tracksDirty(configuration))
   }
 
-  /// Table pages in use, the root included. In pages of 4 KiB.
+  /// Table pages in use, the root included. In granules of the format.
   public var pageCount: Int { pool.used - spareCount }
 
   /// Memory held for table pages, in bytes: what is in use and what is kept for reuse.
@@ -55,7 +77,7 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
     var address = gather.head
     gather = TableGather()
     while address != 0 {
-      let page = TablePage(address: address)
+      let page = TablePage<Format>(address: address)
       address = page.next
       page.next = spare
       spare = page.address
@@ -67,7 +89,7 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   /// After a large unmap nothing is kept at hand: a page there would keep its chunk alive.
   @inlinable
   mutating func returnSpares() {
-    while spareCount > 0 { pool.put(takePage()) }
+    while spareCount > 0 { pool.put(takePage().address) }
   }
 
   /// Whether so many more pages may be in use.
@@ -78,9 +100,9 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
 
   /// A page of zero entries. The caller has asked `hasPages`.
   @inlinable
-  mutating func takePage() -> TablePage {
-    if spareCount == 0 { return pool.take() }
-    let page = TablePage(address: spare)
+  mutating func takePage() -> TablePage<Format> {
+    if spareCount == 0 { return TablePage(address: pool.take()) }
+    let page = TablePage<Format>(address: spare)
     spare = page.next
     page.next = 0
     spareCount &-= 1
@@ -88,23 +110,30 @@ public struct PageTable<Format: PageTableFormat>: ~Copyable, Sendable {
   }
 }
 
-/// Where the walks of one table begin. Trivial to copy: the DMA path holds it by value.
+/// Where the walks of one table of the engine's own begin. Trivial to copy: the DMA path holds
+/// it by value.
 @frozen
 public struct PageTableRoot<Format: PageTableFormat>: Sendable {
-  public let page: TablePage
-  public let levels: Int
-  /// Last address that the table translates, inclusive.
-  public let last: UInt64
+  /// Not public: its address is one of this process, and walks believe it.
+  @usableFromInline let table: TableRoot<Format>
   /// Whether walks set accessed and dirty bits while `isMarking` says so.
   public let keepsDirty: Bool
 
   @usableFromInline
-  init(page: TablePage, levels: Int, last: UInt64, keepsDirty: Bool) {
-    self.page = page
-    self.levels = levels
-    self.last = last
+  init(table: TableRoot<Format>, keepsDirty: Bool) {
+    self.table = table
     self.keepsDirty = keepsDirty
   }
+
+  @inlinable public var levels: Int { table.levels }
+  /// First address that the table translates.
+  @inlinable public var first: UInt64 { table.first }
+  /// Last address that the table translates, inclusive.
+  @inlinable public var last: UInt64 { table.last }
+  @inlinable public var configuration: Format.Configuration { table.configuration }
+
+  @inlinable @inline(__always)
+  var page: TablePage<Format> { TablePage(address: table.address) }
 }
 
 /// What an unmap took out: the range to invalidate, and table pages to free after that.
@@ -130,7 +159,7 @@ public struct TableGather: Sendable {
   }
 
   @inlinable
-  mutating func add(_ page: TablePage) {
+  mutating func add<Format: PageTableFormat>(_ page: TablePage<Format>) {
     page.next = head
     head = page.address
   }

@@ -1,81 +1,220 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a radix page-table format is: bit layout and predicates only. The algorithms that
-// build and walk tables (`PageTable`) know no format, and a format knows no algorithm.
+// What a radix page-table format is: geometry, bit layout and predicates only. The algorithms
+// that build and walk tables (`PageTable`, `TableRoot`) know no format, and a format knows no
+// algorithm.
 
-/// The bits of one page-table format with 512 entries of 64 bits in each table.
+/// How addresses outside of what a table translates look.
+public enum AddressExtension: UInt8, Hashable, Sendable {
+  /// All bits above are zero.
+  case zero
+  /// All bits above are copies of the topmost bit translated ("canonical").
+  case sign
+  /// All bits above are one: Arm's TTBR1.
+  case ones
+}
+
+/// Switches that a format's specification has beside the table: control bits of the context
+/// that names the table. Trivial, for walks carry them by value.
+public protocol TableConfiguration: Hashable, Sendable, BitwiseCopyable {
+  /// The switches of a table that the engine builds for itself.
+  init()
+  /// Whether walks on behalf of hardware set accessed and dirty bits.
+  var updatesEntries: Bool { get }
+  /// Turns on whatever makes hardware keep accessed and dirty bits.
+  mutating func keepDirty()
+}
+
+/// The bits of one page-table format with entries of 64 bits.
 ///
-/// Levels are numbered from 1, the lowest, as both vendors number them: an entry of level n
-/// stands for 2^(12 + 9(n - 1)) bytes of IOVA. All requirements are pure functions.
+/// Levels are numbered from 1, the lowest: an entry of level n stands for
+/// 2^(granuleShift + indexBits(n - 1)) bytes. All requirements are pure functions.
 public protocol PageTableFormat: Sendable {
+  associatedtype Configuration: TableConfiguration
+
+  // MARK: Geometry
+
+  /// log2 of the size of a table, and of the smallest leaf, in bytes.
+  static var granuleShift: Int { get }
+
   /// How many levels a table of this format may have.
   static var levelRange: ClosedRange<Int> { get }
+
+  /// How many more index bits the root may have than the tables below it: its size is 2^this
+  /// granules.
+  static var extraRootBits: Int { get }
+
+  /// Whether a root is as large as its format says, whatever the width of the addresses; else
+  /// it has an entry for each offset and no more.
+  static var hasFixedRoot: Bool { get }
+
+  /// How addresses are extended, unless a root says otherwise.
+  static var addressExtension: AddressExtension { get }
+
+  /// Whether roots of one format differ in how addresses are extended.
+  static var choosesExtension: Bool { get }
+
+  /// Width of the addresses that a table with this many levels translates, in bits, unless
+  /// it is made for fewer.
+  static func addressBits(levels: Int) -> Int
+
+  /// The most that a table with this many levels can be made for, in bits.
+  static func maximumAddressBits(levels: Int) -> Int
 
   /// Sizes that a leaf may have in a table with this many levels.
   static func pageSizes(levels: Int) -> PageSizes
 
+  /// Width of the addresses that entries hold, in bits.
+  static func physicalBits(_ configuration: Configuration) -> Int
+
+  // MARK: Reading entries
+
   /// Whether an entry points at something.
   static func isPresent(_ entry: UInt64) -> Bool
 
-  /// Whether hardware would refuse this present entry at this level.
-  static func hasReservedBits(_ entry: UInt64, level: Int) -> Bool
+  /// What hardware refuses about this present entry before it looks at permissions.
+  static func defect(
+    _ entry: UInt64, level: Int, _ configuration: Configuration
+  ) -> WalkFault.Reason?
 
-  /// Whether a present entry of this level maps memory; else it points to a table. True for
-  /// every entry of level 1.
+  /// What hardware refuses about a leaf that has no `defect` and allows the access.
+  static func leafDefect(
+    _ entry: UInt64, level: Int, writes: Bool, _ configuration: Configuration
+  ) -> WalkFault.Reason?
+
+  /// Whether a present entry without defect maps memory; else it points to a table. True for
+  /// every such entry of level 1.
   static func isLeaf(_ entry: UInt64, level: Int) -> Bool
 
   /// log2 of the bytes that a leaf maps. Where that is more than an entry of its level stands
-  /// for, the leaf is repeated in consecutive entries.
+  /// for, the leaf takes consecutive entries.
   static func leafShift(_ entry: UInt64, level: Int) -> Int
 
-  /// First physical address that a leaf maps.
-  static func leafAddress(_ entry: UInt64, level: Int) -> UInt64
+  /// First address that a leaf maps to.
+  static func leafAddress(_ entry: UInt64, level: Int, _ configuration: Configuration) -> UInt64
 
   /// Address of the table that an entry points to.
-  static func tableAddress(_ entry: UInt64) -> UInt64
+  static func tableAddress(_ entry: UInt64, _ configuration: Configuration) -> UInt64
 
-  /// What an entry allows. A walk allows what all its entries allow.
-  static func permissions(_ entry: UInt64) -> Permissions
+  /// Level of the table that an entry of `level` points to: lower. More than one lower only
+  /// in formats that skip levels.
+  static func childLevel(_ entry: UInt64, level: Int) -> Int
 
-  /// The bit that an IOMMU sets in a leaf that it translates through; 0 where it keeps none.
-  static var accessedBit: UInt64 { get }
+  /// Whether `childLevel` may be more than one lower; then the address bits between have to
+  /// be zero.
+  static var skipsLevels: Bool { get }
 
-  /// The bit that an IOMMU sets in a leaf that it writes through; 0 where it keeps none.
-  static var dirtyBit: UInt64 { get }
+  /// What an entry alone allows, before `effective`.
+  static func rights(_ entry: UInt64, level: Int, _ configuration: Configuration) -> Rights
 
-  /// Whether the accessed bit is set in entries that point to tables too.
-  static var marksTables: Bool { get }
+  /// What all entries together allow, from the intersection of what each does.
+  static func effective(_ rights: Rights, _ configuration: Configuration) -> Rights
+
+  /// Whether fetches of entries count as writes in the stage below.
+  static func fetchesAsWrites(_ configuration: Configuration) -> Bool
+
+  // MARK: Accessed and dirty
+
+  /// The entry as hardware leaves it that translates through it; equal where it need not
+  /// change.
+  static func marked(
+    _ entry: UInt64, level: Int, writes: Bool, _ configuration: Configuration
+  ) -> UInt64
+
+  /// Whether hardware can mark leaves as written. Where it cannot, whoever wants to know
+  /// protects leaves from writing, and takes the faults (`PageTable.protect`).
+  static func tracksDirty(_ configuration: Configuration) -> Bool
+
+  /// Whether a leaf was written through since it was made or cleaned.
+  static func isDirty(_ entry: UInt64) -> Bool
+
+  /// A dirty leaf, made clean.
+  static func cleaned(_ entry: UInt64) -> UInt64
+
+  // MARK: Making entries
+
+  /// What a leaf allows that was asked to allow this much: more where the format cannot say
+  /// less.
+  static func granted(_ permissions: Permissions) -> Permissions
 
   /// An entry at `level` that points to a table of `level - 1` and restricts nothing.
   static func tableEntry(_ address: UInt64, level: Int) -> UInt64
 
-  /// An entry at `level` that maps 2^shift bytes from `address` on, a multiple of them.
+  /// An entry at `level` that maps 2^shift bytes from `address` on, a multiple of them. Clean
+  /// where dirty bits are kept.
   static func leafEntry(
     _ address: UInt64, shift: Int, level: Int, permissions: Permissions,
-    attributes: LeafAttributes
+    attributes: LeafAttributes, _ configuration: Configuration
+  ) -> UInt64
+
+  /// What is added from one to the next of the entries that make up one leaf.
+  static func leafStep(shift: Int, level: Int) -> UInt64
+
+  /// A leaf with other permissions, and all else as it was.
+  static func protected(
+    _ entry: UInt64, level: Int, permissions: Permissions, _ configuration: Configuration
   ) -> UInt64
 }
 
 extension PageTableFormat {
-  @inlinable public static var accessedBit: UInt64 { 0 }
-  @inlinable public static var dirtyBit: UInt64 { 0 }
-  @inlinable public static var marksTables: Bool { false }
+  @inlinable public static var granuleShift: Int { 12 }
+  @inlinable public static var extraRootBits: Int { 0 }
+  @inlinable public static var hasFixedRoot: Bool { true }
+  @inlinable public static var addressExtension: AddressExtension { .zero }
+  @inlinable public static var choosesExtension: Bool { false }
+  @inlinable public static var skipsLevels: Bool { false }
 
-  /// log2 of the IOVA bytes that one entry of a level stands for.
-  @inlinable @inline(__always)
-  public static func shift(level: Int) -> Int { 12 &+ 9 &* (level &- 1) }
-
-  /// Width of the addresses that a table with this many levels translates, in bits.
   @inlinable
-  public static func addressBits(levels: Int) -> Int { min(64, 12 + 9 * levels) }
+  public static func maximumAddressBits(levels: Int) -> Int { addressBits(levels: levels) }
+
+  @inlinable @inline(__always)
+  public static func childLevel(_ entry: UInt64, level: Int) -> Int { level &- 1 }
+
+  @inlinable @inline(__always)
+  public static func leafDefect(
+    _ entry: UInt64, level: Int, writes: Bool, _ configuration: Configuration
+  ) -> WalkFault.Reason? { nil }
+
+  @inlinable @inline(__always)
+  public static func fetchesAsWrites(_ configuration: Configuration) -> Bool { false }
+
+  @inlinable @inline(__always)
+  public static func leafStep(shift: Int, level: Int) -> UInt64 { 0 }
+
+  @inlinable
+  public static func granted(_ permissions: Permissions) -> Permissions { permissions }
+
+  /// How many bits of an address number an entry of a table that is not the root.
+  @inlinable @inline(__always)
+  public static var indexBits: Int { granuleShift &- 3 }
+
+  /// log2 of the bytes that one entry of a level stands for.
+  @inlinable @inline(__always)
+  public static func shift(level: Int) -> Int { granuleShift &+ indexBits &* (level &- 1) }
 
   /// The level whose entries hold leaves of 2^shift bytes.
   @inlinable @inline(__always)
-  public static func level(leafShift shift: Int) -> Int { (shift &- 12) / 9 &+ 1 }
+  public static func level(leafShift shift: Int) -> Int {
+    (shift &- granuleShift) / indexBits &+ 1
+  }
 
-  /// Bits 12 to 51: the physical address in an entry of either vendor.
-  @inlinable @inline(__always)
-  public static var addressMask: UInt64 { 0x000F_FFFF_FFFF_F000 }
+  /// The fewest levels that translate so many bits without a larger root.
+  @inlinable
+  public static func levels(addressBits: Int) -> Int {
+    (addressBits - granuleShift + indexBits - 1) / indexBits
+  }
+}
+
+/// Of formats whose specification has no switches for the table.
+///
+/// `updates` alone: whether hardware keeps accessed and dirty bits (VT-d's SSADE, AMD's HAD).
+@frozen
+public struct UpdateSwitch: TableConfiguration {
+  public var updatesEntries: Bool
+
+  @inlinable public init() { updatesEntries = false }
+  @inlinable public init(updates: Bool) { updatesEntries = updates }
+  @inlinable public mutating func keepDirty() { updatesEntries = true }
 }
 
 /// Properties of a leaf besides its permissions.
@@ -86,49 +225,6 @@ public struct LeafAttributes: OptionSet, Hashable, Sendable {
 
   /// Accesses snoop the CPU's caches whatever the device asks for.
   public static let forceSnoop = LeafAttributes(rawValue: 1)
-}
-
-/// What a walk finds.
-public struct Translation: Hashable, Sendable {
-  /// The physical address of the very byte that was asked for.
-  public var physical: PhysicalAddress
-  /// log2 of the size of the leaf that holds it, in bytes.
-  public var leafShift: UInt8
-  /// What all entries on the way allow together.
-  public var permissions: Permissions
-
-  @inlinable
-  public init(physical: PhysicalAddress, leafShift: UInt8, permissions: Permissions) {
-    self.physical = physical
-    self.leafShift = leafShift
-    self.permissions = permissions
-  }
-}
-
-/// Why a walk finds nothing.
-public enum WalkFault: UInt8, Error, Hashable, Sendable {
-  /// The address has more bits than the table translates.
-  case addressWidth
-  /// An entry on the way is not present.
-  case notPresent
-  /// An entry on the way has a bit set that the format reserves.
-  case reservedBits
-  /// The leaf is there, and an entry on the way does not allow this access.
-  case permission
-}
-
-/// Why nothing was mapped.
-public enum MapFailure: Error, Hashable, Sendable {
-  /// An address or the length is not a multiple of 4 KiB, or the length is zero.
-  case misaligned
-  /// The range ends past the last address that the table translates, or overflows.
-  case addressWidth
-  /// The physical range ends past bit 51.
-  case physicalWidth
-  /// Neither reading nor writing would be allowed, which no format can say of a live leaf.
-  case noPermissions
-  /// Something is mapped at this address already.
-  case occupied(IOVA)
-  /// The table's memory limit is reached.
-  case outOfMemory
+  /// Only privileged requests go through. In first stages.
+  public static let privileged = LeafAttributes(rawValue: 2)
 }

@@ -69,11 +69,12 @@ extension DMAFault.Reason: CustomStringConvertible {
   }
 
   init(_ fault: WalkFault) {
-    switch fault {
-    case .addressWidth: self = .addressWidth
-    case .notPresent: self = .notPresent
-    case .reservedBits: self = .reservedBits
-    case .permission: self = .permission
+    switch fault.reason {
+    case .addressWidth, .addressSize: self = .addressWidth
+    case .notPresent, .accessFlag: self = .notPresent
+    case .reservedBits, .misaligned: self = .reservedBits
+    case .permission, .dirtyFlag: self = .permission
+    case .tableUnreachable: self = .memoryGone
     }
   }
 }
