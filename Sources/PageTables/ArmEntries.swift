@@ -124,7 +124,7 @@ extension ArmFormat {
   ) -> WalkFault.Reason? {
     if entry & tableBit == 0, !hasBlocks(level: level, configuration) { return .notPresent }
     let width = UInt64(physicalBits(configuration))
-    if width < 48, entry & addressMask >> width != 0 { return .addressSize }
+    if width < 48, (entry & addressMask) >> width != 0 { return .addressSize }
     if isLeaf(entry, level: level), entry & accessFlag == 0, !configuration.updatesAccessFlag,
       !configuration.ignoresAccessFlag
     {

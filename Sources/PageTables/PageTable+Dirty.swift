@@ -18,7 +18,7 @@ extension PageTable {
 
   /// Reports the dirty leaves that have a byte in `first ... last`, in ascending order.
   ///
-  /// Any thread may walk meanwhile. A leaf is clean or dirty as a whole, whatever part of it
+  /// None in a table that was not made to keep dirty bits. Any thread may walk meanwhile. A leaf is clean or dirty as a whole, whatever part of it
   /// is asked for, and so it is cleared.
   /// - Parameters:
   ///   - first, last: In bytes, both inclusive; the part past the table's last address holds
@@ -31,7 +31,7 @@ extension PageTable {
     first: UInt64, last: UInt64, clear: Bool, gather: inout TableGather,
     _ report: (_ first: UInt64, _ length: UInt64) -> Void
   ) {
-    guard let range = root.table.clip(first, last) else { return }
+    guard root.keepsDirty, let range = root.table.clip(first, last) else { return }
     Self.readDirty(
       root.table, root.page, level: root.levels, first: range.lowerBound,
       last: range.upperBound, clear: clear, gather: &gather, report)

@@ -25,7 +25,27 @@ struct TableModel {
 
   mutating func map(_ area: Area) { areas.append(area) }
 
-  mutating func remove(at index: Int) -> Area { areas.remove(at: index) }
+  mutating func remove(at index: Int) -> Area {
+    let area = areas.remove(at: index)
+    written = written.filter { $0 < area.first || $0 > area.last }
+    return area
+  }
+
+  /// What was written since it was last asked for.
+  private(set) var written: Set<UInt64> = []
+
+  mutating func protect(at index: Int, _ permissions: Permissions) {
+    areas[index].permissions = permissions
+  }
+
+  mutating func write(_ address: UInt64) { written.insert(address) }
+
+  /// What was written in a range; clean afterwards.
+  mutating func clean(_ first: UInt64, _ last: UInt64) -> Set<UInt64> {
+    let found = written.filter { $0 >= first && $0 <= last }
+    written.subtract(found)
+    return found
+  }
 
   /// What a walk must say.
   func walk(_ address: UInt64) -> (physical: UInt64, permissions: Permissions)? {
