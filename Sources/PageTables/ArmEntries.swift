@@ -74,11 +74,15 @@ extension ArmFormat {
 
   @inlinable public static var granuleShift: Int { Granule.shift }
   @inlinable public static var hasFixedRoot: Bool { false }
-  @inlinable public static var levelRange: ClosedRange<Int> { Granule.shift == 16 ? 1...3 : 1...4 }
+  @inlinable public static var levelRange: ClosedRange<Int> {
+    Granule.shift == 16 ? 1...3 : 1...4
+  }
 
   /// Whole tables, and at most 48 bits.
   @inlinable
-  public static func addressBits(levels: Int) -> Int { min(48, granuleShift + indexBits * levels) }
+  public static func addressBits(levels: Int) -> Int {
+    min(48, granuleShift + indexBits * levels)
+  }
 
   @inlinable
   public static func maximumAddressBits(levels: Int) -> Int {

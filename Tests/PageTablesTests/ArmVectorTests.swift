@@ -46,7 +46,8 @@ struct ArmVectorTests {
       privileged, ArmStage1<Granule4KiB>.self, allows: [.privilegedRead, .privilegedWrite])
   }
 
-  @Test("B2: stage 1 with 16 KiB: 128 contiguous pages of 16 KiB, 32 contiguous blocks of 32 MiB")
+  @Test(
+    "B2: stage 1 with 16 KiB: 128 contiguous pages of 16 KiB, 32 contiguous blocks of 32 MiB")
   func stage1With16KiB() {
     let vectors = [
       LeafVector(
@@ -126,9 +127,10 @@ struct ArmVectorTests {
       return Format.rights(0x7FF | field << 53, level: 1, switches).intersection(.executes)
     }
     // D8.4.2.3: XN[1:0].
-    #expect((0...3).map { executes($0, xnx: true) } == [
-      .executes, .userExecute, [], .privilegedExecute,
-    ])
+    #expect(
+      (0...3).map { executes($0, xnx: true) } == [
+        .executes, .userExecute, [], .privilegedExecute,
+      ])
     #expect((0...3).map { executes($0, xnx: false) } == [.executes, .executes, [], []])
   }
 
@@ -240,7 +242,8 @@ struct ArmVectorTests {
   func geometry() {
     typealias Four = ArmStage1<Granule4KiB>
     // D8.2.1: 4 KiB: 25 bits begin at level 2, 31 at level 1, 40 and more at level 0.
-    #expect([25, 30, 31, 39, 40, 48].map { Four.levels(addressBits: $0) } == [2, 2, 3, 3, 4, 4])
+    #expect(
+      [25, 30, 31, 39, 40, 48].map { Four.levels(addressBits: $0) } == [2, 2, 3, 3, 4, 4])
     #expect(
       [36, 37, 47, 48].map { ArmStage1<Granule16KiB>.levels(addressBits: $0) } == [2, 3, 3, 4])
     #expect(

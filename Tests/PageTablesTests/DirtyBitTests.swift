@@ -8,7 +8,9 @@ import Testing
 
 @Suite("I1: accessed and dirty bits")
 struct DirtyBitTests {
-  @Test("I1: A is bit 8 and D bit 9 of VT-d's entries (9.8), bits 5 and 6 of AMD's (2.2.3), 6 and 7 of RISC-V's (10.3.1)")
+  @Test(
+    "I1: A is bit 8 and D bit 9 of VT-d's entries (9.8), bits 5 and 6 of AMD's (2.2.3), 6 and 7 of RISC-V's (10.3.1)"
+  )
   func places() {
     #expect(IntelSecondStage.accessedBit == 0x100 && IntelSecondStage.dirtyBit == 0x200)
     #expect(AMDv1.accessedBit == 0x20 && AMDv1.dirtyBit == 0x40)

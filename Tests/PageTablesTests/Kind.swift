@@ -2,6 +2,7 @@
 //
 // Every format with every number of levels, as test arguments, and helpers of all suites.
 
+import Foundation
 import Testing
 
 @testable import PageTables
@@ -101,7 +102,8 @@ func check<Format: PageTableFormat>(
     leaf.address, shift: leaf.shift, level: leaf.level, permissions: leaf.permissions,
     attributes: leaf.attributes, configuration)
   #expect(
-    entry == leaf.entry, "0x\(String(entry, radix: 16)), not 0x\(String(leaf.entry, radix: 16))",
+    entry == leaf.entry,
+    "0x\(String(entry, radix: 16)), not 0x\(String(leaf.entry, radix: 16))",
     sourceLocation: sourceLocation)
   read(leaf, format, configuration, allows: allows, sourceLocation: sourceLocation)
 }
@@ -144,3 +146,6 @@ extension PageTableFormat {
     _ entry: UInt64, level: Int, _ configuration: Configuration = .init()
   ) -> Bool { defect(entry, level: level, configuration) != nil }
 }
+
+/// How long fuzzers run, in seconds: what FUZZ_SECONDS says, or one.
+let fuzzSeconds = Double(ProcessInfo.processInfo.environment["FUZZ_SECONDS"] ?? "") ?? 1

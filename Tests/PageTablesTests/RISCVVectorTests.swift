@@ -37,7 +37,9 @@ struct RISCVVectorTests {
       entry: 0x4000_0000_0053),
   ]
 
-  @Test("B2: leaves of every size have their bits where 10.4.1 and 11.1 put them", arguments: leaves)
+  @Test(
+    "B2: leaves of every size have their bits where 10.4.1 and 11.1 put them", arguments: leaves
+  )
   func leaf(leaf: LeafVector) {
     check(leaf, RISCVFirstStage.self)
     check(leaf, RISCVSecondStage.self)
@@ -93,7 +95,9 @@ struct RISCVVectorTests {
   @Test("B2: reserved: W without R, bits 60:54, PBMT 3, and A, D, U, N, PBMT in table pointers")
   func reserved() {
     for level in 1...5 {
-      #expect(RISCVFirstStage.refuses(0x5, level: level) && RISCVFirstStage.refuses(0xD, level: level))
+      #expect(
+        RISCVFirstStage.refuses(0x5, level: level) && RISCVFirstStage.refuses(0xD, level: level)
+      )
       for bit in 54...60 as ClosedRange<UInt64> {
         #expect(RISCVFirstStage.refuses(0xDF | 1 << bit, level: level))
         #expect(RISCVSecondStage.refuses(0x1 | 1 << bit, level: level))
@@ -102,7 +106,8 @@ struct RISCVVectorTests {
       #expect(!RISCVFirstStage.refuses(0xDF | 1 << 61, level: level))
       #expect(!RISCVFirstStage.refuses(0xDF | 2 << 61, level: level))
       #expect(
-        RISCVFirstStage.refuses(0xDF | 1 << 61, level: level, .init(updates: false, memoryTypes: false)))
+        RISCVFirstStage.refuses(
+          0xDF | 1 << 61, level: level, .init(updates: false, memoryTypes: false)))
     }
     for level in 2...5 {
       for bit in [4, 6, 7, 61, 62, 63] as [UInt64] {

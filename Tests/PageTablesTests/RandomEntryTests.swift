@@ -56,7 +56,8 @@ struct RandomEntryTests {
   ) -> UInt64 {
     var address = UInt64.random(in: 0..<(1 << UInt64(granule)), using: &random)
     for level in 0..<levels {
-      address |= UInt64.random(in: 0..<4, using: &random) << UInt64(granule + (granule - 3) * level)
+      address |=
+        UInt64.random(in: 0..<4, using: &random) << UInt64(granule + (granule - 3) * level)
     }
     let mask: UInt64 = width == 64 ? .max : 1 << UInt64(width) - 1
     address &= mask

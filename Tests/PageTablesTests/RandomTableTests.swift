@@ -78,7 +78,8 @@ private struct Run<Format: PageTableFormat>: ~Copyable {
       #expect(
         found.rights.permissions(privileged: false).isSuperset(
           of: Format.granted(expected.permissions)))
-      #expect(found.permissions == Format.granted(expected.permissions).intersection(.readWrite))
+      #expect(
+        found.permissions == Format.granted(expected.permissions).intersection(.readWrite))
     }
   }
 
@@ -117,7 +118,7 @@ private struct Run<Format: PageTableFormat>: ~Copyable {
     } catch {
       #expect(!free)
       if case .occupied(let address) = error {
-        #expect(model.overlaps(address.rawValue, address.rawValue + (length - 1)))
+        #expect(model.overlaps(address.rawValue, first + (length - 1)))
       } else {
         Issue.record("\(error)")
       }

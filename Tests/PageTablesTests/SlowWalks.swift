@@ -152,7 +152,8 @@ func slowArm(
     let isTable = level < 3 && bit(entry, 1)
     if level == 3 && !bit(entry, 1) { return nil }
     if level < 3 && !isTable {
-      let blocks: Set<Int> = granule == 12 ? [1, 2] : granule == 14 || outputBits < 52 ? [2] : [1, 2]
+      let blocks: Set<Int> =
+        granule == 12 ? [1, 2] : granule == 14 || outputBits < 52 ? [2] : [1, 2]
       if !blocks.contains(level) { return nil }
     }
     var output = bits(entry, 47, granule) << UInt64(granule)

@@ -70,7 +70,9 @@ struct TableTests {
           #expect(reason { try table.walk(IOVA(.max)) } == .addressWidth)
           #expect(throws: MapFailure.addressWidth) { try map(last + 1, 0, granule) }
         }
-        #expect(throws: MapFailure.addressWidth) { try map(last - (granule - 1), 0, 2 * granule) }
+        #expect(throws: MapFailure.addressWidth) {
+          try map(last - (granule - 1), 0, 2 * granule)
+        }
         #expect(throws: MapFailure.addressWidth) { try map(0 &- granule, 0, 2 * granule) }
         #expect(throws: MapFailure.physicalWidth) { try map(0, limit - granule, 2 * granule) }
         #expect(throws: MapFailure.physicalWidth) { try map(0, limit, granule) }

@@ -35,7 +35,8 @@ struct X86VectorTests {
     check(leaf, AMDv2.self)
   }
 
-  @Test("B2: U/S clear is for privileged requests; what they may do goes by R/W and XD (SDM 4.6)")
+  @Test(
+    "B2: U/S clear is for privileged requests; what they may do goes by R/W and XD (SDM 4.6)")
   func privileged() {
     let leaf = LeafVector(
       address: 0x1_2345_6000, shift: 12, level: 1, permissions: .readWrite,
@@ -89,7 +90,8 @@ struct X86VectorTests {
       let narrow = X86Switches(writeProtects: true, physicalBits: 39)
       #expect(IntelFirstStage.refuses(0x80_0000_0007, level: level, narrow))
       #expect(!IntelFirstStage.refuses(0x40_0000_0007, level: level, narrow))
-      #expect(!IntelFirstStage.refuses(0x7FF0_0000_0000_0007, level: level), "52 to 62: ignored")
+      #expect(
+        !IntelFirstStage.refuses(0x7FF0_0000_0000_0007, level: level), "52 to 62: ignored")
       #expect(!IntelFirstStage.refuses(0x8000_0000_0000_0007, level: level))
       let old = X86Switches(writeProtects: true, noExecute: false)
       #expect(IntelFirstStage.refuses(0x8000_0000_0000_0007, level: level, old))
