@@ -79,19 +79,20 @@ extension RISCVFormat {
   public static func defect(
     _ entry: UInt64, level: Int, _ switches: RISCVSwitches
   ) -> WalkFault.Reason? {
-    if entry & (readBit | writeBit) == writeBit || entry & reservedMask != 0 {
+    // All of what an entry that points to a table must not have: one test for most.
+    let mapping = readBit | writeBit | executeBit | userBit | accessedBit | dirtyBit
+    if entry & (mapping | reservedMask | memoryTypeMask | napotBit) == 0 {
+      return level == 1 ? .notPresent : nil
+    }
+    // Not a leaf, or W without R.
+    if entry & (readBit | executeBit) == 0 || entry & (readBit | writeBit) == writeBit {
       return .reservedBits
     }
+    if entry & (reservedMask | memoryTypeMask | napotBit) == 0 { return nil }
     let type = entry & memoryTypeMask
-    if type != 0, !switches.hasMemoryTypes || type == memoryTypeMask { return .reservedBits }
-    if entry & napotBit != 0, level > 1 { return .reservedBits }
-    if entry & (readBit | executeBit) == 0 {
-      if entry & (accessedBit | dirtyBit | userBit | memoryTypeMask | napotBit) != 0 {
-        return .reservedBits
-      }
-      if level == 1 { return .notPresent }
-    }
-    return nil
+    if entry & reservedMask != 0 || type == memoryTypeMask { return .reservedBits }
+    if type != 0, !switches.hasMemoryTypes { return .reservedBits }
+    return entry & napotBit != 0 && level > 1 ? .reservedBits : nil
   }
 
   /// Steps 6 and 7: a misaligned superpage, a reserved Svnapot size, A or D missing.
