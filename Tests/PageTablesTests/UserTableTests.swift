@@ -147,6 +147,22 @@ struct UserTableTests {
         == .addressWidth)
   }
 
+  @Test("B2: AMD's guest tables extend by sign, and by zeros where a root says so")
+  func guestExtension() throws {
+    let words = Words()
+    words.words = [0x1800: 0x2007, 0x2000: 0x3007, 0x3000: 0x4007, 0x4000: 0x9007]
+    for extending in [AddressExtension.sign, .zero] {
+      let root = TableRoot<AMDv2>(
+        address: 0x1000, levels: 4, extending: extending, configuration: X86Switches())!
+      let high = reason { try root.walk(IOVA(1 << 47), for: Access(.read), in: words) }
+      let signed = reason {
+        try root.walk(IOVA(0xFFFF_8000_0000_0000), for: Access(.read), in: words)
+      }
+      #expect(high == (extending == .sign ? .addressWidth : nil))
+      #expect(signed == (extending == .sign ? nil : .addressWidth))
+    }
+  }
+
   @Test("B2: roots that no context entry may name are refused")
   func badRoots() {
     func intel(_ address: UInt64, _ levels: Int, width: Int = 52) -> Bool {
