@@ -34,6 +34,7 @@ extension TableRoot {
     var level = levels
     var table = self.address
     var allowed = Rights.all
+    var lost = 0
     while true {
       let place = table &+ UInt64(truncatingIfNeeded: index(offset, level: level)) &* 8
       var entry = try Self.load(place, level: level, in: memory)
@@ -64,7 +65,10 @@ extension TableRoot {
           entry = marked
           break
         }
-        // Somebody changed it: what it says now counts.
+        // Somebody changed it: what it says now counts. Whoever does nothing else does not
+        // keep the walk for ever.
+        lost &+= 1
+        if lost == Self.patience { throw WalkFault(.tableUnreachable, level: level) }
         entry = try Self.load(place, level: level, in: memory)
       }
       if isLeaf {
@@ -93,6 +97,9 @@ extension TableRoot {
       }
     }
   }
+
+  /// How many times entries may change under one walk's marks.
+  @inlinable static var patience: Int { 10_000 }
 
   /// Whether a write would find nothing left to mark in a leaf that has been read through.
   @inlinable @inline(__always)

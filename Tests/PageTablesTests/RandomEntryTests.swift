@@ -16,6 +16,9 @@ final class Words: TableMemory {
   /// Runs once, after the next load.
   var afterLoad: (() -> Void)?
 
+  /// The entry at an address, 0 where there is none.
+  func word(_ address: UInt64) -> UInt64 { words[address] ?? 0 }
+
   func load(_ address: UInt64) throws(TableMemoryFault) -> UInt64 {
     loads += 1
     guard let word = words[address] else { throw .unreachable }

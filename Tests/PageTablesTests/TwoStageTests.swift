@@ -41,7 +41,7 @@ struct TwoStageTests {
     let found = try root.walk(
       IOVA(0x123), for: Access(.write), through: parent.root, in: words)
     #expect(found.physical.rawValue == 0x10_9123 && found.leafShift == 12)
-    #expect(words.words[0x10_4000] == 0x9067, "marked where the parent says")
+    #expect(words.word(0x10_4000) == 0x9067, "marked where the parent says")
   }
 
   @Test("B5: 24 entries are fetched with 4 levels each, and no more")

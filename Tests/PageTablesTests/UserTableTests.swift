@@ -25,7 +25,7 @@ struct UserTableTests {
   func rightsByLevel() throws {
     let (root, words) = Self.x86()
     #expect(try root.walk(IOVA(0x123), for: Access(.write), in: words).rights == .all)
-    #expect(words.words[0x4000] == 0x9067 && words.words[0x1000] == 0x2027)
+    #expect(words.word(0x4000) == 0x9067 && words.word(0x1000) == 0x2027)
     for level in 0..<4 {
       var bits: [UInt64] = [7, 7, 7, 7]
       bits[level] = 5
@@ -79,11 +79,25 @@ struct UserTableTests {
     #expect(
       fault { try root.walk(IOVA(0), for: Access(.read), in: words) }
         == WalkFault(.notPresent, level: 4))
-    #expect(words.words[0x1000] == 0, "what changed is not overwritten")
+    #expect(words.word(0x1000) == 0, "what changed is not overwritten")
     words.words[0x1000] = 0x2007
     words.afterLoad = { words.words[0x1000] = 0x2003 }
     #expect(reason { try root.walk(IOVA(0), for: Access(.read), in: words) } == .permission)
-    #expect(words.words[0x1000] == 0x2023)
+    #expect(words.word(0x1000) == 0x2023)
+  }
+
+  @Test("B2: an entry that changes every time does not keep a walk for ever")
+  func restless() {
+    struct Restless: TableMemory {
+      func load(_ address: UInt64) throws(TableMemoryFault) -> UInt64 { 7 }
+      func compareExchange(
+        _ address: UInt64, expected: UInt64, desired: UInt64
+      ) throws(TableMemoryFault) -> Bool { false }
+    }
+    let (root, _) = Self.x86()
+    #expect(
+      fault { try root.walk(IOVA(0), for: Access(.read), in: Restless()) }
+        == WalkFault(.tableUnreachable, level: 4))
   }
 
   @Test("I1: what a read leaves may not be kept for writing until a write has marked it")
@@ -99,7 +113,7 @@ struct UserTableTests {
       address: 0, levels: 3, configuration: RISCVSwitches(updates: true))!
     #expect(try marks.walk(IOVA(0), for: Access(.read), in: words).permissions == .read)
     #expect(try marks.walk(IOVA(0), for: Access(.write), in: words).permissions == .readWrite)
-    #expect(words.words[0x2000] == 0xC << 8 | 0xD7)
+    #expect(words.word(0x2000) == 0xC << 8 | 0xD7)
     #expect(try still.walk(IOVA(0), for: Access(.read), in: words).permissions == .readWrite)
   }
 
