@@ -79,6 +79,8 @@ public enum IntelSecondStage: PageTableFormat {
     Rights(rawValue: (rights.rawValue | rights.rawValue << 2 & 4) &* 9)
   }
 
+  @inlinable public static var marksTables: Bool { true }
+
   @inlinable @inline(__always)
   public static func marked(
     _ entry: UInt64, level: Int, writes: Bool, _ switches: UpdateSwitch

@@ -121,6 +121,9 @@ public protocol PageTableFormat: Sendable {
     _ entry: UInt64, level: Int, writes: Bool, _ configuration: Configuration
   ) -> UInt64
 
+  /// Whether entries that point to tables are marked as well.
+  static var marksTables: Bool { get }
+
   /// Whether hardware can mark leaves as written. Where it cannot, whoever wants to know
   /// protects leaves from writing, and takes the faults (`PageTable.protect`).
   static func tracksDirty(_ configuration: Configuration) -> Bool
@@ -163,6 +166,7 @@ extension PageTableFormat {
   @inlinable public static var addressExtension: AddressExtension { .zero }
   @inlinable public static var choosesExtension: Bool { false }
   @inlinable public static var skipsLevels: Bool { false }
+  @inlinable public static var marksTables: Bool { false }
 
   @inlinable
   public static func maximumAddressBits(levels: Int) -> Int { addressBits(levels: levels) }

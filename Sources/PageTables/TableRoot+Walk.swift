@@ -58,7 +58,7 @@ extension TableRoot {
             throw WalkFault(reason, level: level)
           }
         }
-        guard marks else { break }
+        guard marks, isLeaf || Format.marksTables else { break }
         let marked = Format.marked(entry, level: level, writes: writes, configuration)
         if marked == entry { break }
         if try Self.exchange(place, entry, for: marked, level: level, in: memory) {

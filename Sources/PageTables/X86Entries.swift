@@ -141,6 +141,8 @@ extension X86Format {
     return rights
   }
 
+  @inlinable public static var marksTables: Bool { true }
+
   @inlinable @inline(__always)
   public static func marked(
     _ entry: UInt64, level: Int, writes: Bool, _ switches: X86Switches
