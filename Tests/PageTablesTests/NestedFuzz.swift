@@ -110,7 +110,7 @@ struct NestedFuzz<First: PageTableFormat, Second: PageTableFormat> {
           ipa & ~(page - 1), shift: First.shift(level: size), level: size,
           permissions: [.read, .write, .execute], attributes: [], configuration)
       }
-      if Int.random(in: 0..<3, using: &random) == 0 {
+      if Int.random(in: 0..<8, using: &random) == 0 {
         word ^= 1 << UInt64.random(in: 0..<64, using: &random)
       }
       return Int.random(in: 0..<32, using: &random) == 0 ? random.next() : word
@@ -173,7 +173,7 @@ struct NestedFuzz<First: PageTableFormat, Second: PageTableFormat> {
 struct NestedFuzzTests {
   @Test("B5: no table reaches what its parent does not map, whatever is in it and changes")
   func hostile() {
-    // As long as asked; a second without being asked.
+    // As long as asked, a second without being asked, and long enough to reach something.
     let seconds = fuzzSeconds
     let deadline = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
     var intel = NestedFuzz<IntelFirstStage, IntelSecondStage>(seed: 1)
@@ -195,7 +195,9 @@ struct NestedFuzzTests {
         updatesDirtyState: Bool.random(using: &random),
         outputBits: [36, 48, 52].randomElement(using: &random)!)
     }
+    var rounds = 0
     repeat {
+      rounds += 1
       intel.round(x86)
       amd.round(x86)
       skipping.round { UpdateSwitch(updates: Bool.random(using: &$0)) }
@@ -208,7 +210,7 @@ struct NestedFuzzTests {
           updates: Bool.random(using: &$0), memoryTypes: Bool.random(using: &$0),
           supervisorUserAccess: Bool.random(using: &$0))
       }
-    } while ContinuousClock.now < deadline
+    } while rounds < 20 || ContinuousClock.now < deadline
     for found in [
       intel.found, amd.found, skipping.found, arm4.found, arm16.found, arm64.found,
       mixed.found, riscv.found,

@@ -20,7 +20,7 @@ struct RandomTableTests {
           var run = Run<Format>(
             levels: levels, keepsDirty: keepsDirty,
             seed: UInt64(Kind.allCases.firstIndex(of: kind)!))
-          for _ in 0..<400 { try run.step() }
+          for _ in 0..<250 { try run.step() }
           run.end()
         }
       }

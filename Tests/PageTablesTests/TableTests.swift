@@ -262,6 +262,32 @@ struct TableTests {
     #expect(other.pageCount == 1)
   }
 
+  @Test("I1: protecting a part of a large leaf changes it whole, says so, and keeps the rest")
+  func partialProtect() throws {
+    var table = PageTable<AMDv1>(levels: 4, keepsDirty: true)
+    var gather = TableGather()
+    table.setMarking(true)
+    try table.map(
+      IOVA(0x10000), to: PhysicalAddress(0x30000), length: 0x10000, permissions: .readWrite,
+      attributes: .forceSnoop, gather: &gather)
+    _ = try table.root.walk(IOVA(0x1_7000), marking: .write)
+    try table.protect(first: 0x17000, last: 0x17FFF, permissions: .read, gather: &gather)
+    #expect(gather.first == 0x10000 && gather.last == 0x1FFFF)
+    for page in 0x10...0x1F as ClosedRange<UInt64> {
+      let found = try table.walk(IOVA(page << 12))
+      #expect(found.permissions == .read && found.leafShift == 16)
+      #expect(found.physical.rawValue == (page + 0x20) << 12)
+    }
+    var dirty: [UInt64] = []
+    table.readDirty(first: 0, last: .max, clear: true, gather: &gather) { first, _ in
+      dirty.append(first)
+    }
+    #expect(dirty == [0x10000], "what was written stays written")
+    #expect(throws: MapFailure.noPermissions) {
+      try table.protect(first: 0, last: .max, permissions: .execute, gather: &gather)
+    }
+  }
+
   @Test("B: permissions are what all entries on the way allow, and a walk for more is refused")
   func permissions() throws {
     var table = PageTable<IntelSecondStage>(levels: 4)
