@@ -262,6 +262,42 @@ struct TableTests {
     #expect(other.pageCount == 1)
   }
 
+  @Test("B: a root of 16 tables side by side (DDI 0487, D8.2.2) is one, aligned to its size")
+  func concatenated() throws {
+    func run<Format: PageTableFormat>(_ format: Format.Type, levels: Int) throws {
+      let bits = Format.shift(level: levels + 1) + 4
+      var table = PageTable<Format>(levels: levels, addressBits: bits)
+      var gather = TableGather()
+      let granule: UInt64 = 1 << UInt64(Format.granuleShift)
+      #expect(table.rootPages == 16 && table.pageCount == 16)
+      #expect(table.root.page.address % (16 * granule) == 0)
+      #expect(table.root.last == 1 << UInt64(bits) - 1)
+      let part: UInt64 = 1 << UInt64(Format.shift(level: levels + 1))
+      for number in 0..<16 as Range<UInt64> {
+        // The last page of each part, and the first of the next.
+        try table.map(
+          IOVA(number * part + part - granule), to: PhysicalAddress(number * granule),
+          length: granule, permissions: .readWrite, gather: &gather)
+        try table.map(
+          IOVA(number * part), to: PhysicalAddress((number + 16) * granule), length: granule,
+          permissions: .read, gather: &gather)
+      }
+      for number in 0..<16 as Range<UInt64> {
+        let last = try table.walk(IOVA(number * part + part - 1))
+        #expect(last.physical.rawValue == (number + 1) * granule - 1)
+        let first = try table.walk(IOVA(number * part))
+        #expect(first.physical.rawValue == (number + 16) * granule)
+      }
+      #expect(table.unmap(IOVA(0), length: .max, gather: &gather) == 32 * granule)
+      table.free(&gather)
+      #expect(table.pageCount == 16)
+    }
+    try run(ArmStage2<Granule4KiB>.self, levels: 3)
+    try run(ArmStage2<Granule4KiB>.self, levels: 2)
+    try run(ArmStage2<Granule16KiB>.self, levels: 2)
+    try run(ArmStage2<Granule64KiB>.self, levels: 2)
+  }
+
   @Test("I1: protecting a part of a large leaf changes it whole, says so, and keeps the rest")
   func partialProtect() throws {
     var table = PageTable<AMDv1>(levels: 4, keepsDirty: true)
