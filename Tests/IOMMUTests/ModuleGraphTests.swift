@@ -14,6 +14,7 @@ import Testing
     ("CProcessMemory", []),
     ("CSyscalls", []),
     ("PageTables", []),
+    ("HardwareTables", []),
     ("IOMMU", ["CProcessMemory", "PageTables"]),
     ("SoftwareIOMMU", ["IOMMU", "PageTables"]),
     ("SelfTestDriver", ["IOMMU", "PageTables"]),
