@@ -41,8 +41,14 @@ struct NoiseMemory: TableMemory {
     value = value &* 0xBF58_476D_1CE4_E5B9
     value ^= value >> 32
     if value & 0xFF == 0 { throw TableMemoryFault(address: address, reason: .poisoned) }
-    // Half of the words have few bits, so that some get past the checks.
-    return value & 0x100 == 0 ? value & (value << 17) & (value >> 13) | value & 0x3F : value
+    // Kinds of words, so that some get past the checks: a pointer, a small number, a few
+    // bits, anything.
+    switch value >> 8 & 3 {
+    case 0: return value & 0x3FFF_FFFF_F000 | 1
+    case 1: return value & 0xF | 1
+    case 2: return value & (value << 17) & (value >> 13)
+    default: return value
+    }
   }
 
   func compareExchange(
