@@ -81,8 +81,6 @@ public struct IntelCapabilities: Hashable, Sendable {
 
   /// FS5LP (bit 60): 5-level first-stage tables.
   @inlinable public var hasFiveLevelFirstStage: Bool { capability.bit(60) }
-  /// PSI (bit 39): page-selective invalidation of second-stage translations.
-  @inlinable public var hasPageSelectiveInvalidation: Bool { capability.bit(39) }
   /// MAMV (bits 53 to 48): the most address mask of a page-selective invalidation.
   @inlinable public var mostAddressMask: UInt8 { UInt8(capability.bits(53, 48)) }
 
