@@ -14,6 +14,26 @@ public struct AMDEvent: Hashable, Sendable {
     case commandHardwareError = 6
     case iotlbInvalidationTimeout = 7
     case invalidDeviceRequest = 8
+
+    /// Events about commands have no device.
+    var hasDevice: Bool { self != .illegalCommand && self != .commandHardwareError }
+    /// The PASID or the domain ID.
+    var hasTag: Bool {
+      switch self {
+      case .illegalDeviceTableEntry, .pageFault, .pageTableHardwareError,
+        .invalidDeviceRequest:
+        true
+      default: false
+      }
+    }
+    /// Where the type ends; it begins at bit 57.
+    var typeEnd: Int? {
+      switch self {
+      case .deviceTableHardwareError, .pageTableHardwareError, .commandHardwareError: 58
+      case .invalidDeviceRequest: 59
+      default: nil
+      }
+    }
   }
 
   /// What is told of a request, by the number of its bit in the entry.
@@ -121,21 +141,9 @@ public struct AMDEvent: Hashable, Sendable {
   public var words: Words2 {
     var low: UInt64 = .place(code.rawValue, 63, 60)
     low |= flags.intersection(.allowed(code)).rawValue
-    switch code {
-    case .illegalDeviceTableEntry, .pageFault, .pageTableHardwareError,
-      .invalidDeviceRequest:
-      low |= .place(device, 15, 0) | .place(tag, 47, 32)
-      low |= .place(tag >> 16, 19, 16)
-    case .deviceTableHardwareError, .iotlbInvalidationTimeout:
-      low |= .place(device, 15, 0)
-    case .illegalCommand, .commandHardwareError: break
-    }
-    switch code {
-    case .deviceTableHardwareError, .pageTableHardwareError, .commandHardwareError:
-      low |= .place(type, 58, 57)
-    case .invalidDeviceRequest: low |= .place(type, 59, 57)
-    default: break
-    }
+    if code.hasDevice { low |= .place(device, 15, 0) }
+    if code.hasTag { low |= .place(tag, 47, 32) | .place(tag >> 16, 19, 16) }
+    if let end = code.typeEnd { low |= .place(type, end, 57) }
     return Words2(low, address)
   }
 
@@ -144,14 +152,9 @@ public struct AMDEvent: Hashable, Sendable {
     let low = words[0]
     guard let code = Code(rawValue: UInt8(low.bits(63, 60))) else { return nil }
     self.init(
-      code, device: UInt16(low.bits(15, 0)),
-      tag: UInt32(low.bits(19, 16) &<< 16 | low.bits(47, 32)),
+      code, device: code.hasDevice ? UInt16(low.bits(15, 0)) : 0,
+      tag: code.hasTag ? UInt32(low.bits(19, 16) &<< 16 | low.bits(47, 32)) : 0,
       flags: Flags(rawValue: low).intersection(.allowed(code)), address: words[1])
-    switch code {
-    case .deviceTableHardwareError, .pageTableHardwareError, .commandHardwareError:
-      type = UInt8(low.bits(58, 57))
-    case .invalidDeviceRequest: type = UInt8(low.bits(59, 57))
-    default: break
-    }
+    if let end = code.typeEnd { type = UInt8(low.bits(end, 57)) }
   }
 }
