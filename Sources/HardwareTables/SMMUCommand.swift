@@ -94,7 +94,7 @@ public enum SMMUCommand: Hashable, Sendable {
   private static func prefetch(
     _ words: Words2, _ smmu: SMMUCapabilities
   ) throws(SMMUCommandError) -> SMMUCommand {
-    let stream = SMMUStream(words[0])
+    let stream = SMMUStream(fields: words[0])
     if words[0].bits(7, 0) == 1 {
       try check(words, .mask(31, 11) | .mask(63, 32), 0)
       return .prefetchConfiguration(stream)
@@ -134,7 +134,7 @@ public enum SMMUCommand: Hashable, Sendable {
   private static func device(
     _ words: Words2, _ smmu: SMMUCapabilities
   ) throws(SMMUCommandError) -> SMMUCommand {
-    let stream = SMMUStream(words[0])
+    let stream = SMMUStream(fields: words[0])
     let ids: UInt64 = .mask(31, 11) | .mask(63, 32)
     if words[0].bits(7, 0) == 0x40 {
       if !smmu.hasATS { throw .unsupported }
@@ -195,7 +195,7 @@ public struct SMMUStream: Hashable, Sendable {
   }
 
   /// StreamID, SSV and SubstreamID where every command has them.
-  init(_ word: UInt64) {
+  init(fields word: UInt64) {
     self.init(
       UInt32(word.bits(63, 32)), substream: word.bit(11) ? UInt32(word.bits(31, 12)) : nil)
   }
