@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Reasons of VT-d's non-recoverable faults: Intel Virtualization Technology for Directed I/O,
-// revision 4.1, section 7.1.3 (fault conditions and their reason codes) and table 30.
+// revision 4.1, section 7.1.3 (fault conditions and their reason codes).
 
 /// The reason code of a fault record, by the name that the specification gives the condition.
 public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
@@ -40,7 +40,7 @@ public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case sct1 = 0x40
   case sct2 = 0x41
   case sct3 = 0x42
-  /// The context entry is programmed in a way that this unit has not.
+  /// The context entry is programmed in a way that this unit has not. No lookup here finds it.
   case sct4 = 0x43
   /// DTE is clear, and this is a translation request or a translated request.
   case sct5 = 0x44
@@ -50,7 +50,7 @@ public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case sct7 = 0x46
   /// PRE is clear, and this is a page request.
   case sct8 = 0x47
-  /// RID_PASID is beyond the PASID directory.
+  /// RID_PASID is beyond the PASID directory. Revisions differ: some have it under SCT.4.
   case sct9 = 0x48
   // PASID directory.
   case spd1 = 0x50

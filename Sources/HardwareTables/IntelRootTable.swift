@@ -27,9 +27,9 @@ public struct IntelRootTable: Hashable, Sendable {
 
   /// Reads RTADDR_REG: TTM in bits 11 and 10, the table in bits 63 to 12.
   public init(register: UInt64, unit: IntelCapabilities) {
-    let modes: [Mode] = [.legacy, .scalable, .reserved, .abort]
     self.init(
-      mode: modes[Int(register.bits(11, 10))], address: register & .mask(63, 12), unit: unit)
+      mode: Mode(rawValue: UInt8(register.bits(11, 10))) ?? .reserved,
+      address: register & .mask(63, 12), unit: unit)
   }
 
   /// What a request is translated by.
