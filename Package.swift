@@ -48,7 +48,7 @@ let package = Package(
   targets: [
     // The engine.
     .target(name: "PageTables", swiftSettings: strict),
-    .target(name: "HardwareTables", swiftSettings: strict),
+    .target(name: "HardwareTables", dependencies: ["PageTables"], swiftSettings: strict),
     .target(name: "CProcessMemory"),
     .target(
       name: "IOMMU", dependencies: ["PageTables", "CProcessMemory", system],
@@ -101,7 +101,7 @@ let package = Package(
       dependencies: ["LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices", system],
       path: "Tests/TestSupport"),
     .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
-    .testTarget(name: "HardwareTablesTests", dependencies: ["HardwareTables"]),
+    .testTarget(name: "HardwareTablesTests", dependencies: ["HardwareTables", "PageTables"]),
     .testTarget(
       name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"], exclude: ["Misuse"]),
     .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),

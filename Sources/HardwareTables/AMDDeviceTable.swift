@@ -3,6 +3,8 @@
 // From a device to the tables that translate for it: AMD I/O Virtualization Technology
 // (48882), sections 2.2.2 (device table) and 2.2.6.3 (guest CR3 table).
 
+import PageTables
+
 /// The device table, as its base address register names it (3.4.1).
 public struct AMDDeviceTable: Hashable, Sendable {
   /// In bytes, a multiple of 4 KiB.
@@ -38,7 +40,7 @@ public struct AMDDeviceTable: Hashable, Sendable {
       words = try memory.loadWords4(place)
     } catch {
       throw .deviceTableHardwareError(
-        address: error.address, AMDHardwareErrorType(error.reason))
+        address: place, AMDHardwareErrorType(error))
     }
     let entry = AMDDeviceTableEntry(words)
     if !entry.isValid { return nil }
@@ -108,17 +110,18 @@ extension AMDDeviceTableEntry {
     while true {
       level -= 1
       let index = UInt64(pasid &>> UInt32(9 * level) & 511)
+      let place = table &+ index &* 8
       let entry: UInt64
       do throws(TableMemoryFault) {
-        entry = try memory.load(table &+ index &* 8)
+        entry = try memory.load(place)
       } catch {
-        if error.reason == .untranslated {
+        if error.isUntranslated {
           // The host's table has no mapping for the guest's pointer.
           throw .pageFault(
             AMDFault.PageFault(isGuest: false, isPresent: false, hasReservedBits: false))
         }
         throw .pageTableHardwareError(
-          address: error.address, AMDHardwareErrorType(error.reason))
+          address: place, AMDHardwareErrorType(error))
       }
       if !entry.bit(0) { throw Self.guestFault(isPresent: false) }
       if entry & .mask(63, 52) != 0 {

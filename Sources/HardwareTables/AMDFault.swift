@@ -3,6 +3,8 @@
 // How an AMD IOMMU's table lookups end: AMD I/O Virtualization Technology (48882), section
 // 2.5 (event logging), the conditions of events 01h to 04h.
 
+import PageTables
+
 /// A request that a lookup ended, by the event that it is logged as.
 public enum AMDFault: Error, Hashable, Sendable {
   /// ILLEGAL_DEV_TABLE_ENTRY. RZ tells reserved bits that are not zero from levels that are
@@ -40,7 +42,7 @@ public enum AMDHardwareErrorType: UInt8, Hashable, Sendable, CaseIterable {
   case dataError = 3
 
   @inlinable
-  public init(_ reason: TableMemoryFault.Reason) {
-    self = reason == .poisoned ? .dataError : .masterAbort
+  public init(_ fault: TableMemoryFault) {
+    self = fault == .corrupted ? .dataError : .masterAbort
   }
 }

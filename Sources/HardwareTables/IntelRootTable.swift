@@ -3,6 +3,8 @@
 // From a requester to the entry that translates for it: Intel Virtualization Technology for
 // Directed I/O, revision 4.1, sections 3.4 (legacy and scalable mode) and 7.1.3.
 
+import PageTables
+
 /// The root table, as RTADDR_REG names it (11.4.6).
 public struct IntelRootTable: Hashable, Sendable {
   /// TTM.

@@ -3,6 +3,8 @@
 // Finding a device's context in the device directory, and the transactions that it does not
 // allow: RISC-V IOMMU Architecture 1.0, sections 2.1, 2.3 (steps 1 to 9) and 2.3.1.
 
+import PageTables
+
 /// The device directory (`ddtp`): a radix tree of up to three levels.
 public struct RISCVDeviceDirectory: Hashable, Sendable {
   public var mode: RISCVDirectoryMode
@@ -101,7 +103,7 @@ public struct RISCVDeviceDirectory: Hashable, Sendable {
       return try memory.load(address)
     } catch {
       throw RISCVFault(
-        error.reason == .poisoned ? .directoryDataCorruption : .directoryLoadAccessFault)
+        error == .corrupted ? .directoryDataCorruption : .directoryLoadAccessFault)
     }
   }
 }

@@ -3,6 +3,8 @@
 // The process directory and its contexts, and what a transaction is translated by in the end:
 // RISC-V IOMMU Architecture 1.0, sections 2.2, 2.3 (steps 8 to 16) and 2.3.2.
 
+import PageTables
+
 /// A process context (`PC`): 16 bytes.
 public struct RISCVProcessContext: Hashable, Sendable {
   /// Translation attributes.
@@ -146,10 +148,10 @@ extension RISCVDeviceContext {
       let stored = try memory.load(address)
       return isBigEndian ? stored.byteSwapped : stored
     } catch {
-      switch error.reason {
-      case .aborted: throw RISCVFault(.processLoadAccessFault)
-      case .poisoned: throw RISCVFault(.processDataCorruption)
-      case .untranslated:
+      switch error {
+      case .unreachable: throw RISCVFault(.processLoadAccessFault)
+      case .corrupted: throw RISCVFault(.processDataCorruption)
+      case .secondStage:
         // An implicit read: bit 0 set and bit 1 clear (3.2).
         throw RISCVFault(.readGuestPageFault, iotval2: address & ~3 | 1)
       }

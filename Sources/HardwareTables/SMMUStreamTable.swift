@@ -4,6 +4,8 @@
 // (IHI 0070), sections 3.3.1 (stream table lookup), 5.1 (level 1 descriptor), 6.3.24 and
 // 6.3.25 (SMMU_STRTAB_BASE and SMMU_STRTAB_BASE_CFG).
 
+import PageTables
+
 /// The stream table, linear or of two levels.
 public struct SMMUStreamTable: Hashable, Sendable {
   /// In bytes, aligned as the hardware does: to the table's size, and to 64 bytes at least.
@@ -51,11 +53,12 @@ public struct SMMUStreamTable: Hashable, Sendable {
     var place = address &+ UInt64(stream) &* 64
     if let split {
       let low = UInt64(stream) & (1 &<< UInt64(split) &- 1)
+      let slot = address &+ UInt64(stream) &>> UInt64(split) &* 8
       let descriptor: UInt64
       do throws(TableMemoryFault) {
-        descriptor = try memory.load(address &+ UInt64(stream) &>> UInt64(split) &* 8)
+        descriptor = try memory.load(slot)
       } catch {
-        throw .streamTableFetch(address: error.address)
+        throw .streamTableFetch(address: slot)
       }
       // Span 0 is invalid; 12 to 31 are reserved and count as 0.
       let span = descriptor.bits(4, 0)
@@ -138,7 +141,7 @@ extension SMMUStreamTableEntry {
       do throws(TableMemoryFault) {
         descriptor = try memory.load(slot)
       } catch {
-        throw Self.fetchFault(error)
+        throw Self.fetchFault(error, at: slot)
       }
       let table = descriptor & .mask(55, low == 6 ? 12 : 16)
       let width = hasStage2 ? smmu.inputAddressWidth : smmu.outputAddressWidth
@@ -151,7 +154,7 @@ extension SMMUStreamTableEntry {
     do throws(TableMemoryFault) {
       words = try memory.loadWords8(place)
     } catch {
-      throw Self.fetchFault(error)
+      throw Self.fetchFault(error, at: place)
     }
     let context = SMMUContextDescriptor(words)
     if context.illegality(self, smmu) != nil { throw .badContextDescriptor }
@@ -159,8 +162,8 @@ extension SMMUStreamTableEntry {
   }
 
   @inlinable
-  static func fetchFault(_ fault: TableMemoryFault) -> SMMUFault {
-    fault.reason == .untranslated
-      ? .contextTranslation(address: fault.address) : .contextFetch(address: fault.address)
+  static func fetchFault(_ fault: TableMemoryFault, at address: UInt64) -> SMMUFault {
+    fault.isUntranslated
+      ? .contextTranslation(address: address) : .contextFetch(address: address)
   }
 }

@@ -8,6 +8,8 @@
 public enum TableMemoryFault: Error, Hashable, Sendable {
   /// Nothing is there, or it must not be touched.
   case unreachable
+  /// What was read is known to be wrong: poisoned data.
+  case corrupted
   /// A second stage does not translate the entry's address.
   case secondStage(WalkFault)
 }

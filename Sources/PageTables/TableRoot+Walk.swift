@@ -147,6 +147,8 @@ extension WalkFault {
     switch fault {
     case .unreachable:
       self.init(.tableUnreachable, level: level)
+    case .corrupted:
+      self.init(.tableCorrupted, level: level)
     case .secondStage(let inner):
       self = inner
       stage = .second

@@ -49,6 +49,8 @@ public struct WalkFault: Error, Hashable, Sendable {
     case permission
     /// The memory where an entry should be cannot be read or written.
     case tableUnreachable
+    /// The memory of an entry is known to hold wrong data. RISC-V 274.
+    case tableCorrupted
   }
 
   /// Which table the faulting entry belongs to.

@@ -74,7 +74,7 @@ extension DMAFault.Reason: CustomStringConvertible {
     case .notPresent, .accessFlag: self = .notPresent
     case .reservedBits, .misaligned: self = .reservedBits
     case .permission, .dirtyFlag: self = .permission
-    case .tableUnreachable: self = .memoryGone
+    case .tableUnreachable, .tableCorrupted: self = .memoryGone
     }
   }
 }

@@ -3,6 +3,7 @@
 // Device table entries and guest CR3 tables of AMD's IOMMU: AMD I/O Virtualization Technology
 // (48882), sections 2.2.2 and 2.2.6.3.
 
+import PageTables
 import Testing
 
 @testable import HardwareTables
@@ -16,8 +17,8 @@ extension AMDCapabilities {
   }
 }
 
-@Suite("B11: tables of AMD's IOMMU") struct AMDEntryTests {
-  @Test("B11: a device table entry has its fields where 2.2.2.1 puts them")
+@Suite("B9: tables of AMD's IOMMU") struct AMDEntryTests {
+  @Test("B9: a device table entry has its fields where 2.2.2.1 puts them")
   func fields() {
     let entry = AMDDeviceTableEntry(
       Words4(
@@ -47,7 +48,7 @@ extension AMDCapabilities {
   }
 
   @Test(
-    "B11: what a device table entry must not have: ILLEGAL_DEV_TABLE_ENTRY",
+    "B9: what a device table entry must not have: ILLEGAL_DEV_TABLE_ENTRY",
     arguments: [
       Bad(hasReservedBits: true, low: 1 << 2), Bad(hasReservedBits: true, low: 1 << 6),
       Bad(hasReservedBits: true, low: 1 << 63), Bad(hasReservedBits: true, high: 1 << 42),
@@ -87,7 +88,7 @@ extension AMDCapabilities {
     #expect(throws: fault) { try untranslated.check(bad.iommu) }
   }
 
-  @Test("B11: what the interrupt half of a device table entry must not have")
+  @Test("B9: what the interrupt half of a device table entry must not have")
   func interrupts() throws {
     for bits: UInt64 in [1 << 52, 1 << 53, 1 << 59, 3 << 60, 2 << 60 | 12 << 1] {
       #expect(throws: AMDFault.illegalDeviceTableEntry(reservedBits: true)) {
@@ -98,7 +99,7 @@ extension AMDCapabilities {
     try AMDDeviceTableEntry(Words4(0, 0, 0x2000_0000_0000_6577, 0)).checkInterrupts()
   }
 
-  @Test("B11: the device table's register, its size, and what cannot be read of it")
+  @Test("B9: the device table's register, its size, and what cannot be read of it")
   func table() throws {
     let table = AMDDeviceTable(register: 0x1234_5001, iommu: .full)
     #expect(table.address == 0x1234_5000 && table.count == 256)
@@ -110,12 +111,12 @@ extension AMDCapabilities {
     #expect(throws: AMDFault.illegalDeviceTableEntry(reservedBits: false)) {
       try table.entry(device: 256, in: memory)
     }
-    let reasons: [(TableMemoryFault.Reason, AMDHardwareErrorType)] = [
-      (.aborted, .masterAbort), (.poisoned, .dataError),
+    let reasons: [(TableMemoryFault, AMDHardwareErrorType)] = [
+      (.unreachable, .masterAbort), (.corrupted, .dataError),
     ]
     for (reason, type) in reasons {
       memory.faults[0x1234_6010] = reason
-      #expect(throws: AMDFault.deviceTableHardwareError(address: 0x1234_6010, type)) {
+      #expect(throws: AMDFault.deviceTableHardwareError(address: 0x1234_6000, type)) {
         try table.entry(device: 0x80, in: memory)
       }
     }
@@ -137,7 +138,7 @@ extension AMDCapabilities {
     return memory
   }
 
-  @Test("B11: three levels from a PASID to the guest's table")
+  @Test("B9: three levels from a PASID to the guest's table")
   func guestCR3() throws {
     #expect(
       try Self.nested.translation(pasid: 0xABCDE, .full, in: Self.memory())
@@ -159,7 +160,7 @@ extension AMDCapabilities {
     .pageFault(.init(isGuest: true, isPresent: isPresent, hasReservedBits: hasReservedBits))
   }
 
-  @Test("B11: guest CR3 entries that are not there, wrong, or unreadable", arguments: 0..<3)
+  @Test("B9: guest CR3 entries that are not there, wrong, or unreadable", arguments: 0..<3)
   func badGuestCR3(level: Int) {
     let place = Self.places[level]
     func expect(_ fault: AMDFault, _ change: (inout FakeMemory) -> Void) {
@@ -176,15 +177,17 @@ extension AMDCapabilities {
       }
     }
     expect(.pageTableHardwareError(address: place, .masterAbort)) {
-      $0.faults[place] = .aborted
+      $0.faults[place] = .unreachable
     }
-    expect(.pageTableHardwareError(address: place, .dataError)) { $0.faults[place] = .poisoned }
+    expect(.pageTableHardwareError(address: place, .dataError)) {
+      $0.faults[place] = .corrupted
+    }
     expect(.pageFault(.init(isGuest: false, isPresent: false, hasReservedBits: false))) {
-      $0.faults[place] = .untranslated
+      $0.faults[place] = FakeMemory.untranslated
     }
   }
 
-  @Test("B11: who uses the guest's tables: PASIDs, and with GIoV those without")
+  @Test("B9: who uses the guest's tables: PASIDs, and with GIoV those without")
   func users() throws {
     var entry = Self.nested
     #expect(try entry.translation(pasid: nil, .full, in: Self.memory()).guestTable == nil)

@@ -7,14 +7,14 @@ import Testing
 
 @testable import HardwareTables
 
-@Suite("B11: queues of AMD's IOMMU") struct AMDQueueTests {
+@Suite("B9: queues of AMD's IOMMU") struct AMDQueueTests {
   static func decode(
     _ low: UInt64, _ high: UInt64 = 0, _ iommu: AMDCapabilities = .full
   ) throws(AMDCommandError) -> AMDCommand {
     try AMDCommand(decoding: Words2(low, high), iommu)
   }
 
-  @Test("B11: commands are where 2.4.1 to 2.4.9 have them")
+  @Test("B9: commands are where 2.4.1 to 2.4.9 have them")
   func commands() throws {
     #expect(
       try Self.decode(0x1000_0000_1234_5007, 0xCAFE_F00D_0000_0001)
@@ -52,7 +52,7 @@ import Testing
   }
 
   @Test(
-    "B11: S says that the address has a size in it (2.4.3)",
+    "B9: S says that the address has a size in it (2.4.3)",
     arguments: [
       (UInt64(0xDEAD_A001), UInt64(0xDEAD_A000), UInt8(13)),
       (0xDEAD_B001, 0xDEAD_8000, 15), (0x0003_FFFF_FFFF_F001, 0, 51),
@@ -66,7 +66,7 @@ import Testing
         == .invalidatePages(domain: 0, pages, directories: false))
   }
 
-  @Test("B11: opcodes that are reserved, or not there")
+  @Test("B9: opcodes that are reserved, or not there")
   func opcodes() {
     for opcode: UInt64 in [0, 9, 10, 15] {
       #expect(throws: AMDCommandError.opcode) { try Self.decode(opcode << 60) }
@@ -88,7 +88,7 @@ import Testing
   }
 
   @Test(
-    "B11: reserved bits of commands",
+    "B9: reserved bits of commands",
     arguments: [
       Reserved(opcode: 1, low: [52, 59]),
       Reserved(opcode: 2, low: [16, 59], high: [0, 63]),
@@ -113,7 +113,7 @@ import Testing
     }
   }
 
-  @Test("B11: GN is reserved without guest translation", arguments: [3, 4, 6, 7])
+  @Test("B9: GN is reserved without guest translation", arguments: [3, 4, 6, 7])
   func guest(opcode: UInt64) throws {
     _ = try Self.decode(opcode << 60, 4)
     #expect(throws: AMDCommandError.reservedBits) {
@@ -123,7 +123,7 @@ import Testing
 
   // MARK: Logs
 
-  @Test("B11: event log entries are where 2.5.2 to 2.5.9 have them")
+  @Test("B9: event log entries are where 2.5.2 to 2.5.9 have them")
   func events() {
     let request: AMDEvent.Flags = [.guest, .present, .write, .permission]
     let events: [(AMDEvent, Words2)] = [
@@ -174,7 +174,7 @@ import Testing
     #expect(AMDEvent(decoding: Words2(0x9000_0000_0000_0000, 0)) == nil)
   }
 
-  @Test("B11: a lookup's fault is logged as its event")
+  @Test("B9: a lookup's fault is logged as its event")
   func faults() {
     func event(_ fault: AMDFault, pasid: UInt32? = 0xABCDE) -> AMDEvent {
       AMDEvent(
@@ -198,7 +198,7 @@ import Testing
         == Words2(0x4621_BCDE_000A_1234, 0x68))
   }
 
-  @Test("B11: page request log entries are where 2.6.1 has them")
+  @Test("B9: page request log entries are where 2.6.1 has them")
   func pageRequest() {
     let request = AMDPageRequest(
       device: 0x1234, pasid: 0xABCDE, tag: 0x155, flags: [.execute, .read, .write, .user],

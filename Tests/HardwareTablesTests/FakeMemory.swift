@@ -2,18 +2,18 @@
 //
 // Memory that tests write tables into: sparse, with addresses that answer in bad ways.
 
+import PageTables
+
 @testable import HardwareTables
 
 /// Words at multiples of 8; what was never written reads as 0.
 struct FakeMemory: TableMemory {
   var words: [UInt64: UInt64] = [:]
   /// Addresses that fail, and how.
-  var faults: [UInt64: TableMemoryFault.Reason] = [:]
+  var faults: [UInt64: TableMemoryFault] = [:]
 
   func load(_ address: UInt64) throws(TableMemoryFault) -> UInt64 {
-    if let reason = faults[address] {
-      throw TableMemoryFault(address: address, reason: reason)
-    }
+    if let fault = faults[address] { throw fault }
     return words[address] ?? 0
   }
 
@@ -23,6 +23,9 @@ struct FakeMemory: TableMemory {
   ) throws(TableMemoryFault) -> Bool {
     false
   }
+
+  /// A second stage that has no mapping.
+  static let untranslated = TableMemoryFault.secondStage(WalkFault(.notPresent, level: 1))
 
   mutating func write<Words: SIMD<UInt64>>(_ words: Words, at address: UInt64) {
     for index in 0..<Words.scalarCount {
@@ -40,7 +43,7 @@ struct NoiseMemory: TableMemory {
     value ^= value >> 29
     value = value &* 0xBF58_476D_1CE4_E5B9
     value ^= value >> 32
-    if value & 0xFF == 0 { throw TableMemoryFault(address: address, reason: .poisoned) }
+    if value & 0xFF == 0 { throw .corrupted }
     // Kinds of words, so that some get past the checks: a pointer, a small number, a few
     // bits, anything.
     switch value >> 8 & 3 {

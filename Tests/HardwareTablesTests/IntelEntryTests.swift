@@ -28,8 +28,8 @@ extension IntelCapabilities {
   static let all = with(full)
 }
 
-@Suite("B10: entries of VT-d") struct IntelEntryTests {
-  @Test("B10: a root entry has P and the context table's address (9.1)")
+@Suite("B9: entries of VT-d") struct IntelEntryTests {
+  @Test("B9: a root entry has P and the context table's address (9.1)")
   func root() throws {
     let root = try IntelRootEntry(decoding: 0x1234_5001, isScalable: false, .all)
     #expect(root.contextTable == 0x1234_5000)
@@ -52,7 +52,7 @@ extension IntelCapabilities {
     }
   }
 
-  @Test("B10: a legacy context entry has TT, SSPTPTR, AW and DID (9.3)")
+  @Test("B9: a legacy context entry has TT, SSPTPTR, AW and DID (9.3)")
   func context() throws {
     let entry = try IntelContextEntry(decoding: Words2(0x0000_3FFF_FFFF_F005, 0x12_3402), .all)
     #expect(entry.translation == .tableWithDeviceTLB && entry.levels == 4)
@@ -80,7 +80,7 @@ extension IntelCapabilities {
   }
 
   @Test(
-    "B10: what a legacy context entry must not have (LCT.2 to LCT.4)",
+    "B9: what a legacy context entry must not have (LCT.2 to LCT.4)",
     arguments: [
       Bad(.lct2, [0: 1]), Bad(.lct2, [0: 1 | 1 << 4]),
       Bad(.lct3, [0: 1 << 4]), Bad(.lct3, [0: 1 << 11]), Bad(.lct3, [0: 1 << 46]),
@@ -98,7 +98,7 @@ extension IntelCapabilities {
     #expect(throws: bad.reason) { try IntelContextEntry(decoding: words, bad.unit) }
   }
 
-  @Test("B10: TT serves requests of a device TLB or does not (LCT.5)")
+  @Test("B9: TT serves requests of a device TLB or does not (LCT.5)")
   func translationType() throws {
     for (type, serves) in [(UInt64(0), false), (1, true), (2, false)] {
       let entry = try IntelContextEntry(decoding: Words2(type << 2 | 1, 3), .all)
@@ -113,7 +113,7 @@ extension IntelCapabilities {
     }
   }
 
-  @Test("B10: a scalable context entry has PDTS, PASIDDIRPTR, RID_PASID, RID_PRIV (9.4)")
+  @Test("B9: a scalable context entry has PDTS, PASIDDIRPTR, RID_PASID, RID_PRIV (9.4)")
   func scalable() throws {
     let entry = try IntelScalableContextEntry(
       decoding: Words4(0x0000_2000_0000_0A15, 0x1A_BCDE, 0, 0), .all)
@@ -128,7 +128,7 @@ extension IntelCapabilities {
   }
 
   @Test(
-    "B10: what a scalable context entry must not have (SCT.2, SCT.3)",
+    "B9: what a scalable context entry must not have (SCT.2, SCT.3)",
     arguments: [
       Bad(.sct2, [0: 1]), Bad(.sct3, [0: 1 << 5]), Bad(.sct3, [0: 1 << 8]),
       Bad(.sct3, [0: 1 << 46]), Bad(.sct3, [0: 1 << 63]), Bad(.sct3, [1: 1 << 21]),
@@ -144,7 +144,7 @@ extension IntelCapabilities {
     #expect(throws: bad.reason) { try IntelScalableContextEntry(decoding: words, bad.unit) }
   }
 
-  @Test("B10: what a scalable context entry serves (SCT.5 to SCT.9)")
+  @Test("B9: what a scalable context entry serves (SCT.5 to SCT.9)")
   func serves() throws {
     func entry(_ low: UInt64, rid: UInt64 = 0) throws -> IntelScalableContextEntry {
       try IntelScalableContextEntry(decoding: Words4(low, rid, 0, 0), .all)
@@ -162,7 +162,7 @@ extension IntelCapabilities {
     #expect(throws: IntelFaultReason.sct9) { try open.pasid(of: .untranslated, nil) }
   }
 
-  @Test("B10: a PASID directory entry has P, FPD and SMPTBLPTR (9.5)")
+  @Test("B9: a PASID directory entry has P, FPD and SMPTBLPTR (9.5)")
   func directory() throws {
     let entry = try IntelPASIDDirectoryEntry(decoding: 0x3FFF_FFFF_F003, .all)
     #expect(entry.table == 0x3FFF_FFFF_F000)
@@ -177,7 +177,7 @@ extension IntelCapabilities {
     }
   }
 
-  @Test("B10: a PASID table entry has its fields where 9.6 puts them")
+  @Test("B9: a PASID table entry has its fields where 9.6 puts them")
   func pasidEntry() throws {
     // P, AW 2, SSEE, PGTT 3, SSADE; DID, PWSNP, PGSNP; SRE, ERE, FSPM 1, WPE, NXE, SMEP, EAFE.
     let entry = try IntelPASIDEntry(
@@ -208,7 +208,7 @@ extension IntelCapabilities {
   static let good = Words8(0x1234_50C9, 0x0001, 0x5000, 0, 0, 0, 0, 0)
 
   @Test(
-    "B10: what a PASID table entry must not have (SPT.2 to SPT.4)",
+    "B9: what a PASID table entry must not have (SPT.2 to SPT.4)",
     arguments: [
       Bad(.spt2, [0: 1]), Bad(.spt2, [0: 1 | 1 << 10]),
       Bad(.spt3, [0: 1 << 10]), Bad(.spt3, [0: 1 << 11]), Bad(.spt3, [0: 1 << 46]),
@@ -234,7 +234,7 @@ extension IntelCapabilities {
   }
 
   @Test(
-    "B10: how a PASID table entry must not be programmed (SPT.4)",
+    "B9: how a PASID table entry must not be programmed (SPT.4)",
     arguments: [
       // PGTT 0, 5, 7.
       Bad(.spt4, [0: 0x0C0]), Bad(.spt4, [0: 0x180]), Bad(.spt4, [0: 0x100]),
@@ -260,7 +260,7 @@ extension IntelCapabilities {
     #expect(throws: IntelFaultReason.spt3) { try IntelPASIDEntry(decoding: words, bad.unit) }
   }
 
-  @Test("B10: pass-through wants AW to be the widest (9.6, AW)")
+  @Test("B9: pass-through wants AW to be the widest (9.6, AW)")
   func passThrough() throws {
     let entry = try IntelPASIDEntry(
       decoding: Words8(0x10D, 0x9, 0, 0, 0, 0, 0, 0), .all)

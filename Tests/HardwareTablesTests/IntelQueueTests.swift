@@ -7,14 +7,14 @@ import Testing
 
 @testable import HardwareTables
 
-@Suite("B10: queues of VT-d") struct IntelQueueTests {
+@Suite("B9: queues of VT-d") struct IntelQueueTests {
   static func decode(
     _ low: UInt64, _ high: UInt64 = 0, isWide: Bool = true, _ unit: IntelCapabilities = .all
   ) throws(IntelDescriptorError) -> IntelInvalidation {
     try IntelInvalidation(decoding: Words4(low, high, 0, 0), isWide: isWide, unit)
   }
 
-  @Test("B10: context-cache and PASID-cache invalidation (6.5.2.1, 6.5.2.2)")
+  @Test("B9: context-cache and PASID-cache invalidation (6.5.2.1, 6.5.2.2)")
   func caches() throws {
     #expect(try Self.decode(0x11) == .contextCache(.all))
     #expect(try Self.decode(0x1234_0021) == .contextCache(.domain(0x1234)))
@@ -28,7 +28,7 @@ import Testing
     #expect(try Self.decode(0x37) == .pasidCache(.all))
   }
 
-  @Test("B10: IOTLB invalidation, with and without PASID (6.5.2.3, 6.5.2.4)")
+  @Test("B9: IOTLB invalidation, with and without PASID (6.5.2.3, 6.5.2.4)")
   func iotlb() throws {
     #expect(
       try Self.decode(0xD2) == .iotlb(.all, drainsReads: true, drainsWrites: true))
@@ -58,7 +58,7 @@ import Testing
           .pages(domain: 0, pasid: 0, .init(address: 0, mask: 63, leavesOnly: false))))
   }
 
-  @Test("B10: device-TLB invalidation, its size in the address (6.5.2.5, 6.5.2.6)")
+  @Test("B9: device-TLB invalidation, its size in the address (6.5.2.5, 6.5.2.6)")
   func deviceTLB() throws {
     // PFSID[15:4] is in bits 63 to 52, PFSID[3:0] in bits 15 to 12.
     #expect(
@@ -87,7 +87,7 @@ import Testing
             sizeShift: 13), pasid: 0xABCDE, isGlobal: true))
   }
 
-  @Test("B10: interrupt entries, waits, answers (6.5.2.7 to 6.5.2.9, 7.7)")
+  @Test("B9: interrupt entries, waits, answers (6.5.2.7 to 6.5.2.9, 7.7)")
   func others() throws {
     #expect(try Self.decode(0x4) == .interruptEntryCache(index: nil, mask: 0))
     #expect(
@@ -113,7 +113,7 @@ import Testing
         == .pageGroupResponse(.init(requester: 0x1234, pasid: nil, group: 0, code: 0)))
   }
 
-  @Test("B10: types that are reserved, not there, or too wide")
+  @Test("B9: types that are reserved, not there, or too wide")
   func types() {
     for type: UInt64 in Array(10...15) + [0] {
       #expect(throws: IntelDescriptorError.type) { try Self.decode(type) }
@@ -145,7 +145,7 @@ import Testing
   }
 
   @Test(
-    "B10: reserved fields of descriptors",
+    "B9: reserved fields of descriptors",
     arguments: [
       Reserved(descriptor: 0x11, low: [6, 8, 12, 15, 50, 63], high: [0, 63]),
       Reserved(descriptor: 0x12, low: [8, 12, 15, 32, 63], high: [7, 11]),
@@ -178,14 +178,14 @@ import Testing
     }
   }
 
-  @Test("B10: a wait drains page requests only where there are some")
+  @Test("B9: a wait drains page requests only where there are some")
   func drains() {
     #expect(throws: IntelDescriptorError.reservedField) {
       try Self.decode(0x85, isWide: true, .fullBut(.pageRequests))
     }
   }
 
-  @Test("B10: fault recording registers (11.4.7.6)")
+  @Test("B9: fault recording registers (11.4.7.6)")
   func faultRecord() {
     let record = IntelFaultRecord(
       reason: IntelFaultReason.spt2.rawValue, source: 0x1234, address: 0x7FFF_DEAD_BEEF,
@@ -203,7 +203,7 @@ import Testing
     #expect(IntelFaultRecord(decoding: Words2(0, 0x7FFF_FFFF_FFFF_FFFF)) == nil)
   }
 
-  @Test("B10: page request descriptors (7.4.1.1)")
+  @Test("B9: page request descriptors (7.4.1.1)")
   func pageRequest() {
     let request = IntelPageRequest(
       requester: 0x1234, pasid: 0xABCDE, wantsExecute: true, isSupervisor: true,

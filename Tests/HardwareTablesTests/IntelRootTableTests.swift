@@ -3,11 +3,12 @@
 // Lookups in VT-d's tables: Intel Virtualization Technology for Directed I/O, revision 4.1,
 // sections 3.4 and 7.1.3.
 
+import PageTables
 import Testing
 
 @testable import HardwareTables
 
-@Suite("B10: lookups in VT-d's tables") struct IntelRootTableTests {
+@Suite("B9: lookups in VT-d's tables") struct IntelRootTableTests {
   /// Bus 12h, device 13h, function 4: the upper half, entry 1Ch of its table.
   static let requester: UInt16 = 0x129C
   /// PASID 12345h: entry 48Dh of the directory and 5 of the table.
@@ -39,7 +40,7 @@ import Testing
       isSupervisor: isSupervisor, in: memory)
   }
 
-  @Test("B10: RTADDR_REG has TTM in bits 11 and 10 (11.4.6)")
+  @Test("B9: RTADDR_REG has TTM in bits 11 and 10 (11.4.6)")
   func register() {
     for (mode, raw) in [
       (IntelRootTable.Mode.legacy, UInt64(0)), (.scalable, 1), (.reserved, 2), (.abort, 3),
@@ -49,7 +50,7 @@ import Testing
     }
   }
 
-  @Test("B10: from requester and PASID to the entry, and by RID_PASID without one")
+  @Test("B9: from requester and PASID to the entry, and by RID_PASID without one")
   func walk() throws {
     for pasid in [Self.pasid, nil] {
       guard
@@ -65,14 +66,16 @@ import Testing
     }
   }
 
-  @Test("B10: words that cannot be read: SRT.1, SCT.1, SPD.1, SPT.1")
+  @Test("B9: words that cannot be read: SRT.1, SCT.1, SPD.1, SPT.1")
   func unreadable() {
     let places: [(UInt64, IntelFaultReason)] = [
       (Self.rootPlace, .srt1), (Self.contextPlace + 24, .sct1), (Self.directoryPlace, .spd1),
       (Self.pasidPlace + 56, .spt1),
     ]
     for (place, reason) in places {
-      for kind: TableMemoryFault.Reason in [.aborted, .poisoned, .untranslated] {
+      for kind: TableMemoryFault in [
+        .unreachable, .corrupted, FakeMemory.untranslated,
+      ] {
         var memory = Self.memory()
         memory.faults[place] = kind
         #expect(throws: IntelFault(reason)) { try look(memory) }
@@ -80,7 +83,7 @@ import Testing
     }
   }
 
-  @Test("B10: entries that are not present: SRT.2, SCT.2, SPD.2, SPT.2")
+  @Test("B9: entries that are not present: SRT.2, SCT.2, SPD.2, SPT.2")
   func notPresent() {
     let places: [(UInt64, IntelFaultReason)] = [
       (Self.rootPlace, .srt2), (Self.contextPlace, .sct2), (Self.directoryPlace, .spd2),
@@ -93,7 +96,7 @@ import Testing
     }
   }
 
-  @Test("B10: FPD of any entry on the way hides what is qualified (7.1.1)")
+  @Test("B9: FPD of any entry on the way hides what is qualified (7.1.1)")
   func faultProcessingDisable() {
     for place in [Self.contextPlace, Self.directoryPlace, Self.pasidPlace] {
       var memory = Self.memory()
@@ -111,7 +114,7 @@ import Testing
     }
   }
 
-  @Test("B10: what the entries do not let a request ask: SCT.5 to SCT.8, SPT.5, SPT.6")
+  @Test("B9: what the entries do not let a request ask: SCT.5 to SCT.8, SPT.5, SPT.6")
   func refused() throws {
     var memory = Self.memory()
     memory.words[Self.contextPlace] = 0x30_0E01
@@ -130,7 +133,7 @@ import Testing
     #expect(throws: IntelFault(.spt6)) { try look(memory, pasid: nil) }
   }
 
-  @Test("B10: modes that refuse everything: RTA.1 and RTA.4")
+  @Test("B9: modes that refuse everything: RTA.1 and RTA.4")
   func modes() {
     var table = Self.table
     table.mode = .abort
@@ -142,7 +145,7 @@ import Testing
     #expect(throws: IntelFault(.rta1)) { try look(Self.memory(), table) }
   }
 
-  @Test("B10: legacy mode: RTA.2, RTA.3, LRT and LCT")
+  @Test("B9: legacy mode: RTA.2, RTA.3, LRT and LCT")
   func legacy() throws {
     let table = IntelRootTable(mode: .legacy, address: 0x10_0000, unit: .all)
     var memory = FakeMemory()
@@ -166,13 +169,13 @@ import Testing
     }
     broken.words[0x20_09C0] = 0x60_0011
     #expect(throws: IntelFault(.lct3)) { try look(broken, table, pasid: nil) }
-    broken.faults[0x20_09C8] = .aborted
+    broken.faults[0x20_09C8] = .unreachable
     #expect(throws: IntelFault(.lct1)) { try look(broken, table, pasid: nil) }
     broken.words[0x10_0128] = 1
     #expect(throws: IntelFault(.lrt3)) { try look(broken, table, pasid: nil) }
     broken.words[0x10_0120] = 0
     #expect(throws: IntelFault(.lrt2)) { try look(broken, table, pasid: nil) }
-    broken.faults[0x10_0120] = .poisoned
+    broken.faults[0x10_0120] = .corrupted
     #expect(throws: IntelFault(.lrt1)) { try look(broken, table, pasid: nil) }
   }
 }

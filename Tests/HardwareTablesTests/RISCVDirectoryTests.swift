@@ -3,6 +3,7 @@
 // Walks of the device and the process directory of a RISC-V IOMMU: RISC-V IOMMU Architecture
 // 1.0, section 2.3.
 
+import PageTables
 import Testing
 
 @testable import HardwareTables
@@ -71,9 +72,10 @@ import Testing
     arguments: [false, true], 0..<3)
   func unreadable(isExtended: Bool, level: Int) {
     let tree = Tree(isExtended: isExtended)
-    let causes: [(TableMemoryFault.Reason, RISCVCause)] = [
-      (.aborted, .directoryLoadAccessFault), (.untranslated, .directoryLoadAccessFault),
-      (.poisoned, .directoryDataCorruption),
+    let causes: [(TableMemoryFault, RISCVCause)] = [
+      (.unreachable, .directoryLoadAccessFault),
+      (FakeMemory.untranslated, .directoryLoadAccessFault),
+      (.corrupted, .directoryDataCorruption),
     ]
     for (reason, cause) in causes {
       var memory = tree.memory()
@@ -205,10 +207,10 @@ import Testing
     "B9: causes 265, 269 and 21 where the process directory cannot be read", arguments: 0..<3)
   func processUnreadable(level: Int) {
     let place = Self.processes[level]
-    let faults: [(TableMemoryFault.Reason, RISCVFault)] = [
-      (.aborted, RISCVFault(.processLoadAccessFault)),
-      (.poisoned, RISCVFault(.processDataCorruption)),
-      (.untranslated, RISCVFault(.readGuestPageFault, iotval2: place | 1)),
+    let faults: [(TableMemoryFault, RISCVFault)] = [
+      (.unreachable, RISCVFault(.processLoadAccessFault)),
+      (.corrupted, RISCVFault(.processDataCorruption)),
+      (FakeMemory.untranslated, RISCVFault(.readGuestPageFault, iotval2: place | 1)),
     ]
     for (reason, fault) in faults {
       var memory = processMemory()

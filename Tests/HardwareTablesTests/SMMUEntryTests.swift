@@ -26,7 +26,7 @@ extension SMMUCapabilities {
   static func without(idr0 bit: UInt32) -> SMMUCapabilities { with(idr0: (1 << bit, 0)) }
 }
 
-@Suite("B12: entries of SMMUv3") struct SMMUEntryTests {
+@Suite("B9: entries of SMMUv3") struct SMMUEntryTests {
   /// Config 7, S1Fmt 1, S1CDMax 8; S1DSS 2; VMID 1234h, 40 bits from level 1 of 4 KiB, S2PS 5,
   /// S2AA64, S2R.
   static let nested = Words8(
@@ -124,13 +124,13 @@ extension SMMUCapabilities {
     BadSTE(.vmidWidth, .without(idr0: 18)),
   ]
 
-  @Test("B12: what makes a stream table entry ILLEGAL (5.2.2)", arguments: illegal)
+  @Test("B9: what makes a stream table entry ILLEGAL (5.2.2)", arguments: illegal)
   func illegalEntry(bad: BadSTE) {
     let entry = SMMUStreamTableEntry(bad.words(Self.nested))
     #expect(entry.illegality(bad.smmu) == bad.reason)
   }
 
-  @Test("B12: the cases have every reason, and each comes before those that are after it")
+  @Test("B9: the cases have every reason, and each comes before those that are after it")
   func order() {
     let all = SMMUStreamTableEntry.Illegality.allCases
     #expect(Set(Self.illegal.map(\.reason)) == Set(all))
@@ -143,7 +143,7 @@ extension SMMUCapabilities {
     }
   }
 
-  @Test("B12: stream table entries that are legal")
+  @Test("B9: stream table entries that are legal")
   func legal() {
     let smmu = SMMUCapabilities.full
     #expect(SMMUStreamTableEntry(Self.nested).illegality(smmu) == nil)
@@ -179,7 +179,7 @@ extension SMMUCapabilities {
   }
 
   @Test(
-    "B12: start levels of stage 2, by granule and size (DDI 0487, D8.2)",
+    "B9: start levels of stage 2, by granule and size (DDI 0487, D8.2)",
     arguments: [
       Walk(fields: [0, 2, 20, 4], isLegal: true), Walk(fields: [0, 2, 22, 3], isLegal: false),
       Walk(fields: [0, 0, 30, 5], isLegal: true), Walk(fields: [0, 0, 29, 5], isLegal: false),
@@ -207,7 +207,7 @@ extension SMMUCapabilities {
     #expect(illegality == (walk.isLegal ? nil : .stage2StartLevel))
   }
 
-  @Test("B12: fields of a stream table entry are where 5.2 has them")
+  @Test("B9: fields of a stream table entry are where 5.2 has them")
   func fields() {
     let entry = SMMUStreamTableEntry(Self.nested)
     #expect(entry.isValid && entry.config == 7 && entry.contextTableFormat == 1)
@@ -273,14 +273,14 @@ extension SMMUCapabilities {
     BadCD(.tableRange, clear: [0: 1 << 41], set: [1: 1 << 40]),
   ]
 
-  @Test("B12: what makes a context descriptor ILLEGAL (5.4.2)", arguments: illegalContexts)
+  @Test("B9: what makes a context descriptor ILLEGAL (5.4.2)", arguments: illegalContexts)
   func illegalContext(bad: BadCD) {
     let entry = SMMUStreamTableEntry(Words8(0xB, 0, 0, 0, 0, 0, 0, 0))
     let context = SMMUContextDescriptor(bad.words(Self.context))
     #expect(context.illegality(entry, bad.smmu) == bad.reason)
   }
 
-  @Test("B12: what a context descriptor may be depends on its entry")
+  @Test("B9: what a context descriptor may be depends on its entry")
   func contextOfEntry() {
     let reasons = Set(Self.illegalContexts.map(\.reason)).union([.stallDisabled])
     #expect(reasons == Set(SMMUContextDescriptor.Illegality.allCases))
@@ -311,7 +311,7 @@ extension SMMUCapabilities {
     #expect(SMMUContextDescriptor(large).illegality(entry, .full) == .size)
   }
 
-  @Test("B12: fields of a context descriptor are where 5.4 has them")
+  @Test("B9: fields of a context descriptor are where 5.4 has them")
   func contextFields() {
     let context = SMMUContextDescriptor(Self.context)
     #expect(context.size(.low) == 16 && context.size(.high) == 16)

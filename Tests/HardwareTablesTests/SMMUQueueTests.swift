@@ -6,14 +6,14 @@ import Testing
 
 @testable import HardwareTables
 
-@Suite("B12: queues of SMMUv3") struct SMMUQueueTests {
+@Suite("B9: queues of SMMUv3") struct SMMUQueueTests {
   static func decode(
     _ low: UInt64, _ high: UInt64 = 0, _ smmu: SMMUCapabilities = .full
   ) throws(SMMUCommandError) -> SMMUCommand {
     try SMMUCommand(decoding: Words2(low, high), smmu)
   }
 
-  @Test("B12: commands but CMD_TLBI_* are where section 4 has them")
+  @Test("B9: commands but CMD_TLBI_* are where section 4 has them")
   func commands() throws {
     let stream = SMMUStream(0x1234_5678, substream: 0xABCDE)
     let cases: [(UInt64, UInt64, SMMUCommand)] = [
@@ -56,7 +56,7 @@ import Testing
     }
   }
 
-  @Test("B12: CMD_TLBI_* are where 4.4 has them")
+  @Test("B9: CMD_TLBI_* are where 4.4 has them")
   func invalidations() throws {
     let range = SMMUInvalidation.Range(address: 0xDEAD_B000, leaf: true)
     let cases: [(UInt64, UInt64, SMMUInvalidation)] = [
@@ -83,7 +83,7 @@ import Testing
     }
   }
 
-  @Test("B12: ranges of CMD_TLBI_*: NUM, SCALE, TG, TTL (4.4.1)")
+  @Test("B9: ranges of CMD_TLBI_*: NUM, SCALE, TG, TTL (4.4.1)")
   func ranges() throws {
     func range(
       _ low: UInt64, _ high: UInt64, _ smmu: SMMUCapabilities = .full
@@ -126,7 +126,7 @@ import Testing
         == .invalidateTLB(.init(.guest(vmid: 0))))
   }
 
-  @Test("B12: CERROR_ILL for opcodes that are reserved or Secure")
+  @Test("B9: CERROR_ILL for opcodes that are reserved or Secure")
   func opcodes() {
     let known: Set<UInt64> = [
       0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x10, 0x11, 0x12, 0x13, 0x20, 0x21, 0x22, 0x23,
@@ -138,7 +138,7 @@ import Testing
   }
 
   @Test(
-    "B12: CERROR_ILL for what the SMMU has not",
+    "B9: CERROR_ILL for what the SMMU has not",
     arguments: [
       (SMMUCapabilities.full, [UInt64(0x07), 0x70, 0x73]),
       (
@@ -155,14 +155,14 @@ import Testing
     }
   }
 
-  @Test("B12: CERROR_ILL for values that a command does not allow")
+  @Test("B9: CERROR_ILL for values that a command does not allow")
   func operands() {
     #expect(throws: SMMUCommandError.operand) { try Self.decode(0x40, 53) }
     #expect(throws: SMMUCommandError.operand) { try Self.decode(0x41, 0x3000) }
     #expect(throws: SMMUCommandError.operand) { try Self.decode(0x3046) }
   }
 
-  @Test("B12: CERROR_ILL for SSec, and for bits that a command has not")
+  @Test("B9: CERROR_ILL for SSec, and for bits that a command has not")
   func reserved() throws {
     let known: [(UInt64, high: [UInt64])] = [
       (0x01, [0]), (0x02, [10, 11]), (0x03, [1, 63]), (0x04, [5, 63]), (0x05, [1, 63]),
@@ -182,7 +182,7 @@ import Testing
 
   // MARK: Records
 
-  @Test("B12: event records are where 7.3 has them")
+  @Test("B9: event records are where 7.3 has them")
   func events() {
     let access: SMMUEvent.Flags = [.privileged, .instruction, .read]
     let events: [(SMMUEvent, Words4)] = [
@@ -264,7 +264,7 @@ import Testing
     #expect(write.words[1] == 0x0000_0200_0000_0000)
   }
 
-  @Test("B12: a lookup's fault is recorded as its event")
+  @Test("B9: a lookup's fault is recorded as its event")
   func faults() {
     func words(_ fault: SMMUFault) -> Words4 {
       SMMUEvent(fault, stream: 0x77, substream: 5, address: 0x9000, flags: [.read]).words
@@ -282,7 +282,7 @@ import Testing
         == Words4(0x0000_0077_0000_5810, 0x0000_0088_0000_0000, 0x9000, 0x5000))
   }
 
-  @Test("B12: PRI queue records are where 8.1 has them")
+  @Test("B9: PRI queue records are where 8.1 has them")
   func pageRequest() {
     let request = SMMUPageRequest(
       stream: 0x1234_5678, substream: 0xABCDE, isPrivileged: true, wantsExecute: true,

@@ -3,12 +3,13 @@
 // Lookups in an SMMUv3's stream and context tables: Arm SMMUv3 (IHI 0070), sections 3.3, 5.1,
 // 5.3, 6.3.24, 6.3.25.
 
+import PageTables
 import Testing
 
 @testable import HardwareTables
 
-@Suite("B12: lookups in SMMUv3's tables") struct SMMUTableTests {
-  @Test("B12: STRTAB_BASE and its configuration (6.3.24, 6.3.25)")
+@Suite("B9: lookups in SMMUv3's tables") struct SMMUTableTests {
+  @Test("B9: STRTAB_BASE and its configuration (6.3.24, 6.3.25)")
   func registers() {
     let linear = SMMUStreamTable(base: 0x1234_5678, configuration: 8, smmu: .full)
     // Aligned to 2^8 entries of 64 bytes.
@@ -25,7 +26,7 @@ import Testing
 
   static let bypass = Words8(0x9, 0, 0, 0, 0, 0, 0, 0)
 
-  @Test("B12: a linear stream table")
+  @Test("B9: a linear stream table")
   func linear() throws {
     let table = SMMUStreamTable(address: 0x10_0000, sizeShift: 8, smmu: .full)
     var memory = FakeMemory()
@@ -33,7 +34,7 @@ import Testing
     #expect(try table.entry(stream: 0xFF, in: memory).config == 4)
     #expect(throws: SMMUFault.badStreamID) { try table.entry(stream: 0x100, in: memory) }
     #expect(throws: SMMUFault.badStreamTableEntry) { try table.entry(stream: 1, in: memory) }
-    memory.faults[0x10_3FF8] = .aborted
+    memory.faults[0x10_3FF8] = .unreachable
     #expect(throws: SMMUFault.streamTableFetch(address: 0x10_3FC0)) {
       try table.entry(stream: 0xFF, in: memory)
     }
@@ -43,7 +44,7 @@ import Testing
     #expect(throws: SMMUFault.badStreamID) { try narrow.entry(stream: 16, in: memory) }
   }
 
-  @Test("B12: a two-level stream table, by the span of its descriptors (5.1)")
+  @Test("B9: a two-level stream table, by the span of its descriptors (5.1)")
   func twoLevels() throws {
     let table = SMMUStreamTable(address: 0x10_0000, sizeShift: 16, split: 8, smmu: .full)
     var memory = FakeMemory()
@@ -63,7 +64,7 @@ import Testing
     // The pointer is aligned to the span.
     memory.words[0x10_0090] = 0x20_0FC7
     #expect(try table.entry(stream: 0x1234, in: memory).config == 4)
-    memory.faults[0x10_0090] = .poisoned
+    memory.faults[0x10_0090] = .corrupted
     #expect(throws: SMMUFault.streamTableFetch(address: 0x10_0090)) {
       try table.entry(stream: 0x1234, in: memory)
     }
@@ -73,7 +74,7 @@ import Testing
   static let entry = SMMUStreamTableEntry(
     Words8(0x8800_0000_0030_001B, 2, 0, 0, 0, 0, 0, 0))
 
-  @Test("B12: what becomes of a transaction, with and without a substream")
+  @Test("B9: what becomes of a transaction, with and without a substream")
   func outcomes() throws {
     let smmu = SMMUCapabilities.full
     func outcome(_ first: UInt64, dss: UInt64 = 0, _ substream: UInt32?) throws(SMMUFault)
@@ -105,7 +106,7 @@ import Testing
     #expect(try Self.entry.outcome(substream: nil, none) == .context(0))
   }
 
-  @Test("B12: context tables of one level and of two (5.3)")
+  @Test("B9: context tables of one level and of two (5.3)")
   func contexts() throws {
     var memory = FakeMemory()
     // 12345h: descriptor 48Dh and entry 5 with 4 KiB; 48h and 345h with 64 KiB.
@@ -133,13 +134,13 @@ import Testing
     }
   }
 
-  @Test("B12: context tables that cannot be read: F_CD_FETCH, F_TRANSLATION")
+  @Test("B9: context tables that cannot be read: F_CD_FETCH, F_TRANSLATION")
   func unreadable() {
     for (place, fetched) in [(UInt64(0x30_2468), UInt64(0x30_2468)), (0x40_0140, 0x40_0140)] {
-      let reasons: [(TableMemoryFault.Reason, SMMUFault)] = [
-        (.aborted, .contextFetch(address: fetched)),
-        (.poisoned, .contextFetch(address: fetched)),
-        (.untranslated, .contextTranslation(address: fetched)),
+      let reasons: [(TableMemoryFault, SMMUFault)] = [
+        (.unreachable, .contextFetch(address: fetched)),
+        (.corrupted, .contextFetch(address: fetched)),
+        (FakeMemory.untranslated, .contextTranslation(address: fetched)),
       ]
       for (reason, fault) in reasons {
         var memory = FakeMemory()

@@ -14,7 +14,7 @@ import Testing
     ("CProcessMemory", []),
     ("CSyscalls", []),
     ("PageTables", []),
-    ("HardwareTables", []),
+    ("HardwareTables", ["PageTables"]),
     ("IOMMU", ["CProcessMemory", "PageTables"]),
     ("SoftwareIOMMU", ["IOMMU", "PageTables"]),
     ("SelfTestDriver", ["IOMMU", "PageTables"]),
