@@ -11,7 +11,7 @@
 /// stands for; 7, memory of a size that is encoded in the address; else, a table of that
 /// lower level. Where that is more than one lower, the address bits between must be zero; we
 /// never write such entries. It knows no privilege, and whatever may be read may be executed.
-public enum AMDv1: PageTableFormat {
+public enum AMDv1: MarkingFormat {
   /// HAD: hardware keeps accessed and dirty bits (the device table entry's bits 7 and 8).
   public typealias Configuration = UpdateSwitch
 
@@ -111,23 +111,6 @@ public enum AMDv1: PageTableFormat {
   public static func effective(_ rights: Rights, _ switches: UpdateSwitch) -> Rights {
     Rights(rawValue: (rights.rawValue & 3 | rights.rawValue << 2 & 4) &* 9)
   }
-
-  @inlinable @inline(__always)
-  public static func marked(
-    _ entry: UInt64, level: Int, writes: Bool, _ switches: UpdateSwitch
-  ) -> UInt64 {
-    guard isLeaf(entry, level: level) else { return entry }
-    return entry | accessedBit | (writes ? dirtyBit : 0)
-  }
-
-  @inlinable @inline(__always)
-  public static func tracksDirty(_ switches: UpdateSwitch) -> Bool { switches.updatesEntries }
-
-  @inlinable @inline(__always)
-  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
-
-  @inlinable @inline(__always)
-  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
 
   @inlinable
   public static func granted(_ permissions: Permissions) -> Permissions {

@@ -42,6 +42,16 @@ public protocol ArmConfiguration: TableConfiguration {
 }
 
 extension ArmConfiguration {
+  @inlinable
+  public init(
+    updatesAccessFlag: Bool, updatesDirtyState: Bool = false, outputBits: Int = 48
+  ) {
+    self.init()
+    self.updatesAccessFlag = updatesAccessFlag
+    self.updatesDirtyState = updatesDirtyState
+    self.outputBits = UInt8(min(max(outputBits, 32), 52))
+  }
+
   @inlinable public var updatesEntries: Bool { updatesAccessFlag }
 
   @inlinable

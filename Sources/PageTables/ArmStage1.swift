@@ -7,10 +7,10 @@
 /// Switches of a stage 1 context descriptor.
 @frozen
 public struct ArmStage1Switches: ArmConfiguration {
-  public var updatesAccessFlag: Bool
-  public var updatesDirtyState: Bool
+  public var updatesAccessFlag = false
+  public var updatesDirtyState = false
   public var ignoresAccessFlag = false
-  public var outputBits: UInt8
+  public var outputBits: UInt8 = 48
   /// WXN: what can be written cannot be executed.
   public var neverExecutesWritable = false
   /// HAD0 or HAD1: entries that point to tables restrict nothing.
@@ -18,16 +18,7 @@ public struct ArmStage1Switches: ArmConfiguration {
   /// PAN: privileged requests neither read nor write what unprivileged ones may.
   public var preventsPrivilegedAccess = false
 
-  @inlinable public init() { self.init(updatesAccessFlag: false) }
-
-  @inlinable
-  public init(
-    updatesAccessFlag: Bool, updatesDirtyState: Bool = false, outputBits: Int = 48
-  ) {
-    self.updatesAccessFlag = updatesAccessFlag
-    self.updatesDirtyState = updatesDirtyState
-    self.outputBits = UInt8(min(max(outputBits, 32), 52))
-  }
+  @inlinable public init() {}
 }
 
 /// SMMUv3 stage 1: up to 4 levels and 48 bits (52 with 64 KiB), in the lower (TTB0) or the

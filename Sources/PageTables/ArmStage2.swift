@@ -7,23 +7,14 @@
 /// Switches of a stream table entry for stage 2.
 @frozen
 public struct ArmStage2Switches: ArmConfiguration {
-  public var updatesAccessFlag: Bool
-  public var updatesDirtyState: Bool
+  public var updatesAccessFlag = false
+  public var updatesDirtyState = false
   public var ignoresAccessFlag = false
-  public var outputBits: UInt8
+  public var outputBits: UInt8 = 48
   /// FEAT_XNX (SMMU_IDR3.XNX): bit 53 tells unprivileged from privileged execution.
   public var distinguishesExecution = true
 
-  @inlinable public init() { self.init(updatesAccessFlag: false) }
-
-  @inlinable
-  public init(
-    updatesAccessFlag: Bool, updatesDirtyState: Bool = false, outputBits: Int = 48
-  ) {
-    self.updatesAccessFlag = updatesAccessFlag
-    self.updatesDirtyState = updatesDirtyState
-    self.outputBits = UInt8(min(max(outputBits, 32), 52))
-  }
+  @inlinable public init() {}
 }
 
 /// SMMUv3 stage 2: up to 4 levels and 48 bits (52 with 64 KiB); up to 16 tables side by side
@@ -60,11 +51,6 @@ public enum ArmStage2<Granule: ArmGranule>: ArmFormat {
     default: break
     }
     return rights
-  }
-
-  @inlinable @inline(__always)
-  public static func effective(_ rights: Rights, _ switches: ArmStage2Switches) -> Rights {
-    rights
   }
 
   @inlinable @inline(__always)

@@ -6,7 +6,7 @@
 
 /// VT-d second-stage format: 3 levels (39 bits), 4 (48 bits) or 5 (57 bits), with leaves of
 /// 4 KiB, 2 MiB and 1 GiB. It knows no privilege, and whatever may be read may be executed.
-public enum IntelSecondStage: PageTableFormat {
+public enum IntelSecondStage: MarkingFormat {
   /// SSADE: hardware keeps accessed and dirty bits (the PASID entry's bit 9).
   public typealias Configuration = UpdateSwitch
 
@@ -87,15 +87,6 @@ public enum IntelSecondStage: PageTableFormat {
   ) -> UInt64 {
     entry | accessedBit | (writes && isLeaf(entry, level: level) ? dirtyBit : 0)
   }
-
-  @inlinable @inline(__always)
-  public static func tracksDirty(_ switches: UpdateSwitch) -> Bool { switches.updatesEntries }
-
-  @inlinable @inline(__always)
-  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
-
-  @inlinable @inline(__always)
-  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
 
   @inlinable
   public static func granted(_ permissions: Permissions) -> Permissions {

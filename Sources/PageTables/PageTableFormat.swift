@@ -168,6 +168,11 @@ extension PageTableFormat {
   @inlinable public static var skipsLevels: Bool { false }
   @inlinable public static var marksTables: Bool { false }
 
+  @inlinable @inline(__always)
+  public static func effective(_ rights: Rights, _ configuration: Configuration) -> Rights {
+    rights
+  }
+
   @inlinable
   public static func maximumAddressBits(levels: Int) -> Int { addressBits(levels: levels) }
 

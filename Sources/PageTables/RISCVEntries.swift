@@ -30,7 +30,7 @@ public struct RISCVSwitches: TableConfiguration {
 }
 
 /// RISC-V paging with entries of 64 bits: leaves at every level, and of 64 KiB (Svnapot).
-public protocol RISCVFormat: PageTableFormat where Configuration == RISCVSwitches {}
+public protocol RISCVFormat: MarkingFormat where Configuration == RISCVSwitches {}
 
 extension RISCVFormat {
   /// Bit 0, V.
@@ -131,26 +131,6 @@ extension RISCVFormat {
 
   @inlinable @inline(__always)
   public static func address(_ entry: UInt64) -> UInt64 { (entry & pageNumberMask) << 2 }
-
-  @inlinable @inline(__always)
-  public static func effective(_ rights: Rights, _ switches: RISCVSwitches) -> Rights { rights }
-
-  @inlinable @inline(__always)
-  public static func marked(
-    _ entry: UInt64, level: Int, writes: Bool, _ switches: RISCVSwitches
-  ) -> UInt64 {
-    guard isLeaf(entry, level: level) else { return entry }
-    return entry | accessedBit | (writes ? dirtyBit : 0)
-  }
-
-  @inlinable @inline(__always)
-  public static func tracksDirty(_ switches: RISCVSwitches) -> Bool { switches.updatesEntries }
-
-  @inlinable @inline(__always)
-  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
-
-  @inlinable @inline(__always)
-  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
 
   /// W without R is reserved.
   @inlinable

@@ -46,7 +46,7 @@ public struct X86Switches: TableConfiguration {
 }
 
 /// x86-64 paging. The formats say what is reserved.
-public protocol X86Format: PageTableFormat where Configuration == X86Switches {
+public protocol X86Format: MarkingFormat where Configuration == X86Switches {
   /// Reserved in every entry of a level that points to a table.
   static func reservedTableBits(level: Int) -> UInt64
 }
@@ -154,12 +154,6 @@ extension X86Format {
 
   @inlinable @inline(__always)
   public static func tracksDirty(_ switches: X86Switches) -> Bool { true }
-
-  @inlinable @inline(__always)
-  public static func isDirty(_ entry: UInt64) -> Bool { entry & dirtyBit != 0 }
-
-  @inlinable @inline(__always)
-  public static func cleaned(_ entry: UInt64) -> UInt64 { entry & ~dirtyBit }
 
   /// Whatever is mapped can be read.
   @inlinable
