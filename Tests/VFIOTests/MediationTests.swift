@@ -10,16 +10,6 @@ import SystemPackage
 import Testing
 import VFIO
 
-/// The errno that a call throws; nil where it throws none.
-private func errno(_ body: () throws -> Void) -> Errno? {
-  do {
-    try body()
-    return nil
-  } catch {
-    return (error as? IOMMUError)?.errno
-  }
-}
-
 /// A software device that is offered, and a context with memory in a space.
 private struct SoftwareRig {
   let system = IOMMUSystem()

@@ -16,15 +16,6 @@ import VFIO
     try device.bind()
   }
 
-  private func errno(_ body: () throws -> Void) -> Errno? {
-    do {
-      try body()
-      return nil
-    } catch {
-      return (error as? IOMMUError)?.errno
-    }
-  }
-
   @Test("J1: an access is cut into the widest aligned pieces, in order")
   func pieces() throws {
     _ = try device.write(.bar(0), 1, Array(0..<22))

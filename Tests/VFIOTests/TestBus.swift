@@ -6,6 +6,7 @@
 import IOMMU
 import PageTables
 import Synchronization
+import SystemPackage
 import VFIO
 
 /// Counts what it is told.
@@ -183,4 +184,14 @@ final class PlainDriver: IOMMUDriver {
   func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError) {}
+}
+
+/// The errno that a call throws; nil where it throws none.
+func errno(_ body: () throws -> Void) -> Errno? {
+  do {
+    try body()
+    return nil
+  } catch {
+    return (error as? IOMMUError)?.errno
+  }
 }
