@@ -197,16 +197,4 @@ import Testing
       event(.pageTableHardwareError(address: 0x68, .dataError)).words
         == Words2(0x4621_BCDE_000A_1234, 0x68))
   }
-
-  @Test("B9: page request log entries are where 2.6.1 has them")
-  func pageRequest() {
-    let request = AMDPageRequest(
-      device: 0x1234, pasid: 0xABCDE, tag: 0x155, flags: [.execute, .read, .write, .user],
-      address: 0x5000)
-    #expect(request.words == Words2(0x1166_2955_BCDE_1234, 0x5000))
-    #expect(AMDPageRequest(decoding: request.words) == request)
-    let plain = AMDPageRequest(device: 1, tag: 0x200, flags: [.reservedBits], address: 0x1FFF)
-    #expect(plain.words == Words2(0x1080_0200_0000_0001, 0x1000))
-    #expect(AMDPageRequest(decoding: Words2(0x2000_0000_0000_0000, 0)) == nil)
-  }
 }

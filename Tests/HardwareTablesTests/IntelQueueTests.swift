@@ -202,18 +202,4 @@ import Testing
     #expect(plain.words == Words2(0x1000, 0x8000_0005_0000_0001))
     #expect(IntelFaultRecord(decoding: Words2(0, 0x7FFF_FFFF_FFFF_FFFF)) == nil)
   }
-
-  @Test("B9: page request descriptors (7.4.1.1)")
-  func pageRequest() {
-    let request = IntelPageRequest(
-      requester: 0x1234, pasid: 0xABCDE, wantsExecute: true, isSupervisor: true,
-      wantsRead: true, wantsWrite: true, isLast: true, group: 0x155, address: 0xDEAD_B000)
-    #expect(request.words == Words4(0x003A_BCDE_1234_0101, 0xDEAD_BAAF, 0, 0))
-    #expect(IntelPageRequest(decoding: request.words) == request)
-    let plain = IntelPageRequest(
-      requester: 0x1234, wantsExecute: true, wantsRead: true, wantsWrite: false, isLast: false,
-      group: 0, address: 0x1FFF)
-    #expect(plain.words == Words4(0x1234_0001, 0x1001, 0, 0))
-    #expect(IntelPageRequest(decoding: Words4(2, 0, 0, 0)) == nil)
-  }
 }

@@ -156,21 +156,4 @@ import Testing
       #expect(cause.isReportedDespiteDTF == reported.contains(cause.rawValue))
     }
   }
-
-  @Test("B9: page-request records are where 3.3 has them")
-  func pageRequest() {
-    let request = RISCVPageRequest(
-      deviceID: 0x1234, processID: 0xABCDE, isSupervisor: true, wantsExecute: true,
-      wantsRead: true, wantsWrite: true, isLast: true, group: 0x155, address: 0xDEAD_B000)
-    #expect(request.words == Words2(0x0012_3407_ABCD_E000, 0xDEAD_BAAF))
-    #expect(RISCVPageRequest(decoding: request.words) == request)
-    let plain = RISCVPageRequest(
-      deviceID: 0x1234, isSupervisor: true, wantsExecute: true, wantsRead: true,
-      wantsWrite: false, isLast: false, group: 0, address: 0x1FFF)
-    #expect(plain.words == Words2(0x0012_3400_0000_0000, 0x1001))
-    let stop = RISCVPageRequest(
-      deviceID: 1, processID: 2, wantsRead: false, wantsWrite: false, isLast: true, group: 0,
-      address: 0)
-    #expect(stop.isStopMarker && !request.isStopMarker)
-  }
 }

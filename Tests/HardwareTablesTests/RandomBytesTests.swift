@@ -71,9 +71,9 @@ import Testing
       let fault = RISCVFaultRecord(decoding: source.words4())
       #expect(
         RISCVFaultRecord(decoding: fault.words).words == fault.words, "seed \(source.seed)")
-      let request = RISCVPageRequest(decoding: source.words2())
+      let request = PageRequestMessage(riscvRecord: source.words2())
       #expect(
-        RISCVPageRequest(decoding: request.words).words == request.words, "seed \(source.seed)")
+        PageRequestMessage(riscvRecord: request.riscvRecord) == request, "seed \(source.seed)")
     }
   }
 
@@ -103,9 +103,9 @@ import Testing
         #expect(
           IntelFaultRecord(decoding: fault.words)?.words == fault.words, "seed \(source.seed)")
       }
-      if let request = IntelPageRequest(decoding: source.words4()) {
+      if let request = PageRequestMessage(intelDescriptor: source.words4()) {
         #expect(
-          IntelPageRequest(decoding: request.words)?.words == request.words,
+          PageRequestMessage(intelDescriptor: request.intelDescriptor) == request,
           "seed \(source.seed)")
       }
     }
@@ -131,8 +131,9 @@ import Testing
       if let event = AMDEvent(decoding: source.words2()) {
         #expect(AMDEvent(decoding: event.words) == event, "seed \(source.seed)")
       }
-      if let request = AMDPageRequest(decoding: source.words2()) {
-        #expect(AMDPageRequest(decoding: request.words) == request, "seed \(source.seed)")
+      if let request = PageRequestMessage(amdEntry: source.words2()) {
+        #expect(
+          PageRequestMessage(amdEntry: request.amdEntry) == request, "seed \(source.seed)")
       }
     }
   }
@@ -161,9 +162,9 @@ import Testing
       if let event = SMMUEvent(decoding: source.words4()) {
         #expect(SMMUEvent(decoding: event.words)?.words == event.words, "seed \(source.seed)")
       }
-      let request = SMMUPageRequest(decoding: source.words2())
+      let request = PageRequestMessage(smmuRecord: source.words2())
       #expect(
-        SMMUPageRequest(decoding: request.words).words == request.words, "seed \(source.seed)")
+        PageRequestMessage(smmuRecord: request.smmuRecord) == request, "seed \(source.seed)")
     }
   }
 }

@@ -281,21 +281,4 @@ import Testing
       words(.contextTranslation(address: 0x5040))
         == Words4(0x0000_0077_0000_5810, 0x0000_0088_0000_0000, 0x9000, 0x5000))
   }
-
-  @Test("B9: PRI queue records are where 8.1 has them")
-  func pageRequest() {
-    let request = SMMUPageRequest(
-      stream: 0x1234_5678, substream: 0xABCDE, isPrivileged: true, wantsExecute: true,
-      wantsRead: true, wantsWrite: true, isLast: true, group: 0x155, address: 0xDEAD_B000)
-    #expect(request.words == Words2(0xFC0A_BCDE_1234_5678, 0xDEAD_B155))
-    #expect(SMMUPageRequest(decoding: request.words) == request)
-    let plain = SMMUPageRequest(
-      stream: 1, isPrivileged: true, wantsExecute: true, wantsRead: true, wantsWrite: false,
-      isLast: false, group: 0, address: 0x1FFF)
-    #expect(plain.words == Words2(0x1000_0000_0000_0001, 0x1000))
-    let stop = SMMUPageRequest(
-      stream: 1, substream: 2, wantsRead: false, wantsWrite: false, isLast: true, group: 0,
-      address: 0)
-    #expect(stop.isStopMarker && !request.isStopMarker)
-  }
 }

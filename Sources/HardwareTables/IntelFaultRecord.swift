@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a VT-d unit tells software: fault recording registers and page-request descriptors.
-// Intel Virtualization Technology for Directed I/O, revision 4.1, sections 11.4.7.6 (fault
-// recording registers) and 7.4.1.1 (page request descriptor).
+// What a VT-d unit tells software of a fault: Intel Virtualization Technology for Directed I/O,
+// revision 4.1, section 11.4.7.6 (fault recording registers).
 
 /// A fault recording register of 128 bits, with its F field set.
 public struct IntelFaultRecord: Hashable, Sendable {
@@ -66,67 +65,5 @@ public struct IntelFaultRecord: Hashable, Sendable {
     pasid = high.bit(31) ? UInt32(high.bits(59, 40)) : nil
     wantsExecute = high.bit(30)
     isSupervisor = high.bit(29)
-  }
-}
-
-/// A page request descriptor: 32 bytes, of which the last 16 are reserved.
-public struct IntelPageRequest: Hashable, Sendable {
-  public var requester: UInt16
-  /// 20 bits; nil where the request had none.
-  public var pasid: UInt32?
-  public var wantsExecute: Bool
-  public var isSupervisor: Bool
-  public var wantsRead: Bool
-  public var wantsWrite: Bool
-  /// LPIG: the last of its group.
-  public var isLast: Bool
-  /// Page Request Group Index, 9 bits.
-  public var group: UInt16
-  /// In bytes, a multiple of 4 KiB.
-  public var address: UInt64
-
-  public init(
-    requester: UInt16, pasid: UInt32? = nil, wantsExecute: Bool = false,
-    isSupervisor: Bool = false, wantsRead: Bool, wantsWrite: Bool, isLast: Bool,
-    group: UInt16, address: UInt64
-  ) {
-    self.requester = requester
-    self.pasid = pasid
-    self.wantsExecute = wantsExecute
-    self.isSupervisor = isSupervisor
-    self.wantsRead = wantsRead
-    self.wantsWrite = wantsWrite
-    self.isLast = isLast
-    self.group = group
-    self.address = address
-  }
-
-  /// As in memory. Type 01h.
-  public var words: Words4 {
-    var low: UInt64 = 1 | .place(requester, 31, 16)
-    if let pasid {
-      low |= .place(true, 8) | .place(pasid, 51, 32)
-      low |= .place(wantsExecute, 52) | .place(isSupervisor, 53)
-    }
-    let high: UInt64 =
-      .place(wantsRead, 0) | .place(wantsWrite, 1) | .place(isLast, 2) | .place(group, 11, 3)
-      | address & .mask(63, 12)
-    return Words4(low, high, 0, 0)
-  }
-
-  /// Nil for another type.
-  public init?(decoding words: Words4) {
-    let low = words[0]
-    let high = words[1]
-    guard low.bits(7, 0) == 1 else { return nil }
-    requester = UInt16(low.bits(31, 16))
-    pasid = low.bit(8) ? UInt32(low.bits(51, 32)) : nil
-    wantsExecute = low.bit(52)
-    isSupervisor = low.bit(53)
-    wantsRead = high.bit(0)
-    wantsWrite = high.bit(1)
-    isLast = high.bit(2)
-    group = UInt16(high.bits(11, 3))
-    address = high & .mask(63, 12)
   }
 }
