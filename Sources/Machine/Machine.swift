@@ -253,13 +253,14 @@ extension IOMMUDescription {
   fileprivate func configuration(
     reserved: [ReservedRegion]
   ) -> SoftwareIOMMU.Configuration {
-    let format: SoftwareIOMMU.Configuration.Format =
+    let architecture: SoftwareIOMMU.Architecture =
       switch kind {
-      case .intel: .intelSecondStage(levels: levels)
-      case .amd: .amdV1
+      case .intel: .intel
+      case .amd: .amd
       }
     return SoftwareIOMMU.Configuration(
-      format: format, addressBits: addressWidth, reservedRegions: reserved,
+      architecture: architecture, levels: levels, addressBits: addressWidth,
+      reservedRegions: reserved,
       pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl,
       tracksDirty: dirtyTracking,
       maximumTablePages: Machine.maximumTablePages)

@@ -6,67 +6,89 @@ import IOMMU
 import PageTables
 
 extension SoftwareIOMMU {
+  /// Whose tables, registers, commands and records an IOMMU has.
+  public enum Architecture: String, Hashable, Sendable, CaseIterable {
+    /// Intel VT-d.
+    case intel
+    /// AMD-Vi.
+    case amd
+    /// Arm SMMUv3.
+    case smmuV3
+    /// The RISC-V IOMMU.
+    case riscv
+  }
+
+  /// Which of an IOMMU's two translations a table is for.
+  public enum Stage: String, Hashable, Sendable, CaseIterable {
+    /// The one that a guest would own: VT-d first stage, AMD guest (v2), SMMUv3 stage 1, RISC-V
+    /// first stage.
+    case first
+    /// The one below it: VT-d second stage, AMD host (v1), SMMUv3 stage 2, RISC-V second stage.
+    case second
+  }
+
   /// What an IOMMU of the machine can do. Constant while it exists.
   public struct Configuration: Hashable, Sendable {
-    /// Which vendor's tables and registers it has.
-    public enum Format: Hashable, Sendable {
-      /// Intel VT-d second stage with 3 levels (39 bits), 4 (48) or 5 (57).
-      case intelSecondStage(levels: Int)
-      /// AMD host tables, as many levels as the address width needs.
-      case amdV1
-    }
-
-    public var format: Format
-    /// Width of the addresses that it translates, in bits.
+    public var architecture: Architecture
+    /// Of the tables that the engine fills, but for those that others nest on (second) and for
+    /// those of AMD that take PASIDs (first). As Linux's drivers choose it: first for SMMUv3 and
+    /// RISC-V; for VT-d and AMD second.
+    public var stage: Stage
+    /// Width of the addresses that it translates, in bits. Canonical first stages translate the
+    /// lower half of that.
     public var addressBits: Int
     /// Ranges that no address space may map, the MSI window included.
     public var reservedRegions: [ReservedRegion]
-    /// Width of PASIDs in bits, 0 to 20; 0 is none. Host tables of AMD take none.
+    /// Width of PASIDs in bits, 0 to 20; 0 is none.
     public var pasidBits: UInt8
     /// Whether it can force accesses to snoop; then all its translations do.
     public var snoopControl: Bool
     /// Whether it keeps accessed and dirty bits in the page tables that ask for it. On by
-    /// default, as in server processors of both vendors since 2022.
+    /// default, as in server processors since 2022.
     public var tracksDirty: Bool
+    /// Whether users' tables may nest on the engine's.
+    public var nests: Bool
     /// Most table pages (of 4 KiB) that one page table may have.
     public var maximumTablePages: Int
 
     /// - Parameters:
-    ///   - addressBits: nil for what the format translates (AMD: 48). Clamped to that, and
-    ///     to at least 32, so that the MSI window exists.
+    ///   - stage: nil for what Linux's driver chooses.
+    ///   - levels: Of VT-d's and RISC-V's tables, 3 to 5; nil for what the width needs.
+    ///   - addressBits: nil for what the levels translate (48 without them). Clamped to that, and
+    ///     to at least 32, so that the MSI window exists. RISC-V: what the levels translate.
     ///   - reservedRegions: Beside the MSI window, which every machine reserves.
     public init(
-      format: Format = .intelSecondStage(levels: 4), addressBits: Int? = nil,
-      reservedRegions: [ReservedRegion] = [], pasidBits: UInt8 = 0, snoopControl: Bool = true,
-      tracksDirty: Bool = true, maximumTablePages: Int = .max
+      architecture: Architecture = .intel, stage: Stage? = nil, levels: Int? = nil,
+      addressBits: Int? = nil, reservedRegions: [ReservedRegion] = [], pasidBits: UInt8 = 0,
+      snoopControl: Bool = true, tracksDirty: Bool = true, nests: Bool = true,
+      maximumTablePages: Int = .max
     ) {
+      self.architecture = architecture
       let widest: Int
-      switch format {
-      case .intelSecondStage(let levels):
-        let levels = min(max(levels, 3), 5)
-        self.format = .intelSecondStage(levels: levels)
-        widest = IntelSecondStage.addressBits(levels: levels)
-        self.addressBits = min(max(addressBits ?? widest, 32), widest)
-        self.pasidBits = min(pasidBits, 20)
-      case .amdV1:
-        self.format = format
-        self.addressBits = min(max(addressBits ?? 48, 32), 64)
-        self.pasidBits = 0
+      switch architecture {
+      case .intel, .riscv:
+        let levels = levels ?? IntelSecondStage.levels(addressBits: addressBits ?? 48)
+        widest = IntelSecondStage.addressBits(levels: min(max(levels, 3), 5))
+      case .amd: widest = 64
+      case .smmuV3: widest = 48
       }
+      self.addressBits =
+        architecture == .riscv
+        ? widest : min(max(addressBits ?? min(widest, levels == nil ? 48 : 64), 32), widest)
+      self.stage = stage ?? (architecture == .intel || architecture == .amd ? .second : .first)
+      self.pasidBits = min(pasidBits, 20)
       self.reservedRegions =
         [ReservedRegion(InterruptRemapper.window, kind: .msi)]
         + reservedRegions.filter { $0.range != InterruptRemapper.window }
       self.snoopControl = snoopControl
       self.tracksDirty = tracksDirty
+      self.nests = nests
       self.maximumTablePages = maximumTablePages
     }
 
-    /// Levels of its page tables.
-    var levels: Int {
-      switch format {
-      case .intelSecondStage(let levels): levels
-      case .amdV1: (addressBits - 12 + 8) / 9
-      }
-    }
+    /// Levels that 9 bits each need for the address width over pages of 4 KiB: those of VT-d's
+    /// second stage, AMD's host tables and RISC-V's. First stages of VT-d and AMD have at least
+    /// 4.
+    var levels: Int { IntelSecondStage.levels(addressBits: addressBits) }
   }
 }

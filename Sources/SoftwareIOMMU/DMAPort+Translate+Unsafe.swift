@@ -161,8 +161,14 @@ extension DMAPort {
   private func walk(_ iova: UInt64, _ need: UInt64) throws(DMAFault.Reason) -> Translation {
     // SAFETY: the port thread's own state.
     switch unsafe state.pointee.context {
-    case .intel(let root): return try Self.walk(root, iova, need)
-    case .amd(let root): return try Self.walk(root, iova, need)
+    case .intelFirstStage(let root): return try Self.walk(root, iova, need)
+    case .intelSecondStage(let root): return try Self.walk(root, iova, need)
+    case .amdV1(let root): return try Self.walk(root, iova, need)
+    case .amdV2(let root): return try Self.walk(root, iova, need)
+    case .armStage1(let root): return try Self.walk(root, iova, need)
+    case .armStage2(let root): return try Self.walk(root, iova, need)
+    case .riscvFirstStage(let root): return try Self.walk(root, iova, need)
+    case .riscvSecondStage(let root): return try Self.walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
     case .host, .process: throw .hostMemory

@@ -100,7 +100,7 @@ public final class DMAPort: @unchecked Sendable {
       try unsafe withUnsafeBytes(of: bytes) { bytes throws(DMAFault) in
         try put(iova, from: UInt64(UInt(bitPattern: bytes.baseAddress)), count: 4)
       }
-    case .host, .intel, .amd, .process:
+    default:
       guard pasid == nil, interrupts.deliver(from: requester, address: iova, data: data) else {
         throw fail(.interruptRefused, iova, .write)
       }

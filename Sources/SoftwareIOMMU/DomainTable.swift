@@ -17,6 +17,8 @@ struct DomainKind: Sendable {
   let tracksDirty: Bool
   /// Whether its leaves force DMA to snoop.
   let forcesSnoop: Bool
+  /// Whether users' tables may nest on it.
+  let isNestParent: Bool
 }
 
 /// What the lock of a domain guards.
@@ -46,7 +48,7 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
 
 /// The workings of a domain. Thread-safe; the lock is held while ports are waited for, and
 /// ports never take it.
-struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
+final class DomainTable<Format: EngineFormat>: Sendable {
   let kind: DomainKind
   let geometry: DomainGeometry
   let root: PageTableRoot<Format>
@@ -57,16 +59,25 @@ struct DomainTable<Format: PageTableFormat>: ~Copyable, Sendable {
   init(_ kind: DomainKind, events: EventLog) {
     let configuration = kind.configuration
     let table = PageTable<Format>(
-      levels: configuration.levels, addressBits: configuration.addressBits,
+      levels: Format.levels(configuration), addressBits: Format.addressBits(configuration),
       maximumPages: configuration.maximumTablePages, keepsDirty: kind.tracksDirty)
     self.kind = kind
     self.events = events
     geometry = DomainGeometry(
-      aperture: 0...table.root.last, pageSizes: table.pageSizes,
+      aperture: 0...Self.last(of: table.root, configuration), pageSizes: table.pageSizes,
       enforcesSnoop: kind.forcesSnoop)
     root = table.root
     attributes = kind.forcesSnoop ? .forceSnoop : []
     state = RankedMutex(.domain, DomainState(table: table))
+  }
+
+  /// The last address to map. The upper half of a canonical table is left alone, as Linux does.
+  private static func last(
+    of root: PageTableRoot<Format>, _ configuration: SoftwareIOMMU.Configuration
+  ) -> UInt64 {
+    guard root.last == .max, Format.addressExtension == .sign else { return root.last }
+    let bits = min(Format.addressBits(levels: root.levels), configuration.addressBits)
+    return UInt64.max >> UInt64(65 - bits)
   }
 
   func map(

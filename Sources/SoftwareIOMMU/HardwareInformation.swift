@@ -9,7 +9,7 @@ import IOMMU
 extension SoftwareIOMMU.Configuration {
   /// VT-d capability register.
   var capabilityRegister: UInt64 {
-    guard case .intelSecondStage(let levels) = format else { return 0 }
+    guard architecture == .intel else { return 0 }
     var register: UInt64 = 6  // ND: 16-bit domain ids
     register |= 1 << UInt64(8 + levels - 2)  // SAGAW: bit 1 is 3 levels, 2 is 4, 3 is 5
     register |= UInt64(addressBits - 1) << 16  // MGAW
@@ -26,7 +26,7 @@ extension SoftwareIOMMU.Configuration {
 
   /// VT-d extended capability register.
   var extendedCapabilityRegister: UInt64 {
-    guard case .intelSecondStage = format else { return 0 }
+    guard architecture == .intel else { return 0 }
     var register: UInt64 = 1 << 0  // C: walks are coherent
     register |= 1 << 1  // QI: queued invalidation
     register |= 1 << 3  // IR: interrupt remapping
@@ -51,7 +51,7 @@ extension SoftwareIOMMU.Configuration {
 
   /// AMD extended feature register.
   var extendedFeatureRegister: UInt64 {
-    guard case .amdV1 = format else { return 0 }
+    guard architecture == .amd else { return 0 }
     var register: UInt64 = 1 << 6  // IASup: INVALIDATE_IOMMU_ALL
     register |= UInt64(min(max(levels, 4), 6) - 4) << 10  // HATS: 4, 5 or 6 levels
     if tracksDirty {
@@ -67,13 +67,15 @@ extension SoftwareIOMMU.Configuration {
     func bytes(_ value: UInt64) -> [UInt8] {
       (0..<8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }
     }
-    switch format {
-    case .intelSecondStage:
+    switch architecture {
+    case .intel:
       return HardwareInformation(
         type: 1,
         data: bytes(0) + bytes(capabilityRegister) + bytes(extendedCapabilityRegister))
-    case .amdV1:
+    case .amd:
       return HardwareInformation(type: 4, data: bytes(extendedFeatureRegister) + bytes(0))
+    case .smmuV3, .riscv:
+      return HardwareInformation(type: 0, data: [])
     }
   }
 }

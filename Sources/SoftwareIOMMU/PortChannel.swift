@@ -11,7 +11,6 @@
 // waits until the port left the transaction or read its mail. Idle ports are not waited for.
 
 import IOMMU
-import PageTables
 import Synchronization
 
 /// What one port shares with the threads that change translations.
@@ -121,15 +120,4 @@ final class PortChannel: Sendable {
 struct IOVARange: Hashable, Sendable {
   var first: UInt64
   var last: UInt64
-}
-
-/// What a port's DMA goes through, as the DMA path wants it: values, no references. Whoever
-/// posts it keeps the table alive until the port has taken a later one.
-enum PortContext: Sendable {
-  case unknown
-  case blocked
-  case host
-  case intel(PageTableRoot<IntelSecondStage>)
-  case amd(PageTableRoot<AMDv1>)
-  case process(ProcessRoot)
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The page tables of the software IOMMU as the engine sees them: one class for each format.
-// They only pass calls on. A generic class would not do: calls through a protocol reach its
-// unspecialized methods, which take three times as long.
+// The page tables of the software IOMMU as the engine sees them: one class for each format, with
+// nothing in it. A generic class would not do: calls through a protocol reach its unspecialized
+// methods, which take three times as long; what a protocol's extension has is specialized for
+// each class.
 
 import IOMMU
 import PageTables
@@ -21,15 +22,16 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   var footprint: (pages: Int, bytes: Int) { get }
 }
 
-/// A domain with Intel's second-stage tables.
-final class IntelDomain: SoftwareDomain {
-  private let table: DomainTable<IntelSecondStage>
+/// A domain with tables of one format.
+protocol FormattedDomain: SoftwareDomain {
+  associatedtype Format: EngineFormat
+  var table: DomainTable<Format> { get }
+}
 
-  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
-
+extension FormattedDomain {
   var kind: DomainKind { table.kind }
   var geometry: DomainGeometry { table.geometry }
-  var portContext: PortContext { .intel(table.root) }
+  var portContext: PortContext { Format.portContext(table.root) }
   var footprint: (pages: Int, bytes: Int) { table.footprint }
 
   func map(
@@ -50,31 +52,42 @@ final class IntelDomain: SoftwareDomain {
   }
 }
 
-/// A domain with AMD's host tables.
-final class AMDDomain: SoftwareDomain {
-  private let table: DomainTable<AMDv1>
-
+final class IntelFirstStageDomain: FormattedDomain {
+  let table: DomainTable<IntelFirstStage>
   init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
 
-  var kind: DomainKind { table.kind }
-  var geometry: DomainGeometry { table.geometry }
-  var portContext: PortContext { .amd(table.root) }
-  var footprint: (pages: Int, bytes: Int) { table.footprint }
+final class IntelSecondStageDomain: FormattedDomain {
+  let table: DomainTable<IntelSecondStage>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
 
-  func map(
-    _ iova: IOVA, to physical: PhysicalAddress, length: UInt64, permissions: Permissions
-  ) throws(IOMMUError) {
-    try table.map(iova, to: physical, length: length, permissions: permissions)
-  }
-  func unmap(_ iova: IOVA, length: UInt64) { table.unmap(iova, length: length) }
-  func translate(_ iova: IOVA) -> PhysicalAddress? { table.translate(iova) }
-  func attach(_ channel: PortChannel) { table.attach(channel) }
-  func detach(_ channel: PortChannel) { table.detach(channel) }
-  func setDirtyTracking(_ enabled: Bool) { table.setDirtyTracking(enabled) }
-  func readDirty(
-    _ range: ClosedRange<UInt64>, clear: Bool,
-    _ report: (_ first: UInt64, _ length: UInt64) -> Void
-  ) {
-    table.readDirty(range, clear: clear, report)
-  }
+final class AMDv1Domain: FormattedDomain {
+  let table: DomainTable<AMDv1>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
+
+final class AMDv2Domain: FormattedDomain {
+  let table: DomainTable<AMDv2>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
+
+final class ArmStage1Domain: FormattedDomain {
+  let table: DomainTable<ArmStage1<Granule4KiB>>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
+
+final class ArmStage2Domain: FormattedDomain {
+  let table: DomainTable<ArmStage2<Granule4KiB>>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
+
+final class RISCVFirstStageDomain: FormattedDomain {
+  let table: DomainTable<RISCVFirstStage>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
+}
+
+final class RISCVSecondStageDomain: FormattedDomain {
+  let table: DomainTable<RISCVSecondStage>
+  init(_ kind: DomainKind, events: EventLog) { table = DomainTable(kind, events: events) }
 }

@@ -62,46 +62,6 @@ public final class SoftwareIOMMU: IOMMUDriver {
     configuration.hardwareInformation
   }
 
-  public func makePagingDomain(
-    for device: RequesterID, attributes: PagingAttributes, data: UserData?
-  ) throws(IOMMUError) -> any PagingDomain {
-    if let data {
-      throw IOMMUError(
-        .operationNotSupported,
-        "\(name) makes its page tables without user data, not from type \(hex(data.type))")
-    }
-    var supported: PagingAttributes = []
-    if configuration.pasidBits > 0 { supported.insert(.pasid) }
-    if configuration.tracksDirty { supported.insert(.dirtyTracking) }
-    if configuration.snoopControl { supported.insert(.allowsNoSnoop) }
-    guard attributes.isSubset(of: supported) else {
-      throw IOMMUError(
-        .notSupportedOnSocket,
-        "\(name) has no page tables "
-          + Self.describe(attributes.subtracting(supported)).joined(separator: " or "))
-    }
-    let kind = DomainKind(
-      iommu: name, configuration: configuration, memory: memory,
-      tracksDirty: attributes.contains(.dirtyTracking),
-      forcesSnoop: configuration.snoopControl && !attributes.contains(.allowsNoSnoop))
-    return switch configuration.format {
-    case .intelSecondStage: IntelDomain(kind, events: events)
-    case .amdV1: AMDDomain(kind, events: events)
-    }
-  }
-
-  private static func describe(_ missing: PagingAttributes) -> [String] {
-    var all: [String] = []
-    if missing.contains(.nestParent) { all.append("to nest on (NEST_PARENT)") }
-    if missing.contains(.dirtyTracking) { all.append("with dirty bits (DIRTY_TRACKING)") }
-    if missing.contains(.pasid) {
-      all.append("for PASIDs (PASID; the machine file's pasid-bits)")
-    }
-    let unknown = missing.subtracting([.nestParent, .dirtyTracking, .pasid])
-    if !unknown.isEmpty { all.append("with attributes \(hex(unknown.rawValue))") }
-    return all
-  }
-
   public func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError) {
@@ -177,7 +137,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
     }
-    guard own.kind.memory === memory, own.kind.configuration.format == configuration.format,
+    guard own.kind.memory === memory,
+      own.kind.configuration.architecture == configuration.architecture,
       own.kind.configuration.addressBits <= configuration.addressBits
     else {
       throw IOMMUError(

@@ -228,7 +228,7 @@ import Testing
   @Test("B7: a space that insists on snooping, or on a width, refuses what does not fit")
   func attributes() throws {
     let rig = try EngineRig(
-      iommu: .init(format: .intelSecondStage(levels: 3), snoopControl: false))
+      iommu: .init(levels: 3, snoopControl: false))
     let file = try IOASIDNode(system: rig.system).open(flags: 2, by: rig.caller)
     let fd = rig.caller.add(file)
     func alloc(_ flags: UInt32, _ width: UInt32) -> Int32 {

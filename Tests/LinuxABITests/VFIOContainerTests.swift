@@ -22,7 +22,7 @@ private typealias IOMMUConfiguration = SoftwareIOMMU.Configuration
   func replay() throws {
     let reserved = IOMMUConfiguration(
       reservedRegions: [ReservedRegion(0x20_0000...0x20_0fff, kind: .reserved)])
-    let rig = try GroupRig([1, 1, 1], iommus: [.init(), .init(format: .amdV1), reserved])
+    let rig = try GroupRig([1, 1, 1], iommus: [.init(), .init(architecture: .amd), reserved])
     let (container, groups) = try rig.connect([0])
     #expect(rig.map(container, 0x10_0000, to: 0x10_0000, size: 0x20_0000) == 0)
     let late = rig.openGroup(1)

@@ -119,9 +119,14 @@ struct Bench {
 }
 
 let formats: [SoftwareIOMMU.Configuration] = [
-  .init(format: .intelSecondStage(levels: 3)), .init(format: .intelSecondStage(levels: 4)),
-  .init(format: .intelSecondStage(levels: 5)), .init(format: .amdV1),
-  .init(format: .amdV1, addressBits: 64),
+  .init(levels: 3), .init(levels: 4), .init(levels: 5), .init(stage: .first),
+  .init(stage: .first, levels: 5), .init(architecture: .amd),
+  .init(architecture: .amd, addressBits: 64), .init(architecture: .amd, stage: .first),
+  .init(architecture: .smmuV3), .init(architecture: .smmuV3, addressBits: 39),
+  .init(architecture: .smmuV3, stage: .second),
+  .init(architecture: .smmuV3, stage: .second, addressBits: 40),
+  .init(architecture: .riscv, levels: 3), .init(architecture: .riscv),
+  .init(architecture: .riscv, levels: 5), .init(architecture: .riscv, stage: .second),
 ]
 
 /// The reason of the fault that an access throws; nil where it succeeds.

@@ -13,7 +13,7 @@ import Testing
 struct DriverTests {
   @Test("B8: VT-d registers agree with the configuration, bit by bit")
   func intelRegisters() {
-    let bench = Bench(.init(format: .intelSecondStage(levels: 4)))
+    let bench = Bench(.init(levels: 4))
     let information = bench.iommu.hardwareInformation(for: Bench.device)
     #expect(information.type == 1)
     #expect(information.data.count == 24)
@@ -24,7 +24,7 @@ struct DriverTests {
     #expect(word(8) == 0x00D2_078C_226F_0406)
     #expect(word(16) == 0x0001_6800_00F0_50CB)
     let five = SoftwareIOMMU.Configuration(
-      format: .intelSecondStage(levels: 5), pasidBits: 20, snoopControl: false)
+      levels: 5, pasidBits: 20, snoopControl: false)
     #expect(five.capabilityRegister >> 8 & 0x1F == 0b01000)
     #expect(five.capabilityRegister >> 16 & 0x3F == 56)
     #expect(five.extendedCapabilityRegister >> 35 & 0x1F == 19)
@@ -34,19 +34,19 @@ struct DriverTests {
       five.extendedCapabilityRegister >> 43 & 0b10_1101 == 0b10_1101, "SMTS, SSADS, SMPWC")
     let old = SoftwareIOMMU.Configuration(tracksDirty: false)
     #expect(old.extendedCapabilityRegister == 0x0000_0000_00F0_50CB)
-    let three = SoftwareIOMMU.Configuration(format: .intelSecondStage(levels: 3))
+    let three = SoftwareIOMMU.Configuration(levels: 3)
     #expect(three.capabilityRegister >> 8 & 0x1F == 0b00010)
   }
 
   @Test("B8: AMD registers agree with the configuration")
   func amdRegisters() {
-    let bench = Bench(.init(format: .amdV1, addressBits: 64))
+    let bench = Bench(.init(architecture: .amd, addressBits: 64))
     let information = bench.iommu.hardwareInformation(for: Bench.device)
     #expect(information.type == 4)
     // HASup and HDSup are bits 49 and 52.
     #expect(
       information.data == [0x40, 0x08, 0, 0, 0, 0, 0x12, 0] + [UInt8](repeating: 0, count: 8))
-    let old = SoftwareIOMMU.Configuration(format: .amdV1, tracksDirty: false)
+    let old = SoftwareIOMMU.Configuration(architecture: .amd, tracksDirty: false)
     #expect(old.extendedFeatureRegister == 0x40)
   }
 
@@ -101,8 +101,8 @@ struct DriverTests {
       func translate(_ iova: IOVA) -> PhysicalAddress? { nil }
     }
     let strangers: [any PagingDomain] = [
-      Foreign(), try Bench(.init(format: .amdV1)).domain(),
-      try Bench(.init(format: .intelSecondStage(levels: 5))).domain(), try Bench().domain(),
+      Foreign(), try Bench(.init(architecture: .amd)).domain(),
+      try Bench(.init(levels: 5)).domain(), try Bench().domain(),
     ]
     for stranger in strangers {
       #expect {

@@ -335,7 +335,7 @@ struct InvalidationTests {
 
   @Test("G2: table pages that an unmap frees are never walked afterwards")
   func tablePages() throws {
-    let bench = Bench(.init(format: .intelSecondStage(levels: 5)))
+    let bench = Bench(.init(levels: 5))
     let domain = try bench.attachedDomain()
     let page = Buffer(4096)
     let physical = try bench.pin(page.run(), at: 0)

@@ -37,7 +37,7 @@ final class StressWorld: Sendable {
     let plan = Plan(threads: options.threads)
     iommu = SoftwareIOMMU(
       name: "dmar0",
-      configuration: .init(format: .intelSecondStage(levels: 4), pasidBits: 8),
+      configuration: .init(levels: 4, pasidBits: 8),
       memory: system.memory, events: system.events)
     context = Context(system: system)
     let context = context

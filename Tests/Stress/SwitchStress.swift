@@ -65,7 +65,7 @@ private struct SwitchWorld {
     seeds = SplitMix(seed: options.seed)
     memory = try SwitchMemory(targets: 5)
     iommu = SoftwareIOMMU(
-      name: "dmar0", configuration: .init(format: .intelSecondStage(levels: 4), pasidBits: 8),
+      name: "dmar0", configuration: .init(levels: 4, pasidBits: 8),
       memory: system.memory, events: system.events)
     let driver = try makeDriver(options.breakage)
     contexts += [Context(system: system), Context(system: system)]
