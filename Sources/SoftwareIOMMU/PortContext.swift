@@ -51,7 +51,9 @@ extension IntelFirstStage: EngineFormat {
 }
 
 extension IntelSecondStage: EngineFormat {
-  static func portContext(_ root: PageTableRoot<Self>) -> PortContext { .intelSecondStage(root) }
+  static func portContext(_ root: PageTableRoot<Self>) -> PortContext {
+    .intelSecondStage(root)
+  }
 }
 
 extension AMDv1: EngineFormat {
@@ -84,7 +86,9 @@ extension RISCVFirstStage: EngineFormat {
 }
 
 extension RISCVSecondStage: EngineFormat {
-  static func portContext(_ root: PageTableRoot<Self>) -> PortContext { .riscvSecondStage(root) }
+  static func portContext(_ root: PageTableRoot<Self>) -> PortContext {
+    .riscvSecondStage(root)
+  }
 
   /// Two more than the first stage: Sv39x4 translates 41.
   static func addressBits(_ configuration: SoftwareIOMMU.Configuration) -> Int? { nil }

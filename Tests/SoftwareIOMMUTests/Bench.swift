@@ -129,6 +129,20 @@ let formats: [SoftwareIOMMU.Configuration] = [
   .init(architecture: .riscv, levels: 5), .init(architecture: .riscv, stage: .second),
 ]
 
+extension SoftwareIOMMU.Configuration {
+  /// Whether addresses of its tables are extended by sign.
+  var isCanonical: Bool { stage == .first && architecture != .smmuV3 }
+
+  /// Whether what can be written can be read.
+  var readsWhatItWrites: Bool { stage == .first || architecture == .riscv }
+
+  /// Of the addresses that may be mapped.
+  var apertureBits: Int {
+    if isCanonical { return addressBits - 1 }
+    return architecture == .riscv ? addressBits + 2 : addressBits
+  }
+}
+
 /// The reason of the fault that an access throws; nil where it succeeds.
 func reason(_ access: () throws(DMAFault) -> Void) -> DMAFault.Reason? {
   do throws(DMAFault) {

@@ -110,10 +110,11 @@ struct DirtyTests {
     let bench = Bench(configuration)
     let domain = try tracked(bench)
     let memory = try SparseMemory()
-    let physical = try bench.pin(memory.run(), at: 0x40_0000_0000)
+    // Sv39 has 38 bits for the engine.
+    let base: UInt64 = 0x20_0000_0000
+    let physical = try bench.pin(memory.run(), at: base)
     for size: UInt64 in [4 << 10, 16 << 10, 2 << 20, 16 << 20, 1 << 30]
     where domain.geometry.pageSizes.rawValue & size != 0 {
-      let base: UInt64 = 0x40_0000_0000
       try domain.map(IOVA(base), to: physical, length: size, permissions: .readWrite)
       try domain.setDirtyTracking(true)
       let port = bench.port

@@ -53,7 +53,7 @@ struct DriverTests {
   @Test("B8: geometry is what the table translates", arguments: formats)
   func geometry(configuration: SoftwareIOMMU.Configuration) throws {
     let domain = try Bench(configuration).domain()
-    let bits = UInt64(configuration.addressBits)
+    let bits = UInt64(configuration.apertureBits)
     #expect(domain.geometry.aperture == 0...(bits == 64 ? .max : (1 << bits) - 1))
     #expect(domain.geometry.pageSizes.smallest == 4096)
     #expect(domain.geometry.enforcesSnoop)
@@ -61,13 +61,48 @@ struct DriverTests {
 
   @Test("B7: attributes that the IOMMU lacks are refused with EOPNOTSUPP")
   func attributes() {
-    let bench = Bench(.init(tracksDirty: false))
+    let bench = Bench(.init(tracksDirty: false, nests: false))
     for attribute: PagingAttributes in [.nestParent, .dirtyTracking, .pasid] {
       #expect {
         _ = try bench.iommu.makePagingDomain(for: Bench.device, attributes: attribute)
       } throws: {
         ($0 as? IOMMUError)?.errno == .notSupportedOnSocket
       }
+    }
+  }
+
+  @Test(
+    "B7: what others nest on is a second stage, and AMD's tables for PASIDs are guest tables")
+  func stages() throws {
+    for architecture in SoftwareIOMMU.Architecture.allCases {
+      let bench = Bench(.init(architecture: architecture, stage: .first, pasidBits: 4))
+      let parent = try bench.iommu.makePagingDomain(for: Bench.device, attributes: .nestParent)
+      let isSecond =
+        switch architecture {
+        case .intel: parent is IntelSecondStageDomain
+        case .amd: parent is AMDv1Domain
+        case .smmuV3: parent is ArmStage2Domain
+        case .riscv: parent is RISCVSecondStageDomain
+        }
+      #expect(isSecond, "\(architecture)")
+      let both = reasonForRefusal {
+        _ = try bench.iommu.makePagingDomain(
+          for: Bench.device, attributes: [.nestParent, .pasid])
+      }
+      #expect(both == (architecture == .intel ? nil : .notSupportedOnSocket))
+    }
+    let amd = Bench(.init(architecture: .amd, pasidBits: 4))
+    #expect(
+      try amd.iommu.makePagingDomain(for: Bench.device, attributes: .pasid) is AMDv2Domain)
+    #expect(try amd.domain() is AMDv1Domain)
+  }
+
+  private func reasonForRefusal(_ body: () throws -> Void) -> Errno? {
+    do {
+      try body()
+      return nil
+    } catch {
+      return (error as? IOMMUError)?.errno
     }
   }
 
