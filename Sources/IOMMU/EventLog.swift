@@ -17,6 +17,10 @@ public final class EventLog: Sendable {
     /// DMA was aborted, or a driver's access for its device. The source in words, as its user
     /// knows it: `DMASources.source`, or the name of a device without DMA of its own.
     case fault(source: String, iova: IOVA, access: Permissions, reason: String)
+    /// A device asks for pages, from `iova` on, in one group (MODEL H1). The source in words.
+    case pageRequest(source: String, iova: IOVA, pages: Int, group: UInt32)
+    /// Something that has no case of its own, in a sentence that names who.
+    case note(String)
     /// A requester's DMA context was switched; the text says to what.
     case context(RequesterID, String)
     /// An interrupt was delivered or suppressed.

@@ -84,6 +84,9 @@ extension EventLog.Event {
       "invalidate: \(iommu) iova \(hex(iova.rawValue)) length \(hex(length))"
     case .fault(let source, let iova, let access, let reason):
       "DMA fault: \(source) iova \(hex(iova.rawValue)) \(access): \(reason)"
+    case .pageRequest(let source, let iova, let pages, let group):
+      "page request: \(source) iova \(hex(iova.rawValue)) pages \(pages) group \(group)"
+    case .note(let text): "note: \(text)"
     case .context(let requester, let text): "context: \(requester): \(text)"
     case .interrupt(let requester, let vector): "interrupt: \(requester) vector \(vector)"
     }

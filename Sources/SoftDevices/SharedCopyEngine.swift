@@ -4,6 +4,7 @@
 // memory: what a mediated copy engine's slices share.
 
 import IOMMU
+import SoftwareIOMMU
 import Synchronization
 import VFIO
 

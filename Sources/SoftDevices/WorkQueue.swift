@@ -5,6 +5,7 @@
 
 import IOMMU
 import PageTables
+import SoftwareIOMMU
 import Synchronization
 import VFIO
 

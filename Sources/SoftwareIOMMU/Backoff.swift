@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a thread waits for another one for a moment. The only system calls of this module.
+// How a thread waits for another one for a moment.
 
 import Glibc
 
@@ -17,4 +17,7 @@ struct Backoff {
       usleep(50)
     }
   }
+
+  /// Waits for a moment in which others may do much.
+  static func rest() { usleep(200) }
 }

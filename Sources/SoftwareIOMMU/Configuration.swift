@@ -50,6 +50,10 @@ extension SoftwareIOMMU {
     public var nests: Bool
     /// Most table pages (of 4 KiB) that one page table may have.
     public var maximumTablePages: Int
+    /// Whether it takes page requests of devices (PRI).
+    public var pageRequests = false
+    /// Page requests that wait to be passed on at most; at least the 32 of a group.
+    public var pageRequestQueueLength = 512
 
     /// - Parameters:
     ///   - stage: nil for what Linux's driver chooses.

@@ -15,6 +15,9 @@ public struct DMAFault: Error, Hashable, Sendable {
   /// What was tried.
   public let access: Permissions
   public let reason: Reason
+  /// Pages from `iova` on that the access lacks and that its device may ask for; 0 where the
+  /// fault stands. Of accesses that leave it to their caller to ask.
+  package var missingPages = 0
 
   public enum Reason: UInt8, Error, Hashable, Sendable, CaseIterable {
     /// No context was ever set for this requester.

@@ -51,10 +51,15 @@ extension DMAPort {
     defer { leave() }
     while rest > 0 {
       checkpoint()
-      let piece = try copyPiece(from: from, to: to, limit: min(rest, Self.remotePiece))
-      from &+= piece
-      to &+= piece
-      rest &-= piece
+      do throws(Miss) {
+        let piece = try copyPiece(from: from, to: to, limit: min(rest, Self.remotePiece))
+        from &+= piece
+        to &+= piece
+        rest &-= piece
+      } catch {
+        // What misses is where the piece begins, on either side.
+        try recover(error, length: rest)
+      }
     }
   }
 
@@ -90,18 +95,18 @@ extension DMAPort {
   /// Copies as much as is contiguous on both sides. Returns how much that was.
   private func copyPiece(
     from: UInt64, to: UInt64, limit: UInt64
-  ) throws(DMAFault) -> UInt64 {
+  ) throws(Miss) -> UInt64 {
     let source: Hit
     do throws(DMAFault.Reason) {
       source = try findRun(from, IOTLB.readFlag, limit: limit)
     } catch {
-      throw fail(error, from, .read)
+      throw Miss(error, from, .read)
     }
     let target: Hit
     do throws(DMAFault.Reason) {
       target = try findRun(to, IOTLB.writeFlag, limit: min(limit, source.left))
     } catch {
-      throw fail(error, to, .write)
+      throw Miss(error, to, .write)
     }
     var piece = min(limit, min(source.left, target.left))
     if source.isLocal, target.isLocal {
@@ -118,7 +123,7 @@ extension DMAPort {
           source.address(from), to: target.isLocal ? target.address(to) : bounceAddress,
           count: piece, isOwn: !target.isLocal)
       } catch {
-        throw fail(error, from, .read)
+        throw Miss(error, from, .read)
       }
     }
     if !target.isLocal {
@@ -127,7 +132,7 @@ extension DMAPort {
           target.address(to), from: source.isLocal ? source.address(from) : bounceAddress,
           count: piece, isOwn: !source.isLocal)
       } catch {
-        throw fail(error, to, .write)
+        throw Miss(error, to, .write)
       }
     }
     return piece
@@ -152,7 +157,7 @@ extension DMAPort {
         }
         done &+= piece
       } catch {
-        throw fail(error, at, .read)
+        try recover(Miss(error, at, .read), length: count &- done)
       }
     }
   }
@@ -176,7 +181,7 @@ extension DMAPort {
         }
         done &+= piece
       } catch {
-        throw fail(error, at, .write)
+        try recover(Miss(error, at, .write), length: count &- done)
       }
     }
   }

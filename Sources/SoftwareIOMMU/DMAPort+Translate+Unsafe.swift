@@ -20,6 +20,13 @@ struct PortState: ~Copyable {
   var depth = 0
   var context: PortContext = .unknown
   var tlb = IOTLB()
+  /// See `DMAPort.waits`.
+  var waits: DeviceWait?
+  /// An access that misses is thrown to be asked for by whoever called.
+  var defersMisses = false
+  /// How often the port has asked a process for one address, which has not helped.
+  var missedAddress: UInt64 = 0
+  var misses = 0
 }
 
 extension DMAPort {

@@ -33,13 +33,9 @@ extension DMAPort {
     if address & UInt64(size &- 1) == 0 {
       enter()
       defer { leave() }
-      do throws(DMAFault.Reason) {
-        let hit = try find(address, IOTLB.readFlag)
-        if hit.isLocal {
-          return LocalAccess.load(hit.address(address), size: size)
-        }
-      } catch {
-        throw fail(error, address, .read)
+      let hit = try findOrRecover(address, IOTLB.readFlag, .read)
+      if hit.isLocal {
+        return LocalAccess.load(hit.address(address), size: size)
       }
     }
     var value: UInt64 = 0
@@ -59,14 +55,10 @@ extension DMAPort {
     if address & UInt64(size &- 1) == 0 {
       enter()
       defer { leave() }
-      do throws(DMAFault.Reason) {
-        let hit = try find(address, IOTLB.writeFlag)
-        if hit.isLocal {
-          LocalAccess.store(value, at: hit.address(address), size: size)
-          return
-        }
-      } catch {
-        throw fail(error, address, .write)
+      let hit = try findOrRecover(address, IOTLB.writeFlag, .write)
+      if hit.isLocal {
+        LocalAccess.store(value, at: hit.address(address), size: size)
+        return
       }
     }
     // SAFETY: the first `size` bytes, 8 at most, of a word.

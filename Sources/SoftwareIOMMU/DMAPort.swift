@@ -33,7 +33,14 @@ public final class DMAPort: @unchecked Sendable {
   /// Where data rests on its way from or to memory that is reached by calls.
   let bounce: UnsafeMutableRawBufferPointer
   private let interrupts: InterruptRemapper
-  private let faults: FaultLog
+  let faults: FaultLog
+  let requesters: Requesters
+  /// Where the port's thread waits for pages that its device asks for; nil where an access that
+  /// misses is aborted. Set by the port's thread only.
+  public var waits: DeviceWait? {
+    get { unsafe state.pointee.waits }
+    set { unsafe state.pointee.waits = newValue }
+  }
 
   /// Pieces of a long access, in bytes: how long an invalidation may have to wait.
   static let localPiece: UInt64 = 64 << 10
@@ -41,8 +48,9 @@ public final class DMAPort: @unchecked Sendable {
 
   init(
     source: SoftwareIOMMU.Source, memory: PhysicalMemory, interrupts: InterruptRemapper,
-    faults: FaultLog
+    faults: FaultLog, requesters: Requesters
   ) {
+    self.requesters = requesters
     requester = source.requester
     pasid = source.pasid
     self.memory = memory
@@ -150,13 +158,15 @@ public final class DMAPort: @unchecked Sendable {
   private func translateInside(
     _ iova: IOVA, _ access: Permissions
   ) throws(DMAFault) -> Run {
-    do throws(DMAFault.Reason) {
-      let need = UInt64(access.rawValue) & IOTLB.accessFlags
-      let hit = try find(iova.rawValue, need)
-      return Run(
-        address: hit.address(iova.rawValue), length: hit.left, isLocal: hit.isLocal)
-    } catch {
-      throw fail(error, iova.rawValue, access)
+    let need = UInt64(access.rawValue) & IOTLB.accessFlags
+    while true {
+      do throws(DMAFault.Reason) {
+        let hit = try find(iova.rawValue, need)
+        return Run(
+          address: hit.address(iova.rawValue), length: hit.left, isLocal: hit.isLocal)
+      } catch {
+        try recover(Miss(error, iova.rawValue, access), length: 1)
+      }
     }
   }
 }

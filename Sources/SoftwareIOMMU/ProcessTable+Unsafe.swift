@@ -16,6 +16,19 @@ final class ProcessTable: SharedDomain {
     self.process = process
     self.enforcesSnoop = enforcesSnoop
   }
+
+  /// Brings a page of the process in, as the IOMMU does whom a device asks for it.
+  /// - Returns: False where the process has no such memory, or not for this access.
+  func faultIn(_ address: UInt64, _ access: PageRequest.Access) -> Bool {
+    if access.contains(.write), process.obstacle(at: address, to: .write) != .notMapped {
+      return false
+    }
+    var byte: UInt8 = 0
+    // SAFETY: a byte of our own.
+    return unsafe withUnsafeMutableBytes(of: &byte) { bytes in
+      unsafe process.copyOut(from: address, into: bytes) == 1
+    }
+  }
 }
 
 /// What a port keeps of a process's table: a value without a reference, as of other tables.

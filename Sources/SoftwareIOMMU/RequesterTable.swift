@@ -16,6 +16,10 @@ struct RequesterTable: Sendable {
   private var contexts: [SoftwareIOMMU.Source: DMAContext] = [:]
   /// Of those that did DMA: most PASIDs that are set are used by none.
   private var ports: [SoftwareIOMMU.Source: DMAPort] = [:]
+  /// Who answers the page requests of a source's DMA.
+  private var answerers: [SoftwareIOMMU.Source: PageRequestPort] = [:]
+  /// Of devices that can do more than DMA.
+  var features: [RequesterID: SoftwareIOMMU.DeviceFeatures] = [:]
   /// With how many ports it is worth looking for those that nobody has.
   private var mostPorts = RequesterTable.spare
 
@@ -23,8 +27,12 @@ struct RequesterTable: Sendable {
   var portCount: Int { ports.count }
 
   /// Sends a source through a context from now on, in one step; waits for its port.
-  mutating func set(_ source: SoftwareIOMMU.Source, to context: DMAContext) {
+  /// - Parameter requests: Who answers its page requests.
+  mutating func set(
+    _ source: SoftwareIOMMU.Source, to context: DMAContext, requests: PageRequestPort? = nil
+  ) {
     let old = move(source, to: context)
+    answerers[source] = requests
     // A PASID that was detached is as one that was never set.
     if source.pasid != nil, Self.hasTable(old), case .blocked = context { remove(source) }
   }
@@ -53,7 +61,29 @@ struct RequesterTable: Sendable {
 
   private mutating func remove(_ source: SoftwareIOMMU.Source) {
     contexts[source] = nil
+    answerers[source] = nil
     if isUnused(source) { ports[source] = nil }
+  }
+
+  /// What can be done about an access that missed.
+  func resolve(_ source: SoftwareIOMMU.Source) -> MissResolution {
+    var resolution = MissResolution()
+    if case .paging(let domain)? = contexts[source], let domain = domain as? any SoftwareDomain,
+      domain.recoversMisses
+    {
+      resolution.table = domain
+    }
+    guard let features = features[source.requester], features.pageRequests else {
+      return resolution
+    }
+    resolution.features = features
+    if let port = answerers[source] {
+      resolution.answerer = .user(port)
+    } else if case .shared(let domain)? = contexts[source], let table = domain as? ProcessTable
+    {
+      resolution.answerer = .process(table)
+    }
+    return resolution
   }
 
   /// A source's port; while anybody has it, the same one each time.

@@ -18,8 +18,20 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   func attach(_ channel: PortChannel)
   /// The port has left the domain: unmaps wait for it no longer.
   func detach(_ channel: PortChannel)
+  /// Whether accesses that miss are to be told to the table. Constant.
+  var recoversMisses: Bool { get }
+  /// An access missed, because the table wanted to know of it. Called with no lock held but the turn
+  /// of a port's user, outside of all transactions.
+  /// - Returns: Whether the access may be tried again.
+  func recover(_ iova: UInt64, _ access: Permissions) -> Bool
   /// Table pages in use, and bytes held for them.
   var footprint: (pages: Int, bytes: Int) { get }
+}
+
+extension SoftwareDomain {
+  /// A table that lets through what it maps at once.
+  var recoversMisses: Bool { false }
+  func recover(_ iova: UInt64, _ access: Permissions) -> Bool { false }
 }
 
 /// A domain with tables of one format.

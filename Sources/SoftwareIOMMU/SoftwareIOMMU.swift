@@ -27,8 +27,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
     var pasid: PASID?
   }
 
-  /// Held through a whole switch, waiting for the port included.
-  private let requesters = RankedMutex(.requesters, RequesterTable())
+  let requesters: Requesters
 
   /// - Parameters:
   ///   - name: As `/sys/class/iommu` shows it: `dmar0`.
@@ -44,14 +43,19 @@ public final class SoftwareIOMMU: IOMMUDriver {
     self.events = events
     interrupts = InterruptRemapper(events: events)
     faults = FaultLog(events: events)
+    requesters = Requesters(
+      pageRequests: PageRequestQueue(
+        iommu: name, capacity: configuration.pageRequestQueueLength, events: events))
   }
+
+  deinit { requesters.close() }
 
   public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
     IOMMUCapabilities(
       dirtyTracking: configuration.tracksDirty, snoopControl: configuration.snoopControl,
       cacheCoherency: true,
       isolatedInterrupts: true, pasidBits: configuration.pasidBits,
-      lacksATS: true)
+      lacksATS: !requesters.features(of: device).translationCache)
   }
 
   public func reservedRegions(for device: RequesterID) -> [ReservedRegion] {
@@ -65,6 +69,13 @@ public final class SoftwareIOMMU: IOMMUDriver {
   public func setContext(
     of device: RequesterID, pasid: PASID?, to context: DMAContext
   ) throws(IOMMUError) {
+    try setContext(of: device, pasid: pasid, to: context, requests: nil)
+  }
+
+  public func setContext(
+    of device: RequesterID, pasid: PASID?, to context: DMAContext, requests: PageRequestPort?
+  ) throws(IOMMUError) {
+    if requests != nil { try checkPageRequests(of: device) }
     if let pasid,
       pasid.rawValue >> UInt32(configuration.pasidBits) != 0
         || configuration.pasidBits == 0
@@ -80,12 +91,14 @@ public final class SoftwareIOMMU: IOMMUDriver {
     }
     if case .paging(let domain) = context { _ = try fit(domain, to: device) }
     if case .shared(let domain) = context { _ = try fit(domain, to: device) }
-    requesters.withLock { $0.set(source, to: context) }
+    requesters.withLock { $0.set(source, to: context, requests: requests) }
+    requesters.pageRequests.contextChanged(of: device)
     events.append(.context(device, describe(context, pasid, of: device)))
   }
 
   public func forgetPASID(_ pasid: PASID, of device: RequesterID) {
     requesters.withLock { $0.forget(Source(requester: device, pasid: pasid)) }
+    requesters.pageRequests.contextChanged(of: device)
   }
 
   /// The port through which a device does its DMA: one device thread at a time uses it. While
@@ -96,7 +109,9 @@ public final class SoftwareIOMMU: IOMMUDriver {
     let source = Source(requester: requester, pasid: pasid)
     return requesters.withLock { requesters in
       requesters.port(source) {
-        DMAPort(source: source, memory: memory, interrupts: interrupts, faults: faults)
+        DMAPort(
+          source: source, memory: memory, interrupts: interrupts, faults: faults,
+          requesters: self.requesters)
       }
     }
   }

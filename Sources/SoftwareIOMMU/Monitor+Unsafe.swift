@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A lock with waiting, for device models that have a thread of their own: the thread sleeps
-// until there is work, and who resets a device waits until the thread has let go.
+// A lock with waiting, and threads, for device models and for an IOMMU that have one of their own:
+// the thread sleeps until there is work, and who resets a device waits until the thread has let go.
 
 #if canImport(Glibc)
   import Glibc
@@ -11,13 +11,13 @@
 
 /// State under a mutex, with a condition to wait on. Thread-safe.
 @safe
-final class Monitor<State: Sendable>: @unchecked Sendable {
+package final class Monitor<State: Sendable>: @unchecked Sendable {
   // Unchecked: `state` is touched with the mutex held only; the pointers never change.
-  private let mutex: UnsafeMutablePointer<pthread_mutex_t>
-  private let changed: UnsafeMutablePointer<pthread_cond_t>
-  private var state: State
+  @usableFromInline let mutex: UnsafeMutablePointer<pthread_mutex_t>
+  @usableFromInline let changed: UnsafeMutablePointer<pthread_cond_t>
+  @usableFromInline var state: State
 
-  init(_ state: State) {
+  package init(_ state: State) {
     self.state = state
     // SAFETY: both are allocated and initialized here, once, and freed in deinit.
     unsafe mutex = .allocate(capacity: 1)
@@ -36,7 +36,8 @@ final class Monitor<State: Sendable>: @unchecked Sendable {
     unsafe mutex.deallocate()
   }
 
-  func withLock<Result>(_ body: (inout State) -> Result) -> Result {
+  @inlinable
+  package func withLock<Result>(_ body: (inout State) -> Result) -> Result {
     // SAFETY: initialized in init; unlocked by the thread that locked it.
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
@@ -44,7 +45,8 @@ final class Monitor<State: Sendable>: @unchecked Sendable {
   }
 
   /// Like `withLock`, then wakes all who wait.
-  func change<Result>(_ body: (inout State) -> Result) -> Result {
+  @inlinable
+  package func change<Result>(_ body: (inout State) -> Result) -> Result {
     // SAFETY: as in `withLock`.
     unsafe pthread_mutex_lock(mutex)
     defer {
@@ -55,7 +57,8 @@ final class Monitor<State: Sendable>: @unchecked Sendable {
   }
 
   /// Calls `body` at once and after each change until it returns something; sleeps between.
-  func wait<Result>(_ body: (inout State) -> Result?) -> Result {
+  @inlinable
+  package func wait<Result>(_ body: (inout State) -> Result?) -> Result {
     // SAFETY: as in `withLock`; waiting gives the mutex up and takes it again.
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
@@ -68,7 +71,7 @@ final class Monitor<State: Sendable>: @unchecked Sendable {
 
 /// A thread of a device model, which whoever started it joins.
 @safe
-final class DeviceThread: Sendable {
+package final class DeviceThread: Sendable {
   private let thread: pthread_t
 
   private final class Start: Sendable {
@@ -77,7 +80,7 @@ final class DeviceThread: Sendable {
   }
 
   /// Starts a thread; nil where the system has none left.
-  init?(_ body: @escaping @Sendable () -> Void) {
+  package init?(_ body: @escaping @Sendable () -> Void) {
     var thread = pthread_t()
     // SAFETY: the retained box is taken over, once, by the thread that is started, or released
     // here where none was.
@@ -106,8 +109,12 @@ final class DeviceThread: Sendable {
     self.thread = thread
   }
 
-  /// Waits for the thread's end. Called once.
-  func join() {
-    pthread_join(thread, nil)
+  /// Waits for the thread's end; on the thread itself, lets it end alone. Called once.
+  package func join() {
+    if pthread_equal(pthread_self(), thread) != 0 {
+      pthread_detach(thread)
+    } else {
+      pthread_join(thread, nil)
+    }
   }
 }
