@@ -100,8 +100,11 @@ let package = Package(
       name: "TestSupport",
       dependencies: ["LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices", system],
       path: "Tests/TestSupport"),
-    .testTarget(name: "PageTablesTests", dependencies: ["PageTables"]),
-    .testTarget(name: "HardwareTablesTests", dependencies: ["HardwareTables", "PageTables"]),
+    .target(name: "FuzzSupport", path: "Tests/FuzzSupport"),
+    .testTarget(name: "PageTablesTests", dependencies: ["FuzzSupport", "PageTables"]),
+    .testTarget(
+      name: "HardwareTablesTests",
+      dependencies: ["FuzzSupport", "HardwareTables", "PageTables"]),
     .testTarget(
       name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"], exclude: ["Misuse"]),
     .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),

@@ -2,7 +2,6 @@
 //
 // Every format with every number of levels, as test arguments, and helpers of all suites.
 
-import Foundation
 import Testing
 
 @testable import PageTables
@@ -146,6 +145,3 @@ extension PageTableFormat {
     _ entry: UInt64, level: Int, _ configuration: Configuration = .init()
   ) -> Bool { defect(entry, level: level, configuration) != nil }
 }
-
-/// How long fuzzers run, in seconds: what FUZZ_SECONDS says, or one.
-let fuzzSeconds = Double(ProcessInfo.processInfo.environment["FUZZ_SECONDS"] ?? "") ?? 1

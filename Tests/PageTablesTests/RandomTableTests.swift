@@ -2,6 +2,7 @@
 //
 // Random operations on every format, against a model that has no tables.
 
+import FuzzSupport
 import Testing
 
 @testable import PageTables
@@ -17,9 +18,9 @@ struct RandomTableTests {
 
       func run<Format: PageTableFormat>(_ format: Format.Type, levels: Int) throws {
         for keepsDirty in [false, true] {
-          var run = Run<Format>(
+          var run = TableRun<Format>(
             levels: levels, keepsDirty: keepsDirty,
-            seed: UInt64(Kind.allCases.firstIndex(of: kind)!))
+            random: Random(state: UInt64(Kind.allCases.firstIndex(of: kind)!)))
           for _ in 0..<250 { try run.step() }
           run.end()
         }
@@ -30,7 +31,7 @@ struct RandomTableTests {
 }
 
 /// One table with its model.
-private struct Run<Format: PageTableFormat>: ~Copyable {
+struct TableRun<Format: PageTableFormat>: ~Copyable {
   var random: Random
   var table: PageTable<Format>
   var model = TableModel()
@@ -40,10 +41,14 @@ private struct Run<Format: PageTableFormat>: ~Copyable {
   let width: UInt64
   let granuleShift = UInt64(Format.granuleShift)
 
-  init(levels: Int, keepsDirty: Bool, seed: UInt64) {
-    random = Random(state: seed)
-    table = PageTable<Format>(levels: levels, keepsDirty: keepsDirty)
+  let maximumPages: Int
+
+  init(levels: Int, keepsDirty: Bool, maximumPages: Int = .max, random: Random) {
+    self.random = random
+    table = PageTable<Format>(
+      levels: levels, maximumPages: maximumPages, keepsDirty: keepsDirty)
     self.keepsDirty = keepsDirty
+    self.maximumPages = maximumPages
     width = UInt64(Format.addressBits(levels: levels))
     table.setMarking(true)
   }
@@ -116,14 +121,16 @@ private struct Run<Format: PageTableFormat>: ~Copyable {
       model.map(
         .init(first: first, length: length, physical: physical, permissions: permissions))
     } catch {
-      #expect(!free)
-      if case .occupied(let address) = error {
+      switch error {
+      case .occupied(let address):
+        #expect(!free)
         #expect(model.overlaps(address.rawValue, first + (length - 1)))
-      } else {
-        Issue.record("\(error)")
+      case .outOfMemory: #expect(maximumPages != .max)
+      default: Issue.record("\(error)")
       }
       table.free(&gather)
     }
+    #expect(table.pageCount <= max(maximumPages, table.rootPages))
     probe(first)
     probe(first + (length - 1))
     if first > 0 { probe(first - 1) }
