@@ -54,7 +54,8 @@ let package = Package(
       name: "IOMMU", dependencies: ["PageTables", "CProcessMemory", system],
       swiftSettings: strict),
     .target(
-      name: "SoftwareIOMMU", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
+      name: "SoftwareIOMMU", dependencies: ["HardwareTables", "IOMMU", "PageTables"],
+      swiftSettings: strict),
     .target(
       name: "SelfTestDriver", dependencies: ["IOMMU", "PageTables"], swiftSettings: strict),
 
@@ -107,7 +108,8 @@ let package = Package(
       dependencies: ["FuzzSupport", "HardwareTables", "PageTables"]),
     .testTarget(
       name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"], exclude: ["Misuse"]),
-    .testTarget(name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU"]),
+    .testTarget(
+      name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU", "HardwareTables"]),
     .testTarget(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),

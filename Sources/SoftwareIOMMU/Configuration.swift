@@ -30,9 +30,9 @@ extension SoftwareIOMMU {
   /// What an IOMMU of the machine can do. Constant while it exists.
   public struct Configuration: Hashable, Sendable {
     public var architecture: Architecture
-    /// Of the tables that the engine fills, but for those that others nest on (second) and for
-    /// those of AMD that take PASIDs (first). As Linux's drivers choose it: first for SMMUv3 and
-    /// RISC-V; for VT-d and AMD second.
+    /// Of the tables that the engine fills, but for those that others nest on (second) and, of all
+    /// but VT-d, for those that take PASIDs (first). As Linux's drivers choose it: first for
+    /// SMMUv3 and RISC-V; for VT-d and AMD second.
     public var stage: Stage
     /// Width of the addresses that it translates, in bits. Canonical first stages translate the
     /// lower half of that.
@@ -41,17 +41,17 @@ extension SoftwareIOMMU {
     public var reservedRegions: [ReservedRegion]
     /// Width of PASIDs in bits, 0 to 20; 0 is none.
     public var pasidBits: UInt8
+    /// Whether it takes page requests of devices (PRI), which keep translations themselves (ATS).
+    public var pageRequests: Bool
     /// Whether it can force accesses to snoop; then all its translations do.
     public var snoopControl: Bool
     /// Whether it keeps accessed and dirty bits in the page tables that ask for it. On by
     /// default, as in server processors since 2022.
     public var tracksDirty: Bool
-    /// Whether users' tables may nest on the engine's.
+    /// Whether users' tables may nest on the engine's. A VT-d unit is in scalable mode then.
     public var nests: Bool
     /// Most table pages (of 4 KiB) that one page table may have.
     public var maximumTablePages: Int
-    /// Whether it takes page requests of devices (PRI).
-    public var pageRequests = false
     /// Page requests that wait to be passed on at most; at least the 32 of a group.
     public var pageRequestQueueLength = 512
 
@@ -64,8 +64,8 @@ extension SoftwareIOMMU {
     public init(
       architecture: Architecture = .intel, stage: Stage? = nil, levels: Int? = nil,
       addressBits: Int? = nil, reservedRegions: [ReservedRegion] = [], pasidBits: UInt8 = 0,
-      snoopControl: Bool = true, tracksDirty: Bool = true, nests: Bool = true,
-      maximumTablePages: Int = .max
+      pageRequests: Bool = false, snoopControl: Bool = true, tracksDirty: Bool = true,
+      nests: Bool = true, maximumTablePages: Int = .max
     ) {
       self.architecture = architecture
       let widest: Int
@@ -84,6 +84,7 @@ extension SoftwareIOMMU {
       self.reservedRegions =
         [ReservedRegion(InterruptRemapper.window, kind: .msi)]
         + reservedRegions.filter { $0.range != InterruptRemapper.window }
+      self.pageRequests = pageRequests
       self.snoopControl = snoopControl
       self.tracksDirty = tracksDirty
       self.nests = nests

@@ -50,11 +50,11 @@ extension SoftwareIOMMU {
     return supported
   }
 
-  /// Others nest on second stages only. AMD finds guest tables through the PASID, and host tables
-  /// by the device alone (48882, 2.2.2).
+  /// Others nest on second stages only. All but VT-d have first stages through the PASID, and the
+  /// second by the device alone (48882, 2.2.2; IHI 0070, 3.3; RISC-V IOMMU, 2.2).
   private func stage(for attributes: PagingAttributes) -> Stage {
     if attributes.contains(.nestParent) { return .second }
-    if configuration.architecture == .amd, attributes.contains(.pasid) { return .first }
+    if configuration.architecture != .intel, attributes.contains(.pasid) { return .first }
     return configuration.stage
   }
 

@@ -16,7 +16,7 @@ import Testing
     ("PageTables", []),
     ("HardwareTables", ["PageTables"]),
     ("IOMMU", ["CProcessMemory", "PageTables"]),
-    ("SoftwareIOMMU", ["IOMMU", "PageTables"]),
+    ("SoftwareIOMMU", ["HardwareTables", "IOMMU", "PageTables"]),
     ("SelfTestDriver", ["IOMMU", "PageTables"]),
     ("VFIO", ["IOMMU", "PageTables", "SoftwareIOMMU"]),
     ("SoftDevices", ["IOMMU", "PageTables", "SoftwareIOMMU", "VFIO"]),
