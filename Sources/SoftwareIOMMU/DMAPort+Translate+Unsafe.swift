@@ -176,6 +176,7 @@ extension DMAPort {
     case .armStage2(let root): return try Self.walk(root, iova, need)
     case .riscvFirstStage(let root): return try Self.walk(root, iova, need)
     case .riscvSecondStage(let root): return try Self.walk(root, iova, need)
+    case .intelNested(let root): return try walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
     case .host, .process: throw .hostMemory

@@ -28,6 +28,9 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
   /// Each attachment once: a switch from a domain to itself attaches a port twice for a
   /// moment.
   var channels: [PortChannel] = []
+  /// Those of users' tables on top of it. Where they lead by this table, only they know: they
+  /// forget everything.
+  var nested: [PortChannel] = []
 
   /// Waits until no port can use what was gathered, then frees its table pages.
   /// - Returns: The range that was invalidated; nil where there was none.
@@ -35,11 +38,13 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
   mutating func flush() -> IOVARange? {
     if gather.isEmpty { return nil }
     let range = IOVARange(first: gather.first, last: gather.last)
-    if channels.count == 1 {
+    if channels.count == 1, nested.isEmpty {
       channels[0].invalidate(range)
     } else {
       for channel in channels { channel.post(range) }
+      for channel in nested { channel.post(.all) }
       for channel in channels { channel.wait() }
+      for channel in nested { channel.wait() }
     }
     table.free(&gather)
     return range
@@ -163,11 +168,17 @@ final class DomainTable<Format: EngineFormat>: Sendable {
   func attach(_ channel: PortChannel) { state.withLock { $0.channels.append(channel) } }
 
   func detach(_ channel: PortChannel) {
-    state.withLock { state in
-      if let index = state.channels.firstIndex(where: { $0 === channel }) {
-        state.channels.remove(at: index)
-      }
-    }
+    state.withLock { Self.remove(channel, from: &$0.channels) }
+  }
+
+  func attachNested(_ channel: PortChannel) { state.withLock { $0.nested.append(channel) } }
+
+  func detachNested(_ channel: PortChannel) {
+    state.withLock { Self.remove(channel, from: &$0.nested) }
+  }
+
+  private static func remove(_ channel: PortChannel, from channels: inout [PortChannel]) {
+    if let index = channels.firstIndex(where: { $0 === channel }) { channels.remove(at: index) }
   }
 
   var footprint: (pages: Int, bytes: Int) {

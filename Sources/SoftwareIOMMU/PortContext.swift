@@ -20,6 +20,7 @@ enum PortContext: Sendable {
   case riscvFirstStage(PageTableRoot<RISCVFirstStage>)
   case riscvSecondStage(PageTableRoot<RISCVSecondStage>)
   case process(ProcessRoot)
+  case intelNested(IntelNestedRoot)
 }
 
 /// A format of which the engine makes tables.

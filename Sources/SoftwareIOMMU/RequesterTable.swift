@@ -114,8 +114,8 @@ struct RequesterTable: Sendable {
 
   private static func hasTable(_ context: DMAContext?) -> Bool {
     switch context {
-    case .paging?, .shared?: true
-    case .host?, .blocked?, .nested?, nil: false
+    case .paging?, .nested?, .shared?: true
+    case .host?, .blocked?, nil: false
     }
   }
 
@@ -123,9 +123,15 @@ struct RequesterTable: Sendable {
   private static func enter(_ context: DMAContext, _ channel: PortChannel) {
     switch context {
     case .host: channel.post(.host)
-    case .blocked, .nested: channel.post(.blocked)
+    case .blocked: channel.post(.blocked)
     case .paging(let domain):
       guard let domain = domain as? any SoftwareDomain else { return channel.post(.blocked) }
+      domain.attach(channel)
+      channel.post(domain.portContext)
+    case .nested(let domain):
+      guard let domain = domain as? any SoftwareNestedDomain else {
+        return channel.post(.blocked)
+      }
       domain.attach(channel)
       channel.post(domain.portContext)
     case .shared(let domain):
@@ -136,8 +142,10 @@ struct RequesterTable: Sendable {
 
   /// The port goes through the context no more.
   private static func leave(_ context: DMAContext?, _ channel: PortChannel) {
-    if case .paging(let old)? = context, let old = old as? any SoftwareDomain {
-      old.detach(channel)
+    switch context {
+    case .paging(let old)?: (old as? any SoftwareDomain)?.detach(channel)
+    case .nested(let old)?: (old as? any SoftwareNestedDomain)?.detach(channel)
+    case .host?, .blocked?, .shared?, nil: return
     }
   }
 }

@@ -24,6 +24,9 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   /// of a port's user, outside of all transactions.
   /// - Returns: Whether the access may be tried again.
   func recover(_ iova: UInt64, _ access: Permissions) -> Bool
+  /// The same for a port of a user's table on top of it, which forgets everything at each.
+  func attachNested(_ channel: PortChannel)
+  func detachNested(_ channel: PortChannel)
   /// Table pages in use, and bytes held for them.
   var footprint: (pages: Int, bytes: Int) { get }
 }
@@ -55,6 +58,8 @@ extension FormattedDomain {
   func translate(_ iova: IOVA) -> PhysicalAddress? { table.translate(iova) }
   func attach(_ channel: PortChannel) { table.attach(channel) }
   func detach(_ channel: PortChannel) { table.detach(channel) }
+  func attachNested(_ channel: PortChannel) { table.attachNested(channel) }
+  func detachNested(_ channel: PortChannel) { table.detachNested(channel) }
   func setDirtyTracking(_ enabled: Bool) { table.setDirtyTracking(enabled) }
   func readDirty(
     _ range: ClosedRange<UInt64>, clear: Bool,

@@ -85,12 +85,12 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(name) takes PASIDs of \(configuration.pasidBits) bits, not \(pasid.rawValue)")
     }
     let source = Source(requester: device, pasid: pasid)
-    if case .nested = context {
-      throw IOMMUError(
-        .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
+    switch context {
+    case .host, .blocked: break
+    case .paging(let domain): try fit(domain, to: device)
+    case .nested(let domain): try fit(domain, to: device, pasid: pasid)
+    case .shared(let domain): try fit(domain, to: device)
     }
-    if case .paging(let domain) = context { _ = try fit(domain, to: device) }
-    if case .shared(let domain) = context { _ = try fit(domain, to: device) }
     requesters.withLock { $0.set(source, to: context, requests: requests) }
     requesters.pageRequests.contextChanged(of: device)
     events.append(.context(device, describe(context, pasid, of: device)))
@@ -135,19 +135,16 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   private func fit(
     _ domain: any SharedDomain, to device: RequesterID
-  ) throws(IOMMUError) -> ProcessTable {
-    guard let own = domain as? ProcessTable, configuration.pasidBits > 0 else {
+  ) throws(IOMMUError) {
+    guard domain is ProcessTable, configuration.pasidBits > 0 else {
       throw IOMMUError(
         .invalidArgument,
         "\(device) is behind \(name), which cannot walk this page table of "
           + domain.process.name)
     }
-    return own
   }
 
-  private func fit(
-    _ domain: any PagingDomain, to device: RequesterID
-  ) throws(IOMMUError) -> any SoftwareDomain {
+  func fit(_ domain: any PagingDomain, to device: RequesterID) throws(IOMMUError) {
     guard let own = domain as? any SoftwareDomain else {
       throw IOMMUError(
         .invalidArgument, "\(device) is behind \(name), and the page table is another driver's")
@@ -167,7 +164,6 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(device) is behind \(name), which does not track dirty pages, as this page table "
           + "was made to")
     }
-    return own
   }
 
   private func describe(

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What all tables have in common that users own: the parent below, and the ports that go through
+// them, to be told what to forget.
+
+import IOMMU
+
+/// A user's table of any format, nested on one of the engine's.
+protocol SoftwareNestedDomain: NestedDomain {
+  /// Kept alive by the nested table.
+  var parent: any SoftwareDomain { get }
+  /// What a port of this table goes through.
+  var portContext: PortContext { get }
+  var ports: NestedPorts { get }
+
+  /// What hardware or its driver would not take that was taken when the table was made.
+  /// - Throws: What an attach answers.
+  func check(attaching device: RequesterID, pasid: PASID?) throws(IOMMUError)
+}
+
+extension SoftwareNestedDomain {
+  /// From now on invalidations wait for this port too, and unmaps of the parent.
+  func attach(_ channel: PortChannel) {
+    ports.add(channel)
+    parent.attachNested(channel)
+  }
+
+  /// The port has left the table.
+  func detach(_ channel: PortChannel) {
+    parent.detachNested(channel)
+    ports.remove(channel)
+  }
+}
+
+/// The ports of one user's table. Thread-safe; the lock is held while ports are waited for, and
+/// ports never take it.
+final class NestedPorts: Sendable {
+  /// Each attachment once, as in `DomainState`.
+  private let channels = RankedMutex<[PortChannel]>(.domain, [])
+
+  func add(_ channel: PortChannel) { channels.withLock { $0.append(channel) } }
+
+  func remove(_ channel: PortChannel) {
+    channels.withLock { channels in
+      if let index = channels.firstIndex(where: { $0 === channel }) {
+        channels.remove(at: index)
+      }
+    }
+  }
+
+  /// Returns once no port can use what it knew of a range before (MODEL G2).
+  func invalidate(_ range: IOVARange) {
+    channels.withLock { channels in
+      for channel in channels { channel.post(range) }
+      for channel in channels { channel.wait() }
+    }
+  }
+}
+
+extension IOVARange {
+  /// Everything that can be cached.
+  static let all = IOVARange(first: 0, last: .max)
+}
