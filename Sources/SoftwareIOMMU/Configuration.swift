@@ -48,6 +48,9 @@ extension SoftwareIOMMU {
     /// Whether it keeps accessed and dirty bits in the page tables that ask for it. On by
     /// default, as in server processors since 2022.
     public var tracksDirty: Bool
+    /// Whether, where it keeps no such bits, its tables can tell what was written by protection:
+    /// the first write to a page costs a miss more.
+    public var tracksDirtyInSoftware: Bool
     /// Whether users' tables may nest on the engine's. A VT-d unit is in scalable mode then.
     public var nests: Bool
     /// Most table pages (of 4 KiB) that one page table may have.
@@ -65,7 +68,7 @@ extension SoftwareIOMMU {
       architecture: Architecture = .intel, stage: Stage? = nil, levels: Int? = nil,
       addressBits: Int? = nil, reservedRegions: [ReservedRegion] = [], pasidBits: UInt8 = 0,
       pageRequests: Bool = false, snoopControl: Bool = true, tracksDirty: Bool = true,
-      nests: Bool = true, maximumTablePages: Int = .max
+      tracksDirtyInSoftware: Bool = false, nests: Bool = true, maximumTablePages: Int = .max
     ) {
       self.architecture = architecture
       let widest: Int
@@ -87,6 +90,7 @@ extension SoftwareIOMMU {
       self.pageRequests = pageRequests
       self.snoopControl = snoopControl
       self.tracksDirty = tracksDirty
+      self.tracksDirtyInSoftware = tracksDirtyInSoftware
       self.nests = nests
       self.maximumTablePages = maximumTablePages
     }

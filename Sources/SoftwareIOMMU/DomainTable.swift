@@ -13,12 +13,16 @@ struct DomainKind: Sendable {
   let configuration: SoftwareIOMMU.Configuration
   /// Which physical space its leaves point into.
   let memory: PhysicalMemory
-  /// Whether its table can keep dirty bits.
+  /// Whether it can tell what was written: by dirty bits, or by protection where its IOMMU has
+  /// none.
   let tracksDirty: Bool
   /// Whether its leaves force DMA to snoop.
   let forcesSnoop: Bool
   /// Whether users' tables may nest on it.
   let isNestParent: Bool
+
+  /// Whether it takes the right to write away to see who writes.
+  var protects: Bool { tracksDirty && !configuration.tracksDirty }
 }
 
 /// What the lock of a domain guards.
@@ -31,6 +35,8 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
   /// Those of users' tables on top of it. Where they lead by this table, only they know: they
   /// forget everything.
   var nested: [PortChannel] = []
+  /// Of a table that keeps track of what is written without dirty bits.
+  var protection: WriteProtection?
 
   /// Waits until no port can use what was gathered, then frees its table pages.
   /// - Returns: The range that was invalidated; nil where there was none.
@@ -65,7 +71,8 @@ final class DomainTable<Format: EngineFormat>: Sendable {
     let configuration = kind.configuration
     let table = PageTable<Format>(
       levels: Format.levels(configuration), addressBits: Format.addressBits(configuration),
-      maximumPages: configuration.maximumTablePages, keepsDirty: kind.tracksDirty)
+      maximumPages: configuration.maximumTablePages,
+      keepsDirty: kind.tracksDirty && !kind.protects)
     self.kind = kind
     self.events = events
     geometry = DomainGeometry(
@@ -73,7 +80,9 @@ final class DomainTable<Format: EngineFormat>: Sendable {
       enforcesSnoop: kind.forcesSnoop)
     root = table.root
     attributes = kind.forcesSnoop ? .forceSnoop : []
-    state = RankedMutex(.domain, DomainState(table: table))
+    state = RankedMutex(
+      .domain,
+      DomainState(table: table, protection: kind.protects ? WriteProtection() : nil))
   }
 
   /// The last address to map. The upper half of a canonical table is left alone, as Linux does.
@@ -97,12 +106,17 @@ final class DomainTable<Format: EngineFormat>: Sendable {
     try FailurePoint.pass(.tableMemory)
     do throws(MapFailure) {
       try state.withLock { state throws(MapFailure) in
+        let granted =
+          state.protection?.map(
+            DomainState<Format>.pages(iova.rawValue, length: length), permissions)
+          ?? permissions
         do throws(MapFailure) {
           try state.table.map(
-            iova, to: physical, length: length, permissions: permissions,
+            iova, to: physical, length: length, permissions: granted,
             attributes: attributes, gather: &state.gather)
         } catch {
           // Taken out again; but a port may have used it.
+          state.protection?.unmap(DomainState<Format>.pages(iova.rawValue, length: length))
           _ = state.flush()
           throw error
         }
@@ -115,6 +129,7 @@ final class DomainTable<Format: EngineFormat>: Sendable {
   func unmap(_ iova: IOVA, length: UInt64) {
     let range = state.withLock { state in
       state.table.unmap(iova, length: length, gather: &state.gather)
+      state.protection?.unmap(DomainState<Format>.pages(iova.rawValue, length: length))
       return state.flush()
     }
     if let range { note(range) }
@@ -131,6 +146,7 @@ final class DomainTable<Format: EngineFormat>: Sendable {
   /// know nothing of dirty bits.
   func setDirtyTracking(_ enabled: Bool) {
     let range = state.withLock { state in
+      state.setProtection(enabled)
       state.table.setMarking(enabled)
       if enabled {
         state.table.readDirty(
@@ -150,13 +166,19 @@ final class DomainTable<Format: EngineFormat>: Sendable {
     _ report: (_ first: UInt64, _ length: UInt64) -> Void
   ) {
     let flushed = state.withLock { state -> IOVARange? in
-      guard root.isMarking else { return nil }
+      state.readWritten(range, clear: clear, report)
+      guard root.isMarking else { return state.flush() }
       state.table.readDirty(
         first: range.lowerBound, last: range.upperBound, clear: clear, gather: &state.gather,
         report)
       return state.flush()
     }
     if let flushed { note(flushed) }
+  }
+
+  /// As `SoftwareDomain.recover`.
+  func recover(_ iova: UInt64, _ access: Permissions) -> Bool {
+    access.contains(.write) && state.withLock { $0.letWrite(iova) }
   }
 
   func translate(_ iova: IOVA) -> PhysicalAddress? {

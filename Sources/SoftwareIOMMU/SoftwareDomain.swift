@@ -31,12 +31,6 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   var footprint: (pages: Int, bytes: Int) { get }
 }
 
-extension SoftwareDomain {
-  /// A table that lets through what it maps at once.
-  var recoversMisses: Bool { false }
-  func recover(_ iova: UInt64, _ access: Permissions) -> Bool { false }
-}
-
 /// A domain with tables of one format.
 protocol FormattedDomain: SoftwareDomain {
   associatedtype Format: EngineFormat
@@ -56,6 +50,8 @@ extension FormattedDomain {
   }
   func unmap(_ iova: IOVA, length: UInt64) { table.unmap(iova, length: length) }
   func translate(_ iova: IOVA) -> PhysicalAddress? { table.translate(iova) }
+  var recoversMisses: Bool { kind.protects }
+  func recover(_ iova: UInt64, _ access: Permissions) -> Bool { table.recover(iova, access) }
   func attach(_ channel: PortChannel) { table.attach(channel) }
   func detach(_ channel: PortChannel) { table.detach(channel) }
   func attachNested(_ channel: PortChannel) { table.attachNested(channel) }

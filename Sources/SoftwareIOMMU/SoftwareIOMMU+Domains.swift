@@ -44,7 +44,9 @@ extension SoftwareIOMMU {
   private var pagingAttributes: PagingAttributes {
     var supported: PagingAttributes = []
     if configuration.pasidBits > 0 { supported.insert(.pasid) }
-    if configuration.tracksDirty { supported.insert(.dirtyTracking) }
+    if configuration.tracksDirty || configuration.tracksDirtyInSoftware {
+      supported.insert(.dirtyTracking)
+    }
     if configuration.snoopControl { supported.insert(.allowsNoSnoop) }
     if configuration.nests { supported.insert(.nestParent) }
     return supported
@@ -58,8 +60,15 @@ extension SoftwareIOMMU {
     return configuration.stage
   }
 
-  /// Below a first stage that has PASIDs, AMD's and Arm's second stage has none of its own.
+  /// Below a first stage that has PASIDs, AMD's and Arm's second stage has none of its own. Below
+  /// a user's table protection would be seen by the user, as faults of its second stage.
   private func checkCombination(_ attributes: PagingAttributes) throws(IOMMUError) {
+    if !configuration.tracksDirty, attributes.isSuperset(of: [.nestParent, .dirtyTracking]) {
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(name) has no dirty bits, and pages below a user's table (NEST_PARENT) cannot be "
+          + "protected to find what is written (DIRTY_TRACKING); ask for one of the two")
+    }
     switch configuration.architecture {
     case .intel: return
     case .amd, .smmuV3, .riscv:

@@ -52,7 +52,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
 
   public func capabilities(for device: RequesterID) -> IOMMUCapabilities {
     IOMMUCapabilities(
-      dirtyTracking: configuration.tracksDirty, snoopControl: configuration.snoopControl,
+      dirtyTracking: configuration.tracksDirty || configuration.tracksDirtyInSoftware,
+      snoopControl: configuration.snoopControl,
       cacheCoherency: true,
       isolatedInterrupts: true, pasidBits: configuration.pasidBits,
       lacksATS: !requesters.features(of: device).translationCache)
@@ -158,7 +159,7 @@ public final class SoftwareIOMMU: IOMMUDriver {
         "\(device) is behind \(name), which cannot walk this page table: its format, "
           + "address width or machine is another")
     }
-    guard !own.kind.tracksDirty || configuration.tracksDirty else {
+    guard !own.kind.tracksDirty || own.kind.protects || configuration.tracksDirty else {
       throw IOMMUError(
         .invalidArgument,
         "\(device) is behind \(name), which does not track dirty pages, as this page table "

@@ -129,6 +129,17 @@ let formats: [SoftwareIOMMU.Configuration] = [
   .init(architecture: .riscv, levels: 5), .init(architecture: .riscv, stage: .second),
 ]
 
+/// Those that keep dirty bits, and one of each stage that does without.
+let trackingFormats: [SoftwareIOMMU.Configuration] =
+  formats
+  + SoftwareIOMMU.Architecture.allCases.flatMap { architecture in
+    SoftwareIOMMU.Stage.allCases.map { stage in
+      .init(
+        architecture: architecture, stage: stage, tracksDirty: false,
+        tracksDirtyInSoftware: true)
+    }
+  }
+
 extension SoftwareIOMMU.Configuration {
   /// Whether addresses of its tables are extended by sign.
   var isCanonical: Bool { stage == .first && architecture != .smmuV3 }

@@ -51,7 +51,9 @@ struct DirtyTests {
     return leaves
   }
 
-  @Test("I1: a write after a read, and after each clearing, is seen again", arguments: formats)
+  @Test(
+    "I1: a write after a read, and after each clearing, is seen again",
+    arguments: trackingFormats)
   func cachedTranslations(configuration: SoftwareIOMMU.Configuration) throws {
     let bench = Bench(configuration)
     let domain = try tracked(bench)
@@ -81,9 +83,13 @@ struct DirtyTests {
     #expect(try dirty(domain) == [0x6000: 4096])
   }
 
-  @Test("I1: every kind of access that writes makes dirty exactly the pages it wrote")
-  func kindsOfAccess() throws {
-    let bench = Bench()
+  @Test(
+    "I1: every kind of access that writes makes dirty exactly the pages it wrote",
+    arguments: [
+      SoftwareIOMMU.Configuration(), .init(tracksDirty: false, tracksDirtyInSoftware: true),
+    ])
+  func kindsOfAccess(configuration: SoftwareIOMMU.Configuration) throws {
+    let bench = Bench(configuration)
     let domain = try tracked(bench)
     let (near, far) = (Buffer(64 << 12), FarMemory(64 << 12, base: 0x7000_0000))
     let nearAt = try bench.pin(near.run(), at: 0x10_0000)
@@ -105,7 +111,7 @@ struct DirtyTests {
 
   @Test(
     "I1: a large leaf is dirty, and is cleared, as a whole; a 1 GiB leaf too",
-    arguments: formats)
+    arguments: trackingFormats)
   func largeLeaves(configuration: SoftwareIOMMU.Configuration) throws {
     let bench = Bench(configuration)
     let domain = try tracked(bench)
@@ -147,6 +153,46 @@ struct DirtyTests {
       try bench.port.store(UInt64(1), at: IOVA(0x5000))
       domain.unmap(IOVA(0x5000), length: 4096)
     }
+  }
+
+  @Test(
+    "I1: without dirty bits pages that cannot be read are taken as written, and stay unreadable",
+    arguments: [
+      SoftwareIOMMU.Configuration(tracksDirty: false, tracksDirtyInSoftware: true),
+      .init(architecture: .amd, tracksDirty: false, tracksDirtyInSoftware: true),
+    ])
+  func writeOnly(configuration: SoftwareIOMMU.Configuration) throws {
+    let bench = Bench(configuration)
+    let domain = try tracked(bench)
+    let buffer = Buffer(3 * 4096)
+    let physical = try bench.pin(buffer.run(), at: 0x5000)
+    try domain.map(IOVA(0x5000), to: physical, length: 4096, permissions: .write)
+    try domain.setDirtyTracking(true)
+    try domain.map(
+      IOVA(0x6000), to: PhysicalAddress(physical.rawValue + 4096), length: 4096,
+      permissions: .write)
+    try domain.map(
+      IOVA(0x7000), to: PhysicalAddress(physical.rawValue + 8192), length: 4096,
+      permissions: .read)
+    for _ in 0..<2 {
+      #expect(try dirty(domain) == [0x5000: 4096, 0x6000: 4096])
+    }
+    let port = bench.port
+    for page: UInt64 in [0x5000, 0x6000] {
+      #expect(
+        reason { () throws(DMAFault) in _ = try port.load(IOVA(page), as: UInt8.self) }
+          == .permission)
+      try port.store(UInt8(1), at: IOVA(page))
+    }
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt8(1), at: IOVA(0x7000)) }
+        == .permission)
+    #expect(buffer[8192] == 0)
+    try domain.setDirtyTracking(false)
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt8(1), at: IOVA(0x7000)) }
+        == .permission)
+    #expect(buffer[8192] == 0)
   }
 
   @Test("B7: an IOMMU without dirty bits takes no table that keeps them")
@@ -221,7 +267,7 @@ struct DirtyTests {
   /// A page whose last write began after read number n is in a read of a higher number.
   @Test(
     "I1: nothing that two devices write at random is lost between reads that clear",
-    arguments: formats)
+    arguments: trackingFormats)
   func nothingLost(configuration: SoftwareIOMMU.Configuration) throws {
     let bench = Bench(configuration)
     let domain = try tracked(bench)
@@ -271,7 +317,7 @@ struct DirtyTests {
 
   @Test(
     "I1: while DMA runs, tracking goes on and off, and pages come and go, nothing is lost",
-    arguments: formats)
+    arguments: trackingFormats)
   func toggling(configuration: SoftwareIOMMU.Configuration) throws {
     let bench = Bench(configuration)
     let domain = try tracked(bench)
