@@ -142,31 +142,29 @@ public final class DMAPort: @unchecked Sendable {
 
   /// Translates one address. The answer holds while the surrounding `transaction` lasts, and
   /// outside one only as a hint.
+  ///
+  /// Outside of a transaction an access that misses may be recovered (see `waits`); inside one it
+  /// is aborted, for waiting would let go of what was translated before. So translate once
+  /// before a transaction what may be missing in it.
   /// - Throws: The fault, which is counted.
   public func translate(
     _ iova: IOVA, for access: Permissions
   ) throws(DMAFault) -> Run {
+    let need = UInt64(access.rawValue) & IOTLB.accessFlags
     if unsafe state.pointee.depth == 0 {
       enter()
       defer { leave() }
-      return try translateInside(iova, access)
+      return Self.run(try findOrRecover(iova.rawValue, need, access), iova)
     }
-    return try translateInside(iova, access)
+    do throws(DMAFault.Reason) {
+      return Self.run(try find(iova.rawValue, need), iova)
+    } catch {
+      throw fail(error, iova.rawValue, access)
+    }
   }
 
   @inline(__always)
-  private func translateInside(
-    _ iova: IOVA, _ access: Permissions
-  ) throws(DMAFault) -> Run {
-    let need = UInt64(access.rawValue) & IOTLB.accessFlags
-    while true {
-      do throws(DMAFault.Reason) {
-        let hit = try find(iova.rawValue, need)
-        return Run(
-          address: hit.address(iova.rawValue), length: hit.left, isLocal: hit.isLocal)
-      } catch {
-        try recover(Miss(error, iova.rawValue, access), length: 1)
-      }
-    }
+  private static func run(_ hit: Hit, _ iova: IOVA) -> Run {
+    Run(address: hit.address(iova.rawValue), length: hit.left, isLocal: hit.isLocal)
   }
 }

@@ -195,6 +195,27 @@ struct DirtyTests {
     #expect(buffer[8192] == 0)
   }
 
+  @Test("G2: a transaction is not left to recover a miss, for what it translated would change")
+  func transaction() throws {
+    let bench = Bench(.init(tracksDirty: false, tracksDirtyInSoftware: true))
+    let domain = try tracked(bench)
+    let buffer = Buffer(2 * 4096)
+    let physical = try bench.pin(buffer.run(), at: 0x5000)
+    try domain.map(IOVA(0x5000), to: physical, length: 8192, permissions: .readWrite)
+    try domain.setDirtyTracking(true)
+    let port = bench.port
+    try port.transaction { port in
+      _ = try port.translate(IOVA(0x5000), for: .read)
+      #expect(
+        reason { () throws(DMAFault) in _ = try port.translate(IOVA(0x6000), for: .write) }
+          == .permission)
+    }
+    #expect(try dirty(domain).isEmpty)
+    #expect(try port.translate(IOVA(0x6000), for: .write).isLocal)
+    try port.transaction { port in _ = try port.translate(IOVA(0x6000), for: .write) }
+    #expect(try dirty(domain) == [0x6000: 4096])
+  }
+
   @Test("B7: an IOMMU without dirty bits takes no table that keeps them")
   func otherIOMMU() throws {
     let bench = Bench()
