@@ -73,6 +73,8 @@ package enum LockRank: Int, Sendable {
 
   /// `SoftwareIOMMU.entries`: which context each requester is in; held through a switch.
   case requesters
+  /// `SMMUVirtualIOMMU.devices`: held while a device's ports are told what to forget.
+  case virtualStreams
   /// `MockVirtualIOMMU.state`.
   case mockVirtualIOMMU
   /// `MockIOMMU.devices`.

@@ -21,18 +21,30 @@ extension TableRoot {
     _ iova: IOVA, for access: Access, through parent: PageTableRoot<Second>,
     in memory: some TableMemory
   ) throws(WalkFault) -> Translation {
+    var shift: UInt8 = 0
+    return try walk(iova, for: access, through: parent, in: memory, firstLeafShift: &shift)
+  }
+
+  /// The same for whoever keeps what is found: an invalidation of any address of this table's
+  /// leaf is for all that was found through the leaf.
+  /// - Parameter firstLeafShift: Becomes log2 of the size of this table's own leaf, in bytes.
+  @inlinable @inline(__always)
+  public func walk<Second: PageTableFormat>(
+    _ iova: IOVA, for access: Access, through parent: PageTableRoot<Second>,
+    in memory: some TableMemory, firstLeafShift: inout UInt8
+  ) throws(WalkFault) -> Translation {
     if parent.isMarking {
       return try walk(
         iova, for: access,
         SecondStage(
           root: parent.table, tables: HostTableMemory(), memory: memory, marks: true,
-          fetchesWrite: Format.fetchesAsWrites(configuration)))
+          fetchesWrite: Format.fetchesAsWrites(configuration)), &firstLeafShift)
     }
     return try walk(
       iova, for: access,
       SecondStage(
         root: parent.table, tables: HostTableMemory(), memory: memory, marks: false,
-        fetchesWrite: Format.fetchesAsWrites(configuration)))
+        fetchesWrite: Format.fetchesAsWrites(configuration)), &firstLeafShift)
   }
 
   /// The same where the parent is somebody else's table too.
@@ -42,19 +54,22 @@ extension TableRoot {
     _ iova: IOVA, for access: Access, through parent: TableRoot<Second>,
     tables: some TableMemory, in memory: some TableMemory
   ) throws(WalkFault) -> Translation {
-    try walk(
+    var shift: UInt8 = 0
+    return try walk(
       iova, for: access,
       SecondStage(
         root: parent, tables: tables, memory: memory,
         marks: parent.configuration.updatesEntries,
-        fetchesWrite: Format.fetchesAsWrites(configuration)))
+        fetchesWrite: Format.fetchesAsWrites(configuration)), &shift)
   }
 
   @inlinable @inline(__always)
   func walk<Second, Tables, Memory>(
-    _ iova: IOVA, for access: Access, _ second: SecondStage<Second, Tables, Memory>
+    _ iova: IOVA, for access: Access, _ second: SecondStage<Second, Tables, Memory>,
+    _ firstLeafShift: inout UInt8
   ) throws(WalkFault) -> Translation {
     var found = try walk(iova, for: access, in: second)
+    firstLeafShift = found.leafShift
     let physical = try second.translate(found.physical.rawValue, needs: access.needs)
     found.physical = physical.physical
     found.leafShift = min(found.leafShift, physical.leafShift)

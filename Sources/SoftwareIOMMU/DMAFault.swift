@@ -42,6 +42,8 @@ public struct DMAFault: Error, Hashable, Sendable {
     case interruptWindow
     /// A write to the interrupt window that is no interrupt of this requester.
     case interruptRefused
+    /// What a user says of the device or of its PASID is wrong, or not there.
+    case badConfiguration
   }
 
   public init(
@@ -68,6 +70,7 @@ extension DMAFault.Reason: CustomStringConvertible {
     case .memoryGone: "the memory behind the mapping is gone"
     case .interruptWindow: "the interrupt window takes aligned writes of 4 bytes only"
     case .interruptRefused: "this is no interrupt of the device"
+    case .badConfiguration: "the user's own table of contexts does not say how to translate it"
     }
   }
 

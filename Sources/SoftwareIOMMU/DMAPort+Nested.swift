@@ -20,10 +20,21 @@ extension DMAPort {
     _ root: IntelNestedRoot, _ iova: UInt64, _ need: UInt64
   ) throws(DMAFault.Reason) -> Translation {
     try checkWindow(iova)
+    return try walk(root.table, iova, need, through: root.parent)
+  }
+
+  @inline(__always)
+  func walk<First: PageTableFormat, Second: PageTableFormat>(
+    _ table: TableRoot<First>, _ iova: UInt64, _ need: UInt64,
+    through parent: PageTableRoot<Second>
+  ) throws(DMAFault.Reason) -> Translation {
+    var leaf: UInt8 = 0
     do throws(WalkFault) {
-      return try root.table.walk(
+      let translation = try table.walk(
         IOVA(iova), for: Access(Permissions(rawValue: UInt8(truncatingIfNeeded: need))),
-        through: root.parent, in: PhysicalTables(memory))
+        through: parent, in: PhysicalTables(memory), firstLeafShift: &leaf)
+      noteLeaf(leaf)
+      return translation
     } catch {
       throw DMAFault.Reason(error)
     }

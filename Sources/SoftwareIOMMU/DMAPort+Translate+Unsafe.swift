@@ -19,6 +19,10 @@ struct PortState: ~Copyable {
   /// Transactions begun and not ended; only the outermost is one.
   var depth = 0
   var context: PortContext = .unknown
+  /// What was read of the context's table of PASIDs.
+  var configuration: CachedConfiguration = .none
+  /// log2 of the largest leaf of a user's table that `tlb` has something of.
+  var widestLeaf: UInt8 = 12
   var tlb = IOTLB()
   /// See `DMAPort.waits`.
   var waits: DeviceWait?
@@ -80,16 +84,25 @@ extension DMAPort {
     let mail = unsafe channel.take(sequence: state.pointee.sequence)
     unsafe state.pointee.lastSpan = 0
     if let context = mail.context { unsafe state.pointee.context = context }
+    if mail.context != nil || mail.forgetsConfiguration {
+      unsafe state.pointee.configuration = .none
+    }
     if mail.flushesAll {
-      unsafe state.pointee.tlb.small.forgetAll()
-      unsafe state.pointee.tlb.large.forgetAll()
+      forgetAll()
     } else {
       for index in 0..<mail.count {
-        let range = mail.ranges[index]
+        let range = unsafe mail.ranges[index].widened(to: state.pointee.widestLeaf)
         unsafe state.pointee.tlb.small.forget(first: range.first, last: range.last)
         unsafe state.pointee.tlb.large.forget(first: range.first, last: range.last)
       }
     }
+  }
+
+  /// Forgets all translations but the one in use.
+  func forgetAll() {
+    unsafe state.pointee.tlb.small.forgetAll()
+    unsafe state.pointee.tlb.large.forgetAll()
+    unsafe state.pointee.widestLeaf = 12
   }
 
   /// Translates inside a transaction; `need` are IOTLB flags.
@@ -177,6 +190,7 @@ extension DMAPort {
     case .riscvFirstStage(let root): return try Self.walk(root, iova, need)
     case .riscvSecondStage(let root): return try Self.walk(root, iova, need)
     case .intelNested(let root): return try walk(root, iova, need)
+    case .smmuNested(let root): return try walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
     case .host, .process: throw .hostMemory
@@ -184,7 +198,7 @@ extension DMAPort {
   }
 
   @inline(__always)
-  private static func walk<Format: PageTableFormat>(
+  static func walk<Format: PageTableFormat>(
     _ root: PageTableRoot<Format>, _ iova: UInt64, _ need: UInt64
   ) throws(DMAFault.Reason) -> Translation {
     if InterruptRemapper.window.contains(iova) { throw .interruptWindow }

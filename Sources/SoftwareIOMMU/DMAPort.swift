@@ -101,7 +101,8 @@ public final class DMAPort: @unchecked Sendable {
     switch unsafe state.pointee.context {
     case .unknown: throw fail(.unknownRequester, iova, .write)
     case .blocked: throw fail(.blocked, iova, .write)
-    case .process where pasid != nil, .intelNested where pasid != nil:
+    case .process where pasid != nil, .intelNested where pasid != nil,
+      .smmuNested where pasid != nil:
       // With a PASID the window is translated as any address is (VT-d 3.14): it is memory.
       let bytes = data.littleEndian
       // SAFETY: the four bytes outlive the call.

@@ -34,7 +34,7 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
   var channels: [PortChannel] = []
   /// Those of users' tables on top of it. Where they lead by this table, only they know: they
   /// forget everything.
-  var nested: [PortChannel] = []
+  var nested: [NestedPort] = []
   /// Of a table that keeps track of what is written without dirty bits.
   var protection: WriteProtection?
 
@@ -48,9 +48,9 @@ struct DomainState<Format: PageTableFormat>: ~Copyable, Sendable {
       channels[0].invalidate(range)
     } else {
       for channel in channels { channel.post(range) }
-      for channel in nested { channel.post(.all) }
+      for port in nested { port.channel.post(.all) }
       for channel in channels { channel.wait() }
-      for channel in nested { channel.wait() }
+      for port in nested { port.channel.wait() }
     }
     table.free(&gather)
     return range
@@ -190,17 +190,34 @@ final class DomainTable<Format: EngineFormat>: Sendable {
   func attach(_ channel: PortChannel) { state.withLock { $0.channels.append(channel) } }
 
   func detach(_ channel: PortChannel) {
-    state.withLock { Self.remove(channel, from: &$0.channels) }
+    state.withLock { state in
+      if let index = state.channels.firstIndex(where: { $0 === channel }) {
+        state.channels.remove(at: index)
+      }
+    }
   }
 
-  func attachNested(_ channel: PortChannel) { state.withLock { $0.nested.append(channel) } }
+  func attachNested(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
+    state.withLock { $0.nested.append(NestedPort(source: source, channel: channel)) }
+  }
 
   func detachNested(_ channel: PortChannel) {
-    state.withLock { Self.remove(channel, from: &$0.nested) }
+    state.withLock { state in
+      if let index = state.nested.firstIndex(where: { $0.channel === channel }) {
+        state.nested.remove(at: index)
+      }
+    }
   }
 
-  private static func remove(_ channel: PortChannel, from channels: inout [PortChannel]) {
-    if let index = channels.firstIndex(where: { $0 === channel }) { channels.remove(at: index) }
+  /// Returns once the ports of users' tables on top of this one that are chosen use nothing of
+  /// what they are told to forget (MODEL G2).
+  func invalidateNested(
+    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
+  ) {
+    state.withLock { state in
+      for port in state.nested where isChosen(port.source) { forgotten.post(to: port.channel) }
+      for port in state.nested where isChosen(port.source) { port.channel.wait() }
+    }
   }
 
   var footprint: (pages: Int, bytes: Int) {

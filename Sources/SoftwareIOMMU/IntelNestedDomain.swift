@@ -27,6 +27,8 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   private static let leafFlag: UInt64 = 1
 
   let ports = NestedPorts()
+  /// A first-stage table is one PASID's, or that of requests without one.
+  let hasPASIDs = false
   private let table: IntelNestedTable
   private let below: IntelSecondStageDomain
   /// Nil for what no device can be attached to.

@@ -12,6 +12,8 @@ protocol SoftwareNestedDomain: NestedDomain {
   /// What a port of this table goes through.
   var portContext: PortContext { get }
   var ports: NestedPorts { get }
+  /// Whether it stands for all PASIDs of a device that have no context of their own (MODEL B9).
+  var hasPASIDs: Bool { get }
 
   /// What hardware or its driver would not take that was taken when the table was made.
   /// - Throws: What an attach answers.
@@ -20,9 +22,9 @@ protocol SoftwareNestedDomain: NestedDomain {
 
 extension SoftwareNestedDomain {
   /// From now on invalidations wait for this port too, and unmaps of the parent.
-  func attach(_ channel: PortChannel) {
+  func attach(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
     ports.add(channel)
-    parent.attachNested(channel)
+    parent.attachNested(channel, of: source)
   }
 
   /// The port has left the table.
@@ -60,4 +62,39 @@ final class NestedPorts: Sendable {
 extension IOVARange {
   /// Everything that can be cached.
   static let all = IOVARange(first: 0, last: .max)
+
+  /// 2^shift bytes, or up to the end of all addresses, for `shift` of 64 and more.
+  init(_ address: UInt64, shift: Int) {
+    let inside: UInt64 = shift >= 64 ? .max : (1 << UInt64(shift)) &- 1
+    self.init(first: address & ~inside, last: address | inside)
+  }
+
+  /// With all of the leaves of 2^shift bytes that it touches.
+  @inline(__always)
+  func widened(to shift: UInt8) -> IOVARange {
+    if shift <= 12 { return self }
+    let inside: UInt64 = (1 << UInt64(shift)) &- 1
+    return IOVARange(first: first & ~inside, last: last | inside)
+  }
+}
+
+/// A port of a user's table, with whose it is.
+struct NestedPort: Sendable {
+  let source: SoftwareIOMMU.Source
+  let channel: PortChannel
+}
+
+/// What ports of users' tables are told to forget.
+enum NestedForgetting: Sendable {
+  /// What they have translated.
+  case translations(IOVARange)
+  /// What they have read of tables of PASIDs, and all translations.
+  case configuration
+
+  func post(to channel: PortChannel) {
+    switch self {
+    case .translations(let range): channel.post(range)
+    case .configuration: channel.postConfiguration()
+    }
+  }
 }

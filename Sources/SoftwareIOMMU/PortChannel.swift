@@ -30,6 +30,8 @@ final class PortChannel: Sendable {
     var count = 0
     /// Forget everything: the ranges overflowed, or the context changed.
     var flushesAll = false
+    /// Forget what a user's table of PASIDs said: it is read again.
+    var forgetsConfiguration = false
     /// What the requester's DMA goes through from now on.
     var context: PortContext?
 
@@ -72,6 +74,16 @@ final class PortChannel: Sendable {
     }
   }
 
+  /// Tells the port to forget what it read of a user's table of PASIDs, and what it translated by
+  /// that, which may have been another address space.
+  func postConfiguration() {
+    mailbox.withLock { mail in
+      mail.forgetsConfiguration = true
+      mail.flushesAll = true
+      announce()
+    }
+  }
+
   /// As `post` and `wait`.
   func invalidate(_ range: IOVARange) {
     post(range)
@@ -108,6 +120,7 @@ final class PortChannel: Sendable {
         mail.count = 0
         mail.flushesAll = false
         mail.context = nil
+        mail.forgetsConfiguration = false
       }
       pending.store(false, ordering: .relaxed)
       sequence.store(number, ordering: .releasing)

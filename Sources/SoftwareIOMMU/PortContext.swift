@@ -21,6 +21,7 @@ enum PortContext: Sendable {
   case riscvSecondStage(PageTableRoot<RISCVSecondStage>)
   case process(ProcessRoot)
   case intelNested(IntelNestedRoot)
+  case smmuNested(SMMUNestedRoot)
 }
 
 /// A format of which the engine makes tables.

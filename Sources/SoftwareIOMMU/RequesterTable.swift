@@ -37,6 +37,20 @@ struct RequesterTable: Sendable {
     if source.pasid != nil, Self.hasTable(old), case .blocked = context { remove(source) }
   }
 
+  /// Whether a device's PASIDs are the user's, or are to be, and the host's as well: hardware has
+  /// one table of them for each device.
+  func conflict(_ source: SoftwareIOMMU.Source, with context: DMAContext) -> PASIDConflict? {
+    if source.pasid != nil {
+      guard Self.hasTable(context), hasPASIDs(contexts[source.device]) else { return nil }
+      return .userHasPASIDs
+    }
+    guard hasPASIDs(context) else { return nil }
+    let isInUse = contexts.contains {
+      $0.key.pasid != nil && $0.key.requester == source.requester && Self.hasTable($0.value)
+    }
+    return isInUse ? .hostHasPASIDs : nil
+  }
+
   /// Blocks a source, of which nothing is kept then. Who still has its port stays blocked.
   mutating func forget(_ source: SoftwareIOMMU.Source) {
     move(source, to: .blocked)
@@ -49,20 +63,58 @@ struct RequesterTable: Sendable {
     _ source: SoftwareIOMMU.Source, to context: DMAContext
   ) -> DMAContext? {
     let old = contexts.updateValue(context, forKey: source)
-    if let channel = ports[source]?.channel {
-      // Unmaps in the new table reach the port before it first walks there, and those in the
-      // old one until it has left.
-      Self.enter(context, channel)
-      channel.wait()
-      Self.leave(old, channel)
-    }
+    if let channel = ports[source]?.channel { Self.move(channel, of: source, old, to: context) }
+    if source.pasid == nil { moveHeirs(of: source.requester, old, to: context) }
     return old
+  }
+
+  /// Those of a device's PASIDs that have no context of their own go the way of the device.
+  private func moveHeirs(
+    of requester: RequesterID, _ old: DMAContext?, to context: DMAContext
+  ) {
+    let (had, has) = (hasPASIDs(old), hasPASIDs(context))
+    guard had || has else { return }
+    for (heir, port) in ports
+    where heir.requester == requester && heir.pasid != nil && contexts[heir] == nil {
+      Self.move(
+        port.channel, of: heir, had ? old : nil, to: has ? context : .blocked)
+    }
+  }
+
+  private static func move(
+    _ channel: PortChannel, of source: SoftwareIOMMU.Source, _ old: DMAContext?,
+    to context: DMAContext
+  ) {
+    // Unmaps in the new table reach the port before it first walks there, and those in the
+    // old one until it has left.
+    enter(context, channel, of: source)
+    channel.wait()
+    leave(old, channel)
+  }
+
+  /// What a source goes through: its own context, or for a PASID without one that of its device,
+  /// where that has the PASIDs too (MODEL B9).
+  private func effective(_ source: SoftwareIOMMU.Source) -> DMAContext? {
+    if let own = contexts[source] { return own }
+    guard source.pasid != nil, let device = contexts[source.device], hasPASIDs(device) else {
+      return nil
+    }
+    return device
+  }
+
+  private func hasPASIDs(_ context: DMAContext?) -> Bool {
+    guard case .nested(let domain)? = context else { return false }
+    return (domain as? any SoftwareNestedDomain)?.hasPASIDs ?? false
   }
 
   private mutating func remove(_ source: SoftwareIOMMU.Source) {
     contexts[source] = nil
     answerers[source] = nil
-    if isUnused(source) { ports[source] = nil }
+    if isUnused(source) {
+      ports[source] = nil
+    } else if let channel = ports[source]?.channel, let inherited = effective(source) {
+      Self.enter(inherited, channel, of: source)
+    }
   }
 
   /// What can be done about an access that missed.
@@ -77,7 +129,8 @@ struct RequesterTable: Sendable {
       return resolution
     }
     resolution.features = features
-    if let port = answerers[source] {
+    let isHeir = contexts[source] == nil && effective(source) != nil
+    if let port = answerers[isHeir ? source.device : source] {
       resolution.answerer = .user(port)
     } else if case .shared(let domain)? = contexts[source], let table = domain as? ProcessTable
     {
@@ -91,7 +144,7 @@ struct RequesterTable: Sendable {
     if let port = ports[source] { return port }
     if ports.count >= mostPorts { dropUnused() }
     let port = make()
-    if let context = contexts[source] { Self.enter(context, port.channel) }
+    if let context = effective(source) { Self.enter(context, port.channel, of: source) }
     ports[source] = port
     return port
   }
@@ -99,7 +152,7 @@ struct RequesterTable: Sendable {
   /// Lets go of the ports that nobody has. What it costs is shared by as many that were made.
   private mutating func dropUnused() {
     for source in Array(ports.keys) where isUnused(source) {
-      if let channel = ports[source]?.channel { Self.leave(contexts[source], channel) }
+      if let channel = ports[source]?.channel { Self.leave(effective(source), channel) }
       ports[source] = nil
     }
     mostPorts = 2 * ports.count + Self.spare
@@ -120,7 +173,9 @@ struct RequesterTable: Sendable {
   }
 
   /// Sends a port through a context that fits it.
-  private static func enter(_ context: DMAContext, _ channel: PortChannel) {
+  private static func enter(
+    _ context: DMAContext, _ channel: PortChannel, of source: SoftwareIOMMU.Source
+  ) {
     switch context {
     case .host: channel.post(.host)
     case .blocked: channel.post(.blocked)
@@ -132,7 +187,7 @@ struct RequesterTable: Sendable {
       guard let domain = domain as? any SoftwareNestedDomain else {
         return channel.post(.blocked)
       }
-      domain.attach(channel)
+      domain.attach(channel, of: source)
       channel.post(domain.portContext)
     case .shared(let domain):
       guard let table = domain as? ProcessTable else { return channel.post(.blocked) }
@@ -148,4 +203,12 @@ struct RequesterTable: Sendable {
     case .host?, .blocked?, .shared?, nil: return
     }
   }
+}
+
+/// Why a device cannot have a context.
+enum PASIDConflict: Sendable {
+  /// A PASID's, for the device is on a user's table of PASIDs.
+  case userHasPASIDs
+  /// A user's table of PASIDs, for some of them have contexts.
+  case hostHasPASIDs
 }

@@ -22,9 +22,50 @@ extension SoftwareIOMMU {
       return try IntelNestedDomain(
         data, on: try nestParent(parent, as: IntelSecondStageDomain.self),
         unit: configuration.intelCapabilities, events: events)
-    case .amd, .smmuV3, .riscv:
+    case .smmuV3:
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(name) has no page tables of users on a page table alone: make a virtual IOMMU of type "
+          + "IOMMU_VIOMMU_TYPE_ARM_SMMUV3 (1) on it first, and name that as the parent")
+    case .amd, .riscv:
       throw IOMMUError(
         .operationNotSupported, "\(name) has no page tables of users on a page table alone")
+    }
+  }
+
+  public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool {
+    guard configuration.nests else { return false }
+    return switch configuration.architecture {
+    case .smmuV3: type == SMMUVirtualIOMMU.type
+    case .intel, .amd, .riscv: false
+    }
+  }
+
+  public func makeVirtualIOMMU(
+    type: UInt32, for device: RequesterID, parent: any PagingDomain, data: UserData?,
+    resources: VirtualIOMMUResources
+  ) throws(IOMMUError) -> any VirtualIOMMU {
+    guard supportsVirtualIOMMU(type: type, for: device) else {
+      throw IOMMUError(
+        .operationNotSupported, "\(name) has no virtual IOMMUs of type \(hex(type))")
+    }
+    return SMMUVirtualIOMMU(
+      on: try nestParent(parent, as: ArmStage2Domain.self),
+      smmu: configuration.smmuCapabilities,
+      iommu: name, eventLog: events, events: resources.events)
+  }
+
+  func refusal(of conflict: PASIDConflict, _ device: RequesterID) -> IOMMUError {
+    switch conflict {
+    case .userHasPASIDs:
+      IOMMUError(
+        .invalidArgument,
+        "\(device) is on a user's table that has its PASIDs; none can be attached beside it")
+    case .hostHasPASIDs:
+      IOMMUError(
+        .resourceBusy,
+        "\(device) has PASIDs attached, and the user's table has PASIDs too; detach those first"
+      )
     }
   }
 

@@ -25,6 +25,9 @@ public final class SoftwareIOMMU: IOMMUDriver {
   struct Source: Hashable, Sendable {
     var requester: RequesterID
     var pasid: PASID?
+
+    /// Requests of the same device without a PASID.
+    var device: Source { Source(requester: requester, pasid: nil) }
   }
 
   let requesters: Requesters
@@ -92,7 +95,12 @@ public final class SoftwareIOMMU: IOMMUDriver {
     case .nested(let domain): try fit(domain, to: device, pasid: pasid)
     case .shared(let domain): try fit(domain, to: device)
     }
-    requesters.withLock { $0.set(source, to: context, requests: requests) }
+    let conflict = requesters.withLock { requesters in
+      let conflict = requesters.conflict(source, with: context)
+      if conflict == nil { requesters.set(source, to: context, requests: requests) }
+      return conflict
+    }
+    if let conflict { throw refusal(of: conflict, device) }
     requesters.pageRequests.contextChanged(of: device)
     events.append(.context(device, describe(context, pasid, of: device)))
   }

@@ -25,7 +25,7 @@ final class NestedBench: @unchecked Sendable {
 
   /// - Parameter far: Behind calls.
   init(
-    _ configuration: SoftwareIOMMU.Configuration, pages: Int = 64,
+    _ configuration: SoftwareIOMMU.Configuration, pages: Int = 192,
     attributes: PagingAttributes = .nestParent, far: Bool = false
   ) throws {
     bench = Bench(configuration)
