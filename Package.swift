@@ -96,6 +96,9 @@ let package = Package(
     example("trespass"),
     example("ioasid-use-cases"),
     example("mdev-copy", exclude: ["README.md", "machine.yaml"]),
+    example(
+      "user-tables",
+      exclude: ["README.md", "amd.yaml", "intel.yaml", "riscv.yaml", "smmuv3.yaml"]),
 
     .target(
       name: "TestSupport",
@@ -169,6 +172,7 @@ let package = Package(
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
         "fail-nth", "process-stress", "locked-memory", "large-map", "device-memory",
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
+        "user-tables",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -7,7 +7,7 @@ import IOMMU
 import SystemPackage
 
 extension Command {
-  /// GET_HW_INFO. A type that is asked for by flag must be the one that the IOMMU has.
+  /// GET_HW_INFO. A type that is asked for by flag must be the one that the IOMMU has, if any.
   @Sendable
   static func getHWInfo(call: Invocation, cmd: inout iommu_hw_info) throws(IOMMUError) {
     try requireOnly(IOMMU_HW_INFO_FLAG_INPUT_TYPE, in: cmd.flags)
@@ -18,7 +18,11 @@ extension Command {
       ? cmd.in_data_type : IOMMU_HW_INFO_TYPE_DEFAULT
     let (information, capabilities) = try call.context.hardwareInformation(
       of: ObjectID(cmd.dev_id))
-    guard wanted == IOMMU_HW_INFO_TYPE_DEFAULT || wanted == information.type else {
+    // Linux asks the IOMMU's driver whether it has the type; one that tells nothing is not asked.
+    guard
+      [IOMMU_HW_INFO_TYPE_DEFAULT, information.type].contains(wanted)
+        || information.type == IOMMU_HW_INFO_TYPE_NONE
+    else {
       throw IOMMUError(
         .operationNotSupported,
         "the IOMMU of device \(cmd.dev_id) has information of type \(information.type), not "

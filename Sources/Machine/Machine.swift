@@ -167,7 +167,7 @@ private struct Parts {
       kind: device.kind(
         // Behind a bridge that speaks for it there are no PASIDs.
         pasidBits: requester == device.address
-          ? description.iommu(named: device.iommu)?.usablePASIDBits ?? 0 : 0))
+          ? description.iommu(named: device.iommu)?.pasidBits ?? 0 : 0))
     let model = device.model.make()
     let upstream =
       upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
@@ -246,24 +246,6 @@ private struct Parts {
       uniqueKeysWithValues: iommus.map {
         ($0.name, $0.hardwareInformation(for: RequesterID(rawValue: 0)))
       })
-  }
-}
-
-extension IOMMUDescription {
-  fileprivate func configuration(
-    reserved: [ReservedRegion]
-  ) -> SoftwareIOMMU.Configuration {
-    let architecture: SoftwareIOMMU.Architecture =
-      switch kind {
-      case .intel: .intel
-      case .amd: .amd
-      }
-    return SoftwareIOMMU.Configuration(
-      architecture: architecture, levels: levels, addressBits: addressWidth,
-      reservedRegions: reserved,
-      pasidBits: UInt8(clamping: pasidBits), snoopControl: snoopControl,
-      tracksDirty: dirtyTracking,
-      maximumTablePages: Machine.maximumTablePages)
   }
 }
 

@@ -43,7 +43,7 @@ extension MachineDescription {
       (
         "pasid-kind",
         .number(
-          Int(device.kind(pasidBits: iommu(named: device.iommu)?.usablePASIDBits ?? 0).rawValue)
+          Int(device.kind(pasidBits: iommu(named: device.iommu)?.pasidBits ?? 0).rawValue)
         )
       ),
       ("root-port", device.rootPort.map { JSON.string("\($0)") } ?? .null),
@@ -133,9 +133,11 @@ extension IOMMUDescription {
     .object([
       ("name", .string(name)),
       ("kind", .string(kind.rawValue)),
+      ("stage", .string(stage.rawValue)),
       ("levels", .number(levels)),
       ("address-width", .number(addressWidth)),
       ("pasid-bits", .number(pasidBits)),
+      ("nesting", .boolean(nesting)),
       ("page-requests", .boolean(pageRequests)),
       ("snoop-control", .boolean(snoopControl)),
       ("dirty-tracking", .boolean(dirtyTracking)),

@@ -123,8 +123,9 @@ extension BridgeDescription {
 extension IOMMUDescription {
   /// `Intel second stage, 4 levels, 48-bit addresses, snoop control`.
   public var summary: String {
-    var parts = [formatName, "\(levels) levels", "\(addressWidth)-bit addresses"]
+    var parts = [formatName, "\(levels) levels", "\(tableWidth)-bit addresses"]
     if pasidBits > 0 { parts.append("\(pasidBits)-bit PASIDs") }
+    if !nesting { parts.append("no nesting") }
     if pageRequests { parts.append("page requests") }
     parts.append(snoopControl ? "snoop control" : "no snoop control")
     if !dirtyTracking { parts.append("no dirty tracking") }

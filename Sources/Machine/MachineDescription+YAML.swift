@@ -12,8 +12,10 @@ extension MachineDescription {
       "# A machine for `iommu run --machine FILE -- PROGRAM`.",
       "name: \(quoted(name))",
       "",
-      "# What devices' addresses are translated by. kind: intel (second-stage tables, 3 to 5",
-      "# levels: 39, 48 or 57 bits) or amd (version 1 tables, 3 to 6 levels, up to 64 bits).",
+      "# What devices' addresses are translated by. kind: intel, amd, smmuv3 or riscv. stage: first",
+      "# or second, of the tables that map calls fill (left out, as Linux chooses: second of intel",
+      "# and amd). 3, 4 or 5 levels are 39, 48 or 57 bits; amd has 6, 64 bits, too; smmuv3 has no",
+      "# levels, and 32, 36, 40, 42, 44 or 48 bits. nesting: whether users' own tables go on top.",
       "iommus:",
     ]
     lines += iommus.flatMap(Self.lines)
@@ -61,13 +63,17 @@ extension MachineDescription {
     [
       "  - name: \(iommu.name)",
       "    kind: \(iommu.kind.rawValue)",
-      "    levels: \(iommu.levels)",
-      "    address-width: \(iommu.addressWidth)",
-      "    pasid-bits: \(iommu.pasidBits)",
-      "    page-requests: \(iommu.pageRequests)",
-      "    snoop-control: \(iommu.snoopControl)",
-      "    dirty-tracking: \(iommu.dirtyTracking)",
+      "    stage: \(iommu.stage.rawValue)",
     ]
+      + (iommu.kind == .smmuV3 ? [] : ["    levels: \(iommu.levels)"])
+      + [
+        "    address-width: \(iommu.addressWidth)",
+        "    pasid-bits: \(iommu.pasidBits)",
+        "    nesting: \(iommu.nesting)",
+        "    page-requests: \(iommu.pageRequests)",
+        "    snoop-control: \(iommu.snoopControl)",
+        "    dirty-tracking: \(iommu.dirtyTracking)",
+      ]
   }
 
   private static func lines(_ bridge: BridgeDescription) -> [String] {

@@ -76,12 +76,17 @@ public struct IOMMUDescription: Hashable, Sendable {
   /// As `/sys/class/iommu` shows it: `dmar0`.
   public var name: String
   public var kind: Kind
-  /// Levels of its kernel-managed page tables.
+  /// Of its kernel-managed page tables.
+  public var stage: Stage
+  /// Levels of those.
   public var levels: Int
-  /// Width of the IOVA that those translate, in bits.
+  /// Width of the IOVA that those translate, in bits. RISC-V: of its first stage, the second has
+  /// two more.
   public var addressWidth: Int
   /// Width of its PASIDs, in bits; 0 where it has none.
   public var pasidBits: Int
+  /// Whether users' page tables may nest on kernel-managed ones.
+  public var nesting: Bool
   /// Whether devices may ask for pages (PRI).
   public var pageRequests: Bool
   /// Whether it can force DMA to snoop the CPU's caches.
@@ -90,35 +95,39 @@ public struct IOMMUDescription: Hashable, Sendable {
   public var dirtyTracking: Bool
 
   public enum Kind: String, CaseIterable, Hashable, Sendable {
-    /// VT-d: second-stage tables of 3 to 5 levels.
+    /// Intel VT-d.
     case intel
-    /// AMD-Vi: version 1 tables of 3 to 6 levels.
+    /// AMD-Vi.
     case amd
+    /// Arm SMMUv3.
+    case smmuV3 = "smmuv3"
+    /// The RISC-V IOMMU.
+    case riscv
   }
 
+  /// Which of an IOMMU's two translations a table is for.
+  public enum Stage: String, CaseIterable, Hashable, Sendable {
+    case first, second
+  }
+
+  /// - Parameters:
+  ///   - stage: nil for what Linux's driver of the kind chooses.
+  ///   - levels: nil for what the width needs. Of an SMMUv3 it is always that.
   public init(
-    name: String, kind: Kind, levels: Int? = nil, addressWidth: Int = 48, pasidBits: Int = 0,
-    pageRequests: Bool = false, snoopControl: Bool = true, dirtyTracking: Bool = true
+    name: String, kind: Kind, stage: Stage? = nil, levels: Int? = nil, addressWidth: Int = 48,
+    pasidBits: Int = 0, nesting: Bool = true, pageRequests: Bool = false,
+    snoopControl: Bool = true, dirtyTracking: Bool = true
   ) {
     self.name = name
     self.kind = kind
+    self.stage = stage ?? kind.stage
     self.addressWidth = addressWidth
-    self.levels = levels ?? Self.levels(for: addressWidth)
+    self.levels = kind.levels(self.stage, levels, width: addressWidth)
     self.pasidBits = pasidBits
+    self.nesting = nesting
     self.pageRequests = pageRequests
     self.snoopControl = snoopControl
     self.dirtyTracking = dirtyTracking
-  }
-
-  /// Levels that a table of 9 bits a level over 4 KiB pages needs for `width` bits.
-  static func levels(for width: Int) -> Int { (width - 12 + 8) / 9 }
-
-  /// The table format's name in print: `Intel second stage`.
-  public var formatName: String {
-    switch kind {
-    case .intel: "Intel second stage"
-    case .amd: "AMD v1"
-    }
   }
 }
 

@@ -68,30 +68,25 @@ extension MachineParser {
     }
     guard let iommu else { return use }
     if case .workQueue(let queue) = model {
-      if iommu.usablePASIDBits == 0 {
+      if iommu.pasidBits == 0 {
         reader.report(
           fields["model"] ?? fields.node,
           "found a work-queue engine behind \(iommu.name), which has no PASIDs; it works by those "
-            + "only: give an intel IOMMU 'pasid-bits'")
+            + "only: give \(iommu.name) 'pasid-bits'")
       } else if let use, use != .registered, queue.mode == .shared {
         reader.report(
           fields["pasids"] ?? fields.node,
           "found '\(use.rawValue)' beside a shared work queue, expected registered: what CPUs "
             + "submit names a PASID that is attached")
       }
-    } else if let use, use != PASIDUse.none, iommu.usablePASIDBits == 0 {
+    } else if let use, use != PASIDUse.none, iommu.pasidBits == 0 {
       reader.report(
         fields["pasids"] ?? fields.node,
         "found '\(use.rawValue)' behind \(iommu.name), which has no PASIDs; expected none, or an "
-          + "intel IOMMU with 'pasid-bits'")
+          + "IOMMU with 'pasid-bits'")
     }
     return use
   }
 
   private typealias PASIDUse = DeviceDescription.PASIDUse
-}
-
-extension IOMMUDescription {
-  /// Width of the PASIDs that its devices can use: host tables of AMD take none.
-  var usablePASIDBits: Int { kind == .intel ? pasidBits : 0 }
 }

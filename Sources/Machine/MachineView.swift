@@ -93,11 +93,15 @@ struct MachineView {
       builder.attribute("\(path)/intel-iommu/domains_supported", String(domains))
       builder.attribute("\(path)/intel-iommu/domains_used", "1")
     case .amd:
-      // struct iommu_hw_info_amd: efr, efr2.
-      builder.attribute("\(path)/amd-iommu/cap", "190b640f")
+      // struct iommu_hw_info_amd: efr, efr2. The capability's header (48882, 3.2.1): bit 24,
+      // IotlbSup, is whether devices may keep translations.
+      builder.attribute(
+        "\(path)/amd-iommu/cap", iommu.pageRequests ? "190b640f" : "180b640f")
       builder.attribute(
         "\(path)/amd-iommu/features",
         "\(String(register(at: 0), radix: 16)):\(String(register(at: 8), radix: 16))")
+    // Linux's drivers of these have no attributes.
+    case .smmuV3, .riscv: break
     }
   }
 

@@ -83,6 +83,26 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
       BadEdit(
         "kind: intel", "kind: intel\n    address-width: 40", at: 4, 20, "39, 48, 57"),
       BadEdit("kind: intel", "kind: intel\n    levels: 6", at: 4, 13, "from 3 to 5"),
+      BadEdit(
+        "kind: intel", "kind: intel\n    stage: third", at: 4, 12, "'third'", "first, second"),
+      BadEdit(
+        "kind: intel", "kind: intel\n    stage: first\n    levels: 3", at: 5, 13,
+        "levels of the first stage from 4 to 5"),
+      BadEdit(
+        "kind: intel", "kind: amd\n    stage: first\n    address-width: 64", at: 5, 20,
+        "of the first stage of 48, 57 bits"),
+      BadEdit("kind: intel", "kind: amd\n    levels: 7", at: 4, 13, "from 3 to 6"),
+      BadEdit(
+        "kind: intel", "kind: smmuv3\n    levels: 4", at: 4, 13, "levels of an smmuv3",
+        "'address-width' alone"),
+      BadEdit(
+        "kind: intel", "kind: smmuv3\n    address-width: 39", at: 4, 20,
+        "32, 36, 40, 42, 44, 48 bits"),
+      BadEdit(
+        "kind: intel", "kind: riscv\n    address-width: 50", at: 4, 20, "39, 48, 57 bits"),
+      BadEdit("kind: intel", "kind: riscv\n    levels: 2", at: 4, 13, "from 3 to 5"),
+      BadEdit("kind: intel", "kind: amd\n    nesting: yes", at: 4, 14, "true or false"),
+      BadEdit("kind: intel", "kind: amd\n    nestin: true", at: 4, 5, "mean 'nesting'"),
       BadEdit("kind: intel", "kind: intel\n    pasid-bits: 21", at: 4, 17, "from 0 to 20"),
       BadEdit(
         "kind: intel", "kind: intel\n    levels: 4\n    address-width: 57", at: 5, 20,
@@ -282,8 +302,8 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
       try machine(small.replacing("intel", with: "itnel"))
     }
     let expected = """
-      m.yaml:3:11: error: found 'itnel', expected a kind of IOMMU: intel, amd; did you mean \
-      'intel'?
+      m.yaml:3:11: error: found 'itnel', expected a kind of IOMMU: intel, amd, smmuv3, riscv; \
+      did you mean 'intel'?
        3 |     kind: itnel
          |           ^
       """

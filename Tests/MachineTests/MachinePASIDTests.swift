@@ -66,7 +66,7 @@ import Testing
     #expect {
       _ = try machine(
         """
-        iommus: [{name: ivhd0, kind: amd, pasid-bits: 8}]
+        iommus: [{name: ivhd0, kind: amd}]
         devices: [{\(device), address: "e0:01.0"}]
 
         """)

@@ -39,9 +39,12 @@ let small = """
       name: "a \"quoted\" name: # \\ \t\u{7f} ü",
       iommus: [
         IOMMUDescription(
-          name: "dmar0", kind: .intel, levels: 5, addressWidth: 57, pasidBits: 20,
-          pageRequests: true, snoopControl: false, dirtyTracking: false),
-        IOMMUDescription(name: "ivhd0", kind: .amd, levels: 6, addressWidth: 64),
+          name: "dmar0", kind: .intel, stage: .first, levels: 5, addressWidth: 57,
+          pasidBits: 20, nesting: false, pageRequests: true, snoopControl: false,
+          dirtyTracking: false),
+        IOMMUDescription(name: "ivhd0", kind: .amd, levels: 6, addressWidth: 64, pasidBits: 8),
+        IOMMUDescription(name: "smmu3.0x9050000", kind: .smmuV3, addressWidth: 42),
+        IOMMUDescription(name: "riscv0", kind: .riscv, stage: .second, addressWidth: 57),
       ],
       devices: [
         DeviceDescription(
@@ -85,7 +88,10 @@ let small = """
       ("intel", "levels: 3", 3, 39), ("intel", "levels: 5", 5, 57),
       ("intel", "address-width: 39", 3, 39), ("intel", "address-width: 57", 5, 57),
       ("amd", "levels: 6", 6, 64), ("amd", "address-width: 64", 6, 64),
-      ("amd", "address-width: 0x30", 4, 48),
+      ("amd", "address-width: 0x30", 4, 48), ("amd", "stage: first", 4, 48),
+      ("amd", "stage: first\n    levels: 5", 5, 57), ("smmuv3", "", 4, 48),
+      ("smmuv3", "address-width: 36", 3, 36), ("smmuv3", "stage: second", 4, 48),
+      ("riscv", "levels: 3", 3, 39), ("riscv", "stage: second\n    levels: 5", 5, 57),
     ])
   func sizes(kind: String, line: String, levels: Int, width: Int) throws {
     let text = small.replacing("    kind: intel", with: "    kind: \(kind)\n    \(line)")

@@ -10,7 +10,7 @@ import Testing
 @testable import Machine
 
 /// A view as files under a temporary directory.
-private final class Tree {
+final class Tree {
   let root: String
 
   init(_ view: View) throws {
