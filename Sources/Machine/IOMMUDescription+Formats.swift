@@ -40,6 +40,17 @@ extension IOMMUDescription.Kind {
   }
 }
 
+extension IOMMUDescription.DirtyTracking {
+  /// As the machine file spells it.
+  var word: String {
+    switch self {
+    case .none: "false"
+    case .bits: "true"
+    case .software: "software"
+    }
+  }
+}
+
 extension IOMMUDescription {
   /// Levels that a table of 9 bits a level over 4 KiB pages needs for `width` bits.
   static func levels(for width: Int) -> Int { (width - 12 + 8) / 9 }
@@ -74,7 +85,8 @@ extension IOMMUDescription {
       architecture: architecture, stage: stage == .first ? .first : .second, levels: levels,
       addressBits: addressWidth, reservedRegions: reserved,
       pasidBits: UInt8(clamping: pasidBits), pageRequests: pageRequests,
-      snoopControl: snoopControl, tracksDirty: dirtyTracking, nests: nesting,
+      snoopControl: snoopControl, tracksDirty: dirtyTracking == .bits,
+      tracksDirtyInSoftware: dirtyTracking == .software, nests: nesting,
       maximumTablePages: Machine.maximumTablePages)
   }
 }

@@ -140,7 +140,10 @@ extension IOMMUDescription {
       ("nesting", .boolean(nesting)),
       ("page-requests", .boolean(pageRequests)),
       ("snoop-control", .boolean(snoopControl)),
-      ("dirty-tracking", .boolean(dirtyTracking)),
+      (
+        "dirty-tracking",
+        dirtyTracking == .software ? .string("software") : .boolean(dirtyTracking == .bits)
+      ),
     ])
   }
 }

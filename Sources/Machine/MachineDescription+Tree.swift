@@ -128,7 +128,11 @@ extension IOMMUDescription {
     if !nesting { parts.append("no nesting") }
     if pageRequests { parts.append("page requests") }
     parts.append(snoopControl ? "snoop control" : "no snoop control")
-    if !dirtyTracking { parts.append("no dirty tracking") }
+    switch dirtyTracking {
+    case .bits: break
+    case .software: parts.append("dirty tracking in software")
+    case .none: parts.append("no dirty tracking")
+    }
     return parts.joined(separator: ", ")
   }
 }

@@ -72,7 +72,7 @@ extension MachineDescription {
         "    nesting: \(iommu.nesting)",
         "    page-requests: \(iommu.pageRequests)",
         "    snoop-control: \(iommu.snoopControl)",
-        "    dirty-tracking: \(iommu.dirtyTracking)",
+        "    dirty-tracking: \(iommu.dirtyTracking.word)",
       ]
   }
 

@@ -91,8 +91,8 @@ public struct IOMMUDescription: Hashable, Sendable {
   public var pageRequests: Bool
   /// Whether it can force DMA to snoop the CPU's caches.
   public var snoopControl: Bool
-  /// Whether its page tables can keep dirty bits.
-  public var dirtyTracking: Bool
+  /// How its page tables can tell which pages were written.
+  public var dirtyTracking: DirtyTracking
 
   public enum Kind: String, CaseIterable, Hashable, Sendable {
     /// Intel VT-d.
@@ -110,13 +110,23 @@ public struct IOMMUDescription: Hashable, Sendable {
     case first, second
   }
 
+  /// How page tables tell which pages were written, where they are asked to.
+  public enum DirtyTracking: Hashable, Sendable {
+    /// They cannot.
+    case none
+    /// By bits that the IOMMU sets in them.
+    case bits
+    /// By protection: the first write to a page costs a miss more.
+    case software
+  }
+
   /// - Parameters:
   ///   - stage: nil for what Linux's driver of the kind chooses.
   ///   - levels: nil for what the width needs. Of an SMMUv3 it is always that.
   public init(
     name: String, kind: Kind, stage: Stage? = nil, levels: Int? = nil, addressWidth: Int = 48,
     pasidBits: Int = 0, nesting: Bool = true, pageRequests: Bool = false,
-    snoopControl: Bool = true, dirtyTracking: Bool = true
+    snoopControl: Bool = true, dirtyTracking: DirtyTracking = .bits
   ) {
     self.name = name
     self.kind = kind

@@ -62,7 +62,19 @@ extension MachineParser {
       nesting: fields["nesting"].flatMap(reader.flag) ?? true,
       pageRequests: fields["page-requests"].flatMap(reader.flag) ?? false,
       snoopControl: fields["snoop-control"].flatMap(reader.flag) ?? true,
-      dirtyTracking: fields["dirty-tracking"].flatMap(reader.flag) ?? true)
+      dirtyTracking: fields["dirty-tracking"].flatMap(dirtyTracking) ?? .bits)
+  }
+
+  private func dirtyTracking(_ node: Node) -> IOMMUDescription.DirtyTracking? {
+    switch node.scalar.map({ ($0.style == .plain, $0.string) }) {
+    case (_, "software")?: return .software
+    case (true, "true")?: return .bits
+    case (true, "false")?: return IOMMUDescription.DirtyTracking.none
+    default:
+      reader.report(
+        node, "found \(reader.describe(node)), expected true, false or software")
+      return nil
+    }
   }
 
   /// Levels and width belong together; either may be left out.

@@ -67,6 +67,10 @@ private func text(_ iommu: String) -> String {
       .init(architecture: .smmuV3, stage: .second, addressBits: 40),
       "SMMUv3 stage 2, 3 levels, 40-bit addresses, snoop control"),
     Case(
+      "kind: amd; dirty-tracking: software",
+      .init(architecture: .amd, tracksDirty: false, tracksDirtyInSoftware: true),
+      "AMD v1, 4 levels, 48-bit addresses, snoop control, dirty tracking in software"),
+    Case(
       "kind: riscv; levels: 3",
       .init(architecture: .riscv, stage: .first, levels: 3),
       "RISC-V Sv39, 3 levels, 39-bit addresses, snoop control"),
@@ -108,6 +112,7 @@ private func text(_ iommu: String) -> String {
       #expect(try !makes(.nestParent, "; nesting: false"))
       #expect(try makes(.dirtyTracking, ""))
       #expect(try !makes(.dirtyTracking, "; dirty-tracking: false"))
+      #expect(try makes(.dirtyTracking, "; dirty-tracking: software"))
       #expect(try !makes(.pasid, ""))
       #expect(try makes(.pasid, "; pasid-bits: 4"))
     }
@@ -124,6 +129,22 @@ private func text(_ iommu: String) -> String {
     }
   }
 
+  @Test("I1: software that tracks what is written is no bit of the registers")
+  func softwareDirtyTracking() throws {
+    let device = RequesterID(bus: 0xe0, device: 4, function: 0)
+    for kind in IOMMUDescription.Kind.allCases {
+      func made(_ tracking: String) throws -> SoftwareIOMMU {
+        try Machine(machine(text("kind: \(kind.rawValue); dirty-tracking: \(tracking)")))
+          .iommus[0]
+      }
+      let (none, software) = (try made("false"), try made("software"))
+      #expect(
+        none.hardwareInformation(for: device) == software.hardwareInformation(for: device))
+      #expect(!none.capabilities(for: device).dirtyTracking)
+      #expect(software.capabilities(for: device).dirtyTracking)
+    }
+  }
+
   @Test("JSON has each option of an IOMMU") func json() throws {
     let description = try machine(text("kind: smmuv3; nesting: false; address-width: 44"))
     let object = try JSONSerialization.jsonObject(with: Data(description.json.utf8))
@@ -131,7 +152,10 @@ private func text(_ iommu: String) -> String {
     let iommu = try #require((fields["iommus"] as? [[String: Any]])?.first)
     #expect(iommu["kind"] as? String == "smmuv3" && iommu["stage"] as? String == "first")
     #expect(iommu["nesting"] as? Bool == false && iommu["address-width"] as? Int == 44)
-    #expect(iommu["levels"] as? Int == 4)
+    #expect(iommu["levels"] as? Int == 4 && iommu["dirty-tracking"] as? Bool == true)
+    #expect(
+      try machine(text("kind: amd; dirty-tracking: software")).json.contains(
+        "\"dirty-tracking\": \"software\""))
   }
 
   @Test("an IOMMU's directory in /sys is that of its driver, with the registers of GET_HW_INFO")

@@ -102,6 +102,9 @@ struct BadEdit: Sendable, CustomTestStringConvertible {
         "kind: intel", "kind: riscv\n    address-width: 50", at: 4, 20, "39, 48, 57 bits"),
       BadEdit("kind: intel", "kind: riscv\n    levels: 2", at: 4, 13, "from 3 to 5"),
       BadEdit("kind: intel", "kind: amd\n    nesting: yes", at: 4, 14, "true or false"),
+      BadEdit(
+        "kind: intel", "kind: amd\n    dirty-tracking: hardware", at: 4, 21, "'hardware'",
+        "true, false or software"),
       BadEdit("kind: intel", "kind: amd\n    nestin: true", at: 4, 5, "mean 'nesting'"),
       BadEdit("kind: intel", "kind: intel\n    pasid-bits: 21", at: 4, 17, "from 0 to 20"),
       BadEdit(

@@ -41,9 +41,10 @@ let small = """
         IOMMUDescription(
           name: "dmar0", kind: .intel, stage: .first, levels: 5, addressWidth: 57,
           pasidBits: 20, nesting: false, pageRequests: true, snoopControl: false,
-          dirtyTracking: false),
+          dirtyTracking: .none),
         IOMMUDescription(name: "ivhd0", kind: .amd, levels: 6, addressWidth: 64, pasidBits: 8),
-        IOMMUDescription(name: "smmu3.0x9050000", kind: .smmuV3, addressWidth: 42),
+        IOMMUDescription(
+          name: "smmu3.0x9050000", kind: .smmuV3, addressWidth: 42, dirtyTracking: .software),
         IOMMUDescription(name: "riscv0", kind: .riscv, stage: .second, addressWidth: 57),
       ],
       devices: [
