@@ -218,6 +218,12 @@ extension Context {
     dropHolder()
   }
 
+  /// The driver's part of a virtual IOMMU, for programs that carry its guest's commands to it.
+  /// - Throws: `ENOENT`.
+  public func virtualIOMMUModel(_ id: ObjectID) throws(IOMMUError) -> any VirtualIOMMU {
+    try virtualIOMMU(id).model
+  }
+
   func virtualIOMMU(_ id: ObjectID) throws(IOMMUError) -> VirtualIOMMUObject {
     guard case .virtualIOMMU(let object)? = objects.withLock({ $0.table[id] }) else {
       throw noObject(id, wanted: "a virtual IOMMU")

@@ -71,6 +71,8 @@ package enum LockRank: Int, Sendable {
 
   // The driver.
 
+  /// `AMDCommandBuffer.state`, `RISCVCommandQueue.state`: held while commands are carried out.
+  case virtualQueue
   /// `SoftwareIOMMU.entries`: which context each requester is in; held through a switch.
   case requesters
   /// `SMMUVirtualIOMMU.devices`: held while a device's ports are told what to forget.

@@ -23,6 +23,15 @@ public protocol UserMemory: Sendable {
 public struct UserData: Sendable {
   /// Which structure it is: `IOMMU_HWPT_DATA_…`, `IOMMU_VIOMMU_TYPE_…`.
   public let type: UInt32
+  /// Types of this library's own, for what Linux has no data for. A program that comes by ioctl
+  /// has none of them: `EOPNOTSUPP`.
+  public static let ownTypes: ClosedRange<UInt32> = 0x8000_0000...0x8000_00FF
+
+  /// The type that a program's ioctl names: one that nobody has where it is of our own.
+  public static func type(ofClient type: UInt32) -> UInt32 {
+    ownTypes.contains(type) ? .max : type
+  }
+
   /// As the user says, in bytes. Never zero.
   public let length: UInt32
   private let memory: any UserMemory

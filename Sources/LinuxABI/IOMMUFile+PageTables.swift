@@ -31,7 +31,8 @@ extension Invocation {
     length == 0
       ? nil
       : UserData(
-        type: type, length: length, memory: ClientMemory(caller: caller, address: address))
+        type: UserData.type(ofClient: type), length: length,
+        memory: ClientMemory(caller: caller, address: address))
   }
 }
 

@@ -14,7 +14,8 @@ extension Command {
   static func viommuAlloc(call: Invocation, cmd: inout iommu_viommu_alloc) throws(IOMMUError) {
     try requireZero(cmd.flags, "flags")
     let id = try call.context.allocateVirtualIOMMU(
-      type: cmd.type, for: ObjectID(cmd.dev_id), on: ObjectID(cmd.hwpt_id),
+      type: UserData.type(ofClient: cmd.type), for: ObjectID(cmd.dev_id),
+      on: ObjectID(cmd.hwpt_id),
       data: call.userData(type: cmd.type, length: cmd.data_len, address: cmd.data_uptr))
     cmd.out_viommu_id = id.rawValue
     try call.respond(with: cmd) { () throws(IOMMUError) in try call.context.destroy(id) }

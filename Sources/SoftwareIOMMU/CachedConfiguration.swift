@@ -13,6 +13,8 @@ enum CachedConfiguration: Sendable {
   /// The first stage is bypassed.
   case bypass
   case smmu(SMMUContext)
+  case amd(TableRoot<AMDv2>)
+  case riscv(TableRoot<PageTables.RISCVFirstStage>)
 }
 
 /// A context descriptor of SMMUv3, as a port walks by it.

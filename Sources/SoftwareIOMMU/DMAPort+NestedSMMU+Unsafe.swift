@@ -24,7 +24,7 @@ extension DMAPort {
     switch unsafe state.pointee.configuration {
     case .bypass: return try Self.walk(root.parent, iova, need)
     case .smmu(let context): return try walk(context, iova, need, through: root.parent)
-    case .none: throw .badConfiguration
+    case .none, .amd, .riscv: throw .badConfiguration
     }
   }
 

@@ -191,6 +191,8 @@ extension DMAPort {
     case .riscvSecondStage(let root): return try Self.walk(root, iova, need)
     case .intelNested(let root): return try walk(root, iova, need)
     case .smmuNested(let root): return try walk(root, iova, need)
+    case .amdNested(let root): return try walk(root, iova, need)
+    case .riscvNested(let root): return try walk(root, iova, need)
     case .unknown: throw .unknownRequester
     case .blocked: throw .blocked
     case .host, .process: throw .hostMemory

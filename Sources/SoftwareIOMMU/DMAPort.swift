@@ -102,7 +102,8 @@ public final class DMAPort: @unchecked Sendable {
     case .unknown: throw fail(.unknownRequester, iova, .write)
     case .blocked: throw fail(.blocked, iova, .write)
     case .process where pasid != nil, .intelNested where pasid != nil,
-      .smmuNested where pasid != nil:
+      .smmuNested where pasid != nil, .amdNested where pasid != nil,
+      .riscvNested where pasid != nil:
       // With a PASID the window is translated as any address is (VT-d 3.14): it is memory.
       let bytes = data.littleEndian
       // SAFETY: the four bytes outlive the call.

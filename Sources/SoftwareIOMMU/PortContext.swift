@@ -22,6 +22,8 @@ enum PortContext: Sendable {
   case process(ProcessRoot)
   case intelNested(IntelNestedRoot)
   case smmuNested(SMMUNestedRoot)
+  case amdNested(AMDNestedRoot)
+  case riscvNested(RISCVNestedRoot)
 }
 
 /// A format of which the engine makes tables.

@@ -20,21 +20,19 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
 
   let parent: ArmStage2Domain
   let smmu: SMMUCapabilities
-  private let iommu: String
   private let eventLog: EventLog
   /// Where the guest is told of faults.
   let events: VirtualEvents
 
   /// By the guest's StreamIDs.
-  private let devices = RankedMutex<[UInt64: RequesterID]>(.virtualStreams, [:])
+  private let devices = GuestDevices()
 
   init(
-    on parent: ArmStage2Domain, smmu: SMMUCapabilities, iommu: String, eventLog: EventLog,
+    on parent: ArmStage2Domain, smmu: SMMUCapabilities, eventLog: EventLog,
     events: VirtualEvents
   ) {
     self.parent = parent
     self.smmu = smmu
-    self.iommu = iommu
     self.eventLog = eventLog
     self.events = events
   }
@@ -65,17 +63,15 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   // MARK: The guest's StreamIDs
 
   func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
-    devices.withLock { $0[virtualID] = device }
+    devices.add(device, virtualID: virtualID)
   }
 
   func removeDevice(_ device: RequesterID, virtualID: UInt64) {
-    devices.withLock { $0[virtualID] = nil }
+    devices.remove(virtualID: virtualID)
   }
 
   /// What the guest calls a device.
-  func virtualID(of device: RequesterID) -> UInt64? {
-    devices.withLock { $0.first { $0.value == device }?.key }
-  }
+  func virtualID(of device: RequesterID) -> UInt64? { devices.virtualID(of: device) }
 
   // MARK: Invalidation
 
@@ -141,7 +137,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
 
   private func device(_ words: Words2, _ index: UInt32) throws(IOMMUError) -> RequesterID {
     let stream = words[0] >> 32
-    guard let device = devices.withLock({ $0[stream] }) else {
+    guard let device = devices[stream] else {
       throw IOMMUError(
         .ioError,
         "command \(index) names stream \(hex(stream)), which is no virtual device's")
@@ -154,11 +150,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   private func forget(
     _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
   ) {
-    parent.table.invalidateNested(forgotten, where: isChosen)
-    let range = if case .translations(let range) = forgotten { range } else { IOVARange.all }
-    eventLog.append(
-      .invalidate(
-        iommu: iommu, iova: IOVA(range.first), length: range.last &- range.first &+ 1))
+    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
   }
 
   /// What a command by address drops: at least what it says, and everything where hardware would

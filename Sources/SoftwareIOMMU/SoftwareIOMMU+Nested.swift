@@ -27,9 +27,15 @@ extension SoftwareIOMMU {
         .operationNotSupported,
         "\(name) has no page tables of users on a page table alone: make a virtual IOMMU of type "
           + "IOMMU_VIOMMU_TYPE_ARM_SMMUV3 (1) on it first, and name that as the parent")
-    case .amd, .riscv:
+    case .amd:
       throw IOMMUError(
-        .operationNotSupported, "\(name) has no page tables of users on a page table alone")
+        .operationNotSupported,
+        "\(name) has no page tables of users on a page table alone: make a virtual IOMMU on it "
+          + "first, and name that as the parent")
+    case .riscv:
+      return try RISCVNestedDomain(
+        data, on: try nestParent(parent, as: RISCVSecondStageDomain.self),
+        iommu: configuration.riscvCapabilities)
     }
   }
 
@@ -37,7 +43,10 @@ extension SoftwareIOMMU {
     guard configuration.nests else { return false }
     return switch configuration.architecture {
     case .smmuV3: type == SMMUVirtualIOMMU.type
-    case .intel, .amd, .riscv: false
+    // As Linux, whatever the type.
+    case .amd: true
+    case .riscv: type == RISCVVirtualIOMMU.type
+    case .intel: false
     }
   }
 
@@ -49,10 +58,22 @@ extension SoftwareIOMMU {
       throw IOMMUError(
         .operationNotSupported, "\(name) has no virtual IOMMUs of type \(hex(type))")
     }
-    return SMMUVirtualIOMMU(
-      on: try nestParent(parent, as: ArmStage2Domain.self),
-      smmu: configuration.smmuCapabilities,
-      iommu: name, eventLog: events, events: resources.events)
+    switch configuration.architecture {
+    case .amd:
+      let parent = try nestParent(parent, as: AMDv1Domain.self)
+      return AMDVirtualIOMMU(
+        on: parent, iommu: configuration.amdCapabilities,
+        service: QueueService(on: parent, memory: memory), events: events)
+    case .riscv:
+      let parent = try nestParent(parent, as: RISCVSecondStageDomain.self)
+      return RISCVVirtualIOMMU(
+        on: parent, iommu: configuration.riscvCapabilities,
+        service: QueueService(on: parent, memory: memory), events: events)
+    case .smmuV3, .intel:
+      return SMMUVirtualIOMMU(
+        on: try nestParent(parent, as: ArmStage2Domain.self),
+        smmu: configuration.smmuCapabilities, eventLog: events, events: resources.events)
+    }
   }
 
   func refusal(of conflict: PASIDConflict, _ device: RequesterID) -> IOMMUError {

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A slice of an AMD IOMMU for a guest. Linux makes one for whatever type is asked for, as it has
+// no number of its own for them (amd_iommufd_get_viommu_size), and takes no invalidations for it:
+// a guest's commands reach it from Swift, by `AMDCommandBuffer`.
+
+import HardwareTables
+import IOMMU
+import PageTables
+
+/// A guest's AMD IOMMU. Thread-safe.
+public final class AMDVirtualIOMMU: VirtualIOMMU {
+  let parent: AMDv1Domain
+  let iommu: AMDCapabilities
+  let devices = GuestDevices()
+  let service: QueueService
+  let eventLog: EventLog
+
+  init(on parent: AMDv1Domain, iommu: AMDCapabilities, service: QueueService, events: EventLog)
+  {
+    self.parent = parent
+    self.iommu = iommu
+    self.service = service
+    eventLog = events
+  }
+
+  public func makeNestedDomain(
+    attributes: PagingAttributes, data: UserData
+  ) throws(IOMMUError) -> any NestedDomain {
+    try AMDNestedDomain(data, on: parent, iommu: iommu)
+  }
+
+  /// - Parameter virtualID: The guest's DeviceID.
+  public func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
+    devices.add(device, virtualID: virtualID)
+  }
+
+  public func removeDevice(_ device: RequesterID, virtualID: UInt64) {
+    devices.remove(virtualID: virtualID)
+  }
+
+  public func destroy() { service.stop() }
+
+  func forget(
+    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
+  ) {
+    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
+  }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A slice of a RISC-V IOMMU for a guest. Linux has none: it is reached from Swift, and so are its
+// commands, by `RISCVCommandQueue`.
+
+import HardwareTables
+import IOMMU
+import PageTables
+
+/// A guest's RISC-V IOMMU. Thread-safe.
+public final class RISCVVirtualIOMMU: VirtualIOMMU {
+  /// The type for `Context.allocateVirtualIOMMU`. Of this library's own: no ioctl takes it.
+  public static let type: UInt32 = UserData.ownTypes.lowerBound
+
+  let parent: RISCVSecondStageDomain
+  let iommu: RISCVCapabilities
+  let devices = GuestDevices()
+  let service: QueueService
+  let eventLog: EventLog
+
+  init(
+    on parent: RISCVSecondStageDomain, iommu: RISCVCapabilities, service: QueueService,
+    events: EventLog
+  ) {
+    self.parent = parent
+    self.iommu = iommu
+    self.service = service
+    eventLog = events
+  }
+
+  public func makeNestedDomain(
+    attributes: PagingAttributes, data: UserData
+  ) throws(IOMMUError) -> any NestedDomain {
+    try RISCVNestedDomain(data, on: parent, iommu: iommu)
+  }
+
+  /// - Parameter virtualID: The guest's `device_id`.
+  public func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
+    devices.add(device, virtualID: virtualID)
+  }
+
+  public func removeDevice(_ device: RequesterID, virtualID: UInt64) {
+    devices.remove(virtualID: virtualID)
+  }
+
+  public func destroy() { service.stop() }
+
+  func forget(
+    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
+  ) {
+    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
+  }
+}
