@@ -120,10 +120,10 @@ static struct nested make_nested(struct engine *engine, uint32_t ioas, struct ta
       "IOMMU_HWPT_ALLOC of a table to nest on");
   uint32_t below = nested.parent;
   if (tables->choice.needs_viommu) {
+    // AMD's have no type of their own: Linux makes one for any but DEFAULT.
     struct iommu_viommu_alloc viommu = {.size = sizeof viommu, .dev_id = engine->id,
+                                        .type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
                                         .hwpt_id = nested.parent};
-    if (tables->hardware->type == IOMMU_HW_INFO_TYPE_ARM_SMMUV3)
-      viommu.type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
     if (ioctl(engine->iommu, IOMMU_VIOMMU_ALLOC, &viommu)) fail("IOMMU_VIOMMU_ALLOC");
     below = nested.viommu = viommu.out_viommu_id;
     // The guest calls the device 7.

@@ -84,7 +84,7 @@ import Testing
 
   @Test(
     "B2, G1: a program copies through a table of its own, changes it, invalidates it, and reaches no more than it has",
-    arguments: ["intel", "smmuv3"], [[], ["--memfd"]])
+    arguments: ["intel", "amd", "smmuv3"], [[], ["--memfd"]])
   func nested(kind: String, options: [String]) throws {
     let run = try iommu(
       ["run", "--machine", machine(kind), "--", built("user-tables").path] + options)
@@ -92,6 +92,41 @@ import Testing
     #expect(run.output.contains("the engine reads the new page"))
     #expect(run.output.contains("past the guest's memory leads nowhere: source address"))
     #expect(run.output.contains("neither does an address without an entry: source address"))
+  }
+
+  @Test(
+    "B8, B2: the format that the registers lead to works, whatever the machine file says",
+    arguments: [
+      ("kind: intel", "VT-d first stage, 4 levels, 48 bits"),
+      ("kind: intel, stage: first, dirty-tracking: false", "4 levels, 48 bits"),
+      ("kind: amd", "4 levels, 48 bits, by a GCR3 table of 1 level"),
+      (
+        "kind: amd, address-width: 64, pasid-bits: 20",
+        "5 levels, 57 bits, by a GCR3 table of 3"
+      ),
+      ("kind: smmuv3, address-width: 40", "48 bits, by 1 context descriptor"),
+      ("kind: smmuv3, pasid-bits: 4, stage: second", "48 bits, by 16 context descriptors"),
+    ])
+  func formats(options: String, chosen: String) throws {
+    let file = """
+      iommus: [{name: unit0, \(options)}]
+      devices: [{model: copy-engine, address: "e0:04.0"}]
+      """
+    let run = try iommu("run", "--machine", "-", "--", built("user-tables").path, input: file)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.output.contains(chosen))
+  }
+
+  @Test(
+    "B8: without nesting the registers do not offer it, and a program makes no table of its own",
+    arguments: ["intel", "amd", "smmuv3"])
+  func withoutNesting(kind: String) throws {
+    let file = """
+      iommus: [{name: unit0, kind: \(kind), nesting: false}]
+      devices: [{model: copy-engine, address: "e0:04.0"}]
+      """
+    let run = try iommu("run", "--machine", "-", "--", built("user-tables").path, input: file)
+    #expect(run.status == 4, "\(run.output)\(run.errors)")
   }
 
   @Test("B8: where the IOMMU tells nothing, a program makes no table of its own")
