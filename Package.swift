@@ -112,7 +112,8 @@ let package = Package(
     .testTarget(
       name: "IOMMUTests", dependencies: ["IOMMU", "SoftwareIOMMU"], exclude: ["Misuse"]),
     .testTarget(
-      name: "SoftwareIOMMUTests", dependencies: ["SoftwareIOMMU", "HardwareTables"]),
+      name: "SoftwareIOMMUTests",
+      dependencies: ["FuzzSupport", "SoftwareIOMMU", "HardwareTables"]),
     .testTarget(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),
