@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Reasons of VT-d's non-recoverable faults: Intel Virtualization Technology for Directed I/O,
-// revision 4.1, section 7.1.3 (fault conditions and their reason codes).
+// revision 4.1, sections 7.1.3 (fault conditions of DMA and their reason codes) and 5.1.4.1
+// (those of interrupts).
 
 /// The reason code of a fault record, by the name that the specification gives the condition.
 public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
@@ -23,6 +24,35 @@ public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case lct4 = 0x03
   /// TT blocks translation requests and translated requests.
   case lct5 = 0x0D
+  // Legacy second stage.
+  /// A paging entry other than of the root table could not be read.
+  case lss1 = 0x07
+  /// A reserved field of a paging entry is not zero.
+  case lss2 = 0x0C
+  // Legacy, general.
+  /// The address is beyond what the tables translate.
+  case lgn1 = 0x04
+  /// A write finds no permission; an entry that is not there has none.
+  case lgn2 = 0x05
+  /// A read finds no permission.
+  case lgn3 = 0x06
+  /// The address is in the interrupt range.
+  case lgn4 = 0x0E
+  // Interrupts (5.1.4.1). The specification numbers them only.
+  /// A reserved field of the request is not zero.
+  case interruptReserved = 0x20
+  /// The index is beyond the table.
+  case interruptIndex = 0x21
+  /// The entry is not present.
+  case interruptNotPresent = 0x22
+  /// The table could not be read.
+  case interruptTable = 0x23
+  /// A reserved field of the entry is not zero.
+  case interruptEntryReserved = 0x24
+  /// A request of compatibility format is blocked.
+  case interruptCompatibility = 0x25
+  /// The entry is another source's.
+  case interruptSource = 0x26
   // Root-table address register.
   /// The register or its mode is one that this unit has not.
   case rta1 = 0x30
@@ -66,12 +96,75 @@ public enum IntelFaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case spt5 = 0x5C
   /// SRE is clear, and the request asks for supervisor privilege.
   case spt6 = 0x5D
+  // First stage.
+  /// An entry other than of the root table could not be read.
+  case sfs1 = 0x70
+  /// An entry is not present.
+  case sfs2 = 0x71
+  /// A reserved field of a present entry is not zero.
+  case sfs3 = 0x72
+  /// An entry of the root table could not be read.
+  case sfs4 = 0x73
+  /// Nested: an entry's address is beyond what the second stage translates.
+  case sfs5 = 0x74
+  /// Nested: the second stage does not let the root table be read.
+  case sfs6 = 0x75
+  /// Nested: the second stage does not let another table be read.
+  case sfs7 = 0x76
+  /// Nested: the second stage does not let an entry be marked.
+  case sfs8 = 0x77
+  /// Marks are due, and walks do not snoop.
+  case sfs9 = 0x90
+  /// A mark could not be written.
+  case sfs10 = 0x91
+  // Second stage.
+  /// An entry other than of the root table could not be read.
+  case sss1 = 0x78
+  /// An entry is not present: it neither reads nor writes.
+  case sss2 = 0x79
+  /// A reserved field of a present entry is not zero.
+  case sss3 = 0x7A
+  /// An entry of the root table could not be read.
+  case sss4 = 0x7B
+  /// Marks are due, and walks do not snoop.
+  case sss5 = 0x7C
+  /// A mark could not be written.
+  case sss6 = 0x7D
+  // General.
+  /// The address is not canonical.
+  case sgn1 = 0x80
+  /// User privilege, and the page is the supervisor's.
+  case sgn2 = 0x81
+  /// Execution finds no permission.
+  case sgn3 = 0x82
+  /// The address is beyond the host's.
+  case sgn4 = 0x83
+  /// The address is beyond what the second stage translates.
+  case sgn5 = 0x84
+  /// A write finds no permission.
+  case sgn6 = 0x85
+  /// A read finds no permission.
+  case sgn7 = 0x86
+  /// The address is in the interrupt range.
+  case sgn8 = 0x87
+
+  /// As the specification writes it: `SFS.2`; of interrupts the code.
+  public var name: String {
+    switch rawValue {
+    case 0x20...0x26: return "interrupt fault"
+    default:
+      let name = "\(self)".uppercased()
+      return "\(name.prefix(3)).\(name.dropFirst(3))"
+    }
+  }
 
   /// Whether a set FPD field keeps it from being reported (7.1.1): all but those of the root
-  /// table and of its address.
+  /// table and of its address, and those of interrupts before an entry is found.
   public var isQualified: Bool {
     switch self {
-    case .lrt1, .lrt2, .lrt3, .rta1, .rta2, .rta3, .rta4, .srt1, .srt2, .srt3: false
+    case .lrt1, .lrt2, .lrt3, .rta1, .rta2, .rta3, .rta4, .srt1, .srt2, .srt3,
+      .interruptReserved, .interruptIndex, .interruptTable, .interruptCompatibility:
+      false
     default: true
     }
   }

@@ -20,6 +20,8 @@ public struct IntelFaultRecord: Hashable, Sendable {
   public var address: UInt64
   /// T1: a read, or an atomic operation; else a write.
   public var isRead: Bool
+  /// T2, of reads: an atomic operation.
+  public var isAtomic = false
   public var addressType: AddressType
   /// PV, where PP is set; 20 bits.
   public var pasid: UInt32?
@@ -46,6 +48,7 @@ public struct IntelFaultRecord: Hashable, Sendable {
   public var words: Words2 {
     var high: UInt64 = .place(source, 15, 0) | .place(reason, 39, 32)
     high |= .place(addressType.rawValue, 61, 60) | .place(isRead, 62) | .place(true, 63)
+    high |= .place(isRead && isAtomic, 28)
     if let pasid {
       high |= .place(true, 31) | .place(pasid, 59, 40)
       high |= .place(wantsExecute, 30) | .place(isSupervisor, 29)
@@ -61,6 +64,7 @@ public struct IntelFaultRecord: Hashable, Sendable {
     source = UInt16(high.bits(15, 0))
     address = words[0] & .mask(63, 12)
     isRead = high.bit(62)
+    isAtomic = high.bit(62) && high.bit(28)
     addressType = AddressType(rawValue: UInt8(high.bits(61, 60))) ?? .untranslated
     pasid = high.bit(31) ? UInt32(high.bits(59, 40)) : nil
     wantsExecute = high.bit(30)

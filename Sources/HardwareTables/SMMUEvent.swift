@@ -72,6 +72,8 @@ public struct SMMUEvent: Hashable, Sendable {
       default: isTranslationRelated
       }
     }
+    /// IPA, where the fault is of stage 2.
+    var hasIntermediate: Bool { isTranslationRelated || self == .tlbConflict }
     var hasFetchAddress: Bool {
       switch self {
       case .streamTableFetch, .contextFetch, .walkAbort: true
@@ -127,8 +129,8 @@ public struct SMMUEvent: Hashable, Sendable {
   public var reason: UInt16
   /// InputAddr.
   public var address: UInt64
-  /// IPA, bits 55 to 12, of translation-related events of stage 2; FetchAddr, bits 55 to 3, of
-  /// fetches and walks.
+  /// IPA, bits 55 to 12, of stage 2's translation-related events and conflicts; FetchAddr, bits
+  /// 55 to 3, of fetches and walks.
   public var secondAddress: UInt64
 
   public init(
@@ -186,7 +188,7 @@ public struct SMMUEvent: Hashable, Sendable {
     let last: UInt64 =
       if code.hasFetchAddress {
         secondAddress & .mask(55, 3)
-      } else if code.isTranslationRelated, flags.contains(.stage2) {
+      } else if code.hasIntermediate, flags.contains(.stage2) {
         secondAddress & .mask(55, 12)
       } else { 0 }
     return Words4(first, second, code.hasAccess ? address : 0, last)
@@ -209,6 +211,6 @@ public struct SMMUEvent: Hashable, Sendable {
       address: code.hasAccess ? words[2] : 0,
       secondAddress: code.hasFetchAddress
         ? words[3] & .mask(55, 3)
-        : code.isTranslationRelated && second.bit(39) ? words[3] & .mask(55, 12) : 0)
+        : code.hasIntermediate && second.bit(39) ? words[3] & .mask(55, 12) : 0)
   }
 }

@@ -123,7 +123,7 @@ extension TableRoot {
     do throws(TableMemoryFault) {
       return try memory.load(place)
     } catch {
-      throw WalkFault(error, level: level, marking: false)
+      throw WalkFault(error, at: place, level: level, marking: false)
     }
   }
 
@@ -135,7 +135,7 @@ extension TableRoot {
     do throws(TableMemoryFault) {
       return try memory.compareExchange(place, expected: entry, desired: marked)
     } catch {
-      throw WalkFault(error, level: level, marking: true)
+      throw WalkFault(error, at: place, level: level, marking: true)
     }
   }
 }
@@ -143,12 +143,14 @@ extension TableRoot {
 extension WalkFault {
   /// An entry of the first stage could not be reached.
   @inlinable
-  init(_ fault: TableMemoryFault, level: Int, marking: Bool) {
+  init(_ fault: TableMemoryFault, at place: UInt64, level: Int, marking: Bool) {
     switch fault {
     case .unreachable:
       self.init(.tableUnreachable, level: level)
+      entry = place
     case .corrupted:
       self.init(.tableCorrupted, level: level)
+      entry = place
     case .secondStage(let inner):
       self = inner
       stage = .second

@@ -75,6 +75,10 @@ public struct WalkFault: Error, Hashable, Sendable {
   public var rights: Rights = []
   /// What the second stage was asked for, in bytes; 0 for a fault of the first.
   public var ipa: UInt64 = 0
+  /// Where the entry is that could not be read or written (`.tableUnreachable`,
+  /// `.tableCorrupted`), by the addresses of its own table: of a first stage on a second, what
+  /// the second translated. 0 for other reasons. SMMUv3's FetchAddr.
+  public var entry: UInt64 = 0
 
   @inlinable
   public init(_ reason: Reason, level: Int = 0, rights: Rights = []) {

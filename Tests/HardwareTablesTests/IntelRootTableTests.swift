@@ -107,10 +107,11 @@ import Testing
       #expect(throws: IntelFault(.srt2)) { try look(memory) }
     }
     for reason in IntelFaultReason.allCases {
-      let isRoot = [
+      let hasNoEntry = [
         .lrt1, .lrt2, .lrt3, .rta1, .rta2, .rta3, .rta4, .srt1, .srt2, .srt3,
+        .interruptReserved, .interruptIndex, .interruptTable, .interruptCompatibility,
       ].contains(reason)
-      #expect(reason.isQualified == !isRoot)
+      #expect(reason.isQualified == !hasNoEntry)
     }
   }
 

@@ -244,8 +244,10 @@ import Testing
         Words4(0x0000_0001_0000_0001, 3, 4, 0)
       ),
       (
-        SMMUEvent(.tlbConflict, stream: 1, flags: [.stage2], purpose: .input, address: 5),
-        Words4(0x0000_0001_0000_0020, 0x0000_0280_0000_0000, 5, 0)
+        SMMUEvent(
+          .tlbConflict, stream: 1, flags: [.stage2], purpose: .input, address: 5,
+          secondAddress: 0x7000),
+        Words4(0x0000_0001_0000_0020, 0x0000_0280_0000_0000, 5, 0x7000)
       ),
       (
         SMMUEvent(.configurationConflict, stream: 1, reason: 6),
