@@ -33,7 +33,7 @@ func example(
 let package = Package(
   name: "swift-iommu",
   products: [
-    .library(name: "IOMMU", targets: ["IOMMU", "SoftwareIOMMU"]),
+    .library(name: "IOMMU", targets: ["IOMMU", "SoftwareIOMMU", "HardwareTables"]),
     .library(name: "PageTables", targets: ["PageTables"]),
     .library(name: "SoftDevices", targets: ["VFIO", "SoftDevices"]),
     .library(name: "LinuxABI", targets: ["LinuxABI", "CLinuxABI"]),

@@ -60,6 +60,10 @@ extension AMDEvent {
           .pageFault, device: device, tag: tag,
           flags: flags.union(Flags(fault, isGuest: isGuest)), address: request.address)
       }
+    case .lookup(let fault):
+      guard case .amd(let fault) = fault else { return nil }
+      if case .pageFault = fault, request.kind == .translation { return nil }
+      self.init(fault, of: request, domain: domain)
     case .interruptWindow:
       let type: InvalidRequest = request.writes ? .reservedInterrupt : .interruptRead
       self.init(

@@ -45,6 +45,9 @@ extension IntelFaultRecord {
         let reason = IntelFaultReason(fault, tables, request, isScalable: isScalable)
       else { return nil }
       self.init(reason, of: request)
+    case .lookup(let fault):
+      guard case .intel(let fault) = fault else { return nil }
+      self.init(fault, of: request)
     case .interruptWindow: self.init(isScalable ? .sgn8 : .lgn4, of: request)
     case .interrupt(let refusal, _):
       // FI has the index in bits 63 to 48; it is not defined where none was found (11.4.7.6).

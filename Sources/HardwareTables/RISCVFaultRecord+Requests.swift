@@ -30,15 +30,19 @@ extension RISCVFaultRecord {
   public init?(
     _ fault: RequestFault, of request: DeviceRequest, disablesTranslationFaults: Bool = false
   ) {
-    let found: RISCVFault =
-      switch fault {
-      case .unknownRequester: RISCVFault(.directoryEntryNotValid)
-      case .blocked:
-        RISCVFault(request.pasid == nil ? .directoryEntryNotValid : .processEntryNotValid)
-      case .walk(let fault, let tables): RISCVFault(fault, tables, of: request)
-      case .interruptWindow: RISCVFault(.accessFault(of: request))
-      case .interrupt: RISCVFault(.messageEntryNotValid)
-      }
+    let found: RISCVFault
+    switch fault {
+    case .unknownRequester: found = RISCVFault(.directoryEntryNotValid)
+    case .blocked:
+      found = RISCVFault(
+        request.pasid == nil ? .directoryEntryNotValid : .processEntryNotValid)
+    case .walk(let fault, let tables): found = RISCVFault(fault, tables, of: request)
+    case .lookup(let fault):
+      guard case .riscv(let fault) = fault else { return nil }
+      found = fault
+    case .interruptWindow: found = RISCVFault(.accessFault(of: request))
+    case .interrupt: found = RISCVFault(.messageEntryNotValid)
+    }
     self.init(found, of: request, disablesTranslationFaults: disablesTranslationFaults)
   }
 }

@@ -75,14 +75,24 @@ public struct WalkedTables: Hashable, Sendable {
   }
 }
 
-/// Why a request was ended. Faults of lookups in device and PASID tables have types of their own:
-/// `IntelFault`, `AMDFault`, `SMMUFault`, `RISCVFault`.
+/// Why a request was ended by a lookup in a user's device or PASID tables, in the words of the
+/// family whose tables they are.
+public enum LookupFault: Hashable, Sendable {
+  case intel(IntelFault)
+  case amd(AMDFault)
+  case smmuV3(SMMUFault)
+  case riscv(RISCVFault)
+}
+
+/// Why a request was ended.
 public enum RequestFault: Hashable, Sendable {
   /// There is nothing in the device table for it.
   case unknownRequester
   /// It is blocked: the device where the request has no PASID, else the PASID.
   case blocked
   case walk(WalkFault, WalkedTables)
+  /// Of tables of its own family; of another's nothing is recorded.
+  case lookup(LookupFault)
   /// Reads of the interrupt window, and writes there that are not 4 aligned bytes.
   case interruptWindow(WalkedTables)
   /// Writes there that are no interrupt of the device.

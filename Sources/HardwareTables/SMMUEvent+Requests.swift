@@ -29,6 +29,9 @@ extension SMMUEvent {
       guard request.pasid != nil else { return nil }
       self.init(.badContextDescriptor, of: request)
     case .walk(let fault, let tables): self.init(fault, tables, of: request)
+    case .lookup(let fault):
+      guard case .smmuV3(let fault) = fault else { return nil }
+      self.init(fault, of: request)
     case .interruptWindow(let tables), .interrupt(_, let tables):
       self.init(WalkFault(.notPresent, level: 1), tables, of: request)
     }

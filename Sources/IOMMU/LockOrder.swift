@@ -89,8 +89,10 @@ package enum LockRank: Int, Sendable {
   case pageRequests
   /// `InterruptRemapper.state`.
   case interrupts
-  /// `FaultLog.records`.
+  /// `FaultLog.state`.
   case faultLog
+  /// `EventQueue.state`.
+  case hardwareEvents
 
   // Below all of them.
 

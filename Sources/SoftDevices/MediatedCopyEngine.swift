@@ -151,7 +151,8 @@ public final class MediatedCopyEngine: MediatingDriver {
     let faults =
       switch slice.kind {
       case .isolated(let device, let former):
-        iommu.faults[parent.requester, pasid: device.defaultPASID].count &- former
+        // The log may have let go of the record meanwhile.
+        max(iommu.faults[parent.requester, pasid: device.defaultPASID].count, former) - former
       case .software(let bus): bus.faultCount
       }
     return [

@@ -2,6 +2,7 @@
 //
 // Why DMA was aborted: what a device model sees, and what the fault log keeps.
 
+import HardwareTables
 import IOMMU
 import PageTables
 
@@ -15,6 +16,10 @@ public struct DMAFault: Error, Hashable, Sendable {
   /// What was tried.
   public let access: Permissions
   public let reason: Reason
+  /// What the IOMMU found, as its hardware tells it apart: of walks the stage, the level, the
+  /// intermediate address. Nil where it has nothing to report: it let the access through, and
+  /// the memory behind it could not be reached.
+  public let cause: RequestFault?
   /// Pages from `iova` on that the access lacks and that its device may ask for; 0 where the
   /// fault stands. Of accesses that leave it to their caller to ask.
   package var missingPages = 0
@@ -47,13 +52,15 @@ public struct DMAFault: Error, Hashable, Sendable {
   }
 
   public init(
-    requester: RequesterID, pasid: PASID? = nil, iova: IOVA, access: Permissions, reason: Reason
+    requester: RequesterID, pasid: PASID? = nil, iova: IOVA, access: Permissions,
+    reason: Reason, cause: RequestFault? = nil
   ) {
     self.requester = requester
     self.pasid = pasid
     self.iova = iova
     self.access = access
     self.reason = reason
+    self.cause = cause
   }
 }
 

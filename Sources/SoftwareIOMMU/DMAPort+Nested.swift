@@ -36,7 +36,7 @@ extension DMAPort {
       noteLeaf(leaf)
       return translation
     } catch {
-      throw DMAFault.Reason(error)
+      throw reason(of: error)
     }
   }
 }

@@ -19,11 +19,11 @@ extension DMAPort {
         unsafe state.pointee.configuration = try root.configuration(
           pasid: pasid?.rawValue, in: memory)
       } catch {
-        throw .badConfiguration
+        throw reason(of: LookupFault.amd(error))
       }
     }
     switch unsafe state.pointee.configuration {
-    case .bypass: return try Self.walk(root.parent, iova, need)
+    case .bypass: return try walk(root.parent, iova, need)
     case .amd(let table): return try walk(table, iova, need, through: root.parent)
     case .none, .smmu, .riscv: throw .badConfiguration
     }
@@ -39,11 +39,11 @@ extension DMAPort {
         unsafe state.pointee.configuration = try root.configuration(
           process: pasid?.rawValue, in: memory)
       } catch {
-        throw .badConfiguration
+        throw reason(of: LookupFault.riscv(error))
       }
     }
     switch unsafe state.pointee.configuration {
-    case .bypass: return try Self.walk(root.parent, iova, need)
+    case .bypass: return try walk(root.parent, iova, need)
     case .riscv(let table): return try walk(table, iova, need, through: root.parent)
     case .none, .smmu, .amd: throw .badConfiguration
     }

@@ -22,7 +22,7 @@ extension DMAPort {
     try checkWindow(iova)
     if case .none = unsafe state.pointee.configuration { try readContext(root) }
     switch unsafe state.pointee.configuration {
-    case .bypass: return try Self.walk(root.parent, iova, need)
+    case .bypass: return try walk(root.parent, iova, need)
     case .smmu(let context): return try walk(context, iova, need, through: root.parent)
     case .none, .amd, .riscv: throw .badConfiguration
     }
@@ -34,7 +34,10 @@ extension DMAPort {
       unsafe state.pointee.configuration = try root.configuration(
         substream: pasid?.rawValue, in: memory)
     } catch {
-      throw error == .aborted ? .blocked : .badConfiguration
+      switch error {
+      case .aborted: throw .blocked
+      case .recorded(let fault): throw reason(of: LookupFault.smmuV3(fault))
+      }
     }
   }
 

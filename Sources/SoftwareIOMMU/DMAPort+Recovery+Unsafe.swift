@@ -3,6 +3,7 @@
 // What a port does about an access that missed (MODEL H1): it leaves its transaction, and then the
 // page table is told, or pages are asked for and waited for; then the access goes on where it was.
 
+import HardwareTables
 import IOMMU
 import PageTables
 
@@ -54,9 +55,11 @@ extension DMAPort {
   /// - Throws: The fault, which is counted; or one with `missingPages`, which is not.
   @inline(never)
   func recover(_ miss: Miss, length: UInt64) throws(DMAFault) {
+    // Before anything else is walked, or switched.
+    let cause = takeCause(of: miss.reason, nil)
     // SAFETY: the port thread's own state, here and below.
     guard miss.reason.isRecoverable, unsafe state.pointee.depth == 1 else {
-      throw fail(miss.reason, miss.iova, miss.access)
+      throw fail(miss, cause)
     }
     leave()
     let resolution = requesters.resolve(source)
@@ -71,19 +74,19 @@ extension DMAPort {
       if isThere { return }
     }
     guard let answerer = resolution.answerer, mayAsk(answerer, miss) else {
-      throw fail(miss.reason, miss.iova, miss.access)
+      throw fail(miss, cause)
     }
     let pages = missingPages(miss, length, atMost: resolution.features.pagesPerGroup)
     if unsafe state.pointee.defersMisses {
-      var fault = fault(miss)
+      var fault = fault(miss, cause)
       fault.missingPages = pages
       throw fault
     }
-    guard let waits else { throw fail(miss.reason, miss.iova, miss.access) }
+    guard let waits else { throw fail(miss, cause) }
     leave()
     let outcome = request(pages, for: miss, of: answerer, resolution.features, waits)
     enter()
-    if outcome == .giveUp { throw fail(miss.reason, miss.iova, miss.access) }
+    if outcome == .giveUp { throw fail(miss, cause) }
   }
 
   /// Whether asking is worth it: a process may have memory that can be read and not be brought in
@@ -115,6 +118,8 @@ extension DMAPort {
         count += 1
       }
     }
+    // Nobody asked for those.
+    unsafe state.pointee.walkFault = nil
     return count
   }
 
@@ -156,14 +161,8 @@ extension DMAPort {
     else { return true }
     let pages = min(max(fault.missingPages, 1), resolution.features.pagesPerGroup)
     let outcome = request(pages, for: miss, of: answerer, resolution.features, waits)
-    if outcome == .giveUp { faults.record(self.fault(miss)) }
+    if outcome == .giveUp { faults.record(self.fault(miss, fault.cause)) }
     return outcome == .tryAgain
-  }
-
-  private func fault(_ miss: Miss) -> DMAFault {
-    DMAFault(
-      requester: requester, pasid: pasid, iova: IOVA(miss.iova), access: miss.access,
-      reason: miss.reason)
   }
 }
 

@@ -3,6 +3,7 @@
 // How a port translates: transactions, the last page, the IOTLB, the walk. Everything here
 // runs on the port's thread, without locks, allocation or reference counting.
 
+import HardwareTables
 import IOMMU
 import PageTables
 import Synchronization
@@ -31,6 +32,10 @@ struct PortState: ~Copyable {
   /// How often the port has asked a process for one address, which has not helped.
   var missedAddress: UInt64 = 0
   var misses = 0
+  /// Why the latest walk found nothing, and the latest lookup in a user's tables, until it is
+  /// reported.
+  var walkFault: WalkFault?
+  var lookupFault: LookupFault?
 }
 
 extension DMAPort {
@@ -147,7 +152,9 @@ extension DMAPort {
     if case .process = unsafe state.pointee.context { return try processHit(iova) }
     let translation = try walk(iova, need)
     let permissions = UInt64(translation.permissions.rawValue) & IOTLB.accessFlags
-    guard permissions & need == need else { throw .permission }
+    guard permissions & need == need else {
+      throw reason(of: WalkFault(.permission, level: 1, rights: translation.rights))
+    }
     let physical = translation.physical.rawValue
     guard let window = memory.window(around: translation.physical) else { throw .memoryGone }
     var displacement = physical &- iova
@@ -181,14 +188,14 @@ extension DMAPort {
   private func walk(_ iova: UInt64, _ need: UInt64) throws(DMAFault.Reason) -> Translation {
     // SAFETY: the port thread's own state.
     switch unsafe state.pointee.context {
-    case .intelFirstStage(let root): return try Self.walk(root, iova, need)
-    case .intelSecondStage(let root): return try Self.walk(root, iova, need)
-    case .amdV1(let root): return try Self.walk(root, iova, need)
-    case .amdV2(let root): return try Self.walk(root, iova, need)
-    case .armStage1(let root): return try Self.walk(root, iova, need)
-    case .armStage2(let root): return try Self.walk(root, iova, need)
-    case .riscvFirstStage(let root): return try Self.walk(root, iova, need)
-    case .riscvSecondStage(let root): return try Self.walk(root, iova, need)
+    case .intelFirstStage(let root): return try walk(root, iova, need)
+    case .intelSecondStage(let root): return try walk(root, iova, need)
+    case .amdV1(let root): return try walk(root, iova, need)
+    case .amdV2(let root): return try walk(root, iova, need)
+    case .armStage1(let root): return try walk(root, iova, need)
+    case .armStage2(let root): return try walk(root, iova, need)
+    case .riscvFirstStage(let root): return try walk(root, iova, need)
+    case .riscvSecondStage(let root): return try walk(root, iova, need)
     case .intelNested(let root): return try walk(root, iova, need)
     case .smmuNested(let root): return try walk(root, iova, need)
     case .amdNested(let root): return try walk(root, iova, need)
@@ -200,7 +207,7 @@ extension DMAPort {
   }
 
   @inline(__always)
-  static func walk<Format: PageTableFormat>(
+  func walk<Format: PageTableFormat>(
     _ root: PageTableRoot<Format>, _ iova: UInt64, _ need: UInt64
   ) throws(DMAFault.Reason) -> Translation {
     if InterruptRemapper.window.contains(iova) { throw .interruptWindow }
@@ -212,7 +219,7 @@ extension DMAPort {
       }
       return try root.walk(IOVA(iova))
     } catch {
-      throw DMAFault.Reason(error)
+      throw reason(of: error)
     }
   }
 
@@ -249,6 +256,8 @@ extension DMAPort {
         guard more.value == hit.value else { return }
         hit.left &+= more.left
       } catch {
+        // Nobody asked for it yet.
+        unsafe state.pointee.walkFault = nil
         return
       }
     }

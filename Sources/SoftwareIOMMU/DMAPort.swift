@@ -3,6 +3,7 @@
 // The port through which a device model does all its DMA: every access is translated by the
 // IOMMU with the device's requester id, and lands in pinned memory or faults.
 
+import HardwareTables
 import IOMMU
 import PageTables
 
@@ -70,12 +71,28 @@ public final class DMAPort: @unchecked Sendable {
     unsafe bounce.deallocate()
   }
 
-  /// Ends an access: counts the fault and makes the error.
-  func fail(_ reason: DMAFault.Reason, _ iova: UInt64, _ access: Permissions) -> DMAFault {
-    let fault = DMAFault(
-      requester: requester, pasid: pasid, iova: IOVA(iova), access: access, reason: reason)
+  /// Ends an access: counts and records the fault, and makes the error.
+  /// - Parameter refusal: Of an interrupt.
+  @inline(never)
+  func fail(
+    _ reason: DMAFault.Reason, _ iova: UInt64, _ access: Permissions,
+    refusal: InterruptRefusal? = nil
+  ) -> DMAFault {
+    fail(Miss(reason, iova, access), takeCause(of: reason, refusal))
+  }
+
+  /// As above, of a cause that was taken before.
+  func fail(_ miss: Miss, _ cause: RequestFault?) -> DMAFault {
+    let fault = fault(miss, cause)
     faults.record(fault)
     return fault
+  }
+
+  /// The error of an access, not counted.
+  func fault(_ miss: Miss, _ cause: RequestFault?) -> DMAFault {
+    DMAFault(
+      requester: requester, pasid: pasid, iova: IOVA(miss.iova), access: miss.access,
+      reason: miss.reason, cause: cause)
   }
 
   /// Refuses an access whose end overflows. `length` is not zero.
@@ -111,8 +128,9 @@ public final class DMAPort: @unchecked Sendable {
         try put(iova, from: UInt64(UInt(bitPattern: bytes.baseAddress)), count: 4)
       }
     default:
-      guard pasid == nil, interrupts.deliver(from: requester, address: iova, data: data) else {
-        throw fail(.interruptRefused, iova, .write)
+      guard pasid == nil else { throw fail(.interruptRefused, iova, .write) }
+      if let refusal = interrupts.deliver(from: requester, address: iova, data: data) {
+        throw fail(.interruptRefused, iova, .write, refusal: refusal)
       }
     }
   }

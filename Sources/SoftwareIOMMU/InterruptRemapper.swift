@@ -4,6 +4,7 @@
 // signal, if the entry that it names was made for the device that wrote (MODEL C4; VT-d
 // revision 4.1, section 5.1: interrupt remapping; source-id verification in 5.1.3 and 9.10).
 
+import HardwareTables
 import IOMMU
 import Synchronization
 
@@ -87,23 +88,28 @@ public final class InterruptRemapper: Sendable {
   /// - Returns: False where the message is not one of this requester's.
   @discardableResult
   public func raise(_ message: MSIMessage, from requester: RequesterID) -> Bool {
-    deliver(from: requester, address: message.address, data: message.data)
+    deliver(from: requester, address: message.address, data: message.data) == nil
   }
 
   /// A device wrote to the window.
-  /// - Returns: False where the message is not one of this requester's.
-  func deliver(from requester: RequesterID, address: UInt64, data: UInt32) -> Bool {
-    guard let handle = Self.handle(address: address, data: data) else { return false }
-    let delivered = state.withLock { state -> Bool in
-      guard handle < state.entries.count, let entry = state.entries[handle],
-        entry.requester == requester
-      else { return false }
+  /// - Returns: Why it is not one of this requester's messages; nil where it was delivered.
+  func deliver(
+    from requester: RequesterID, address: UInt64, data: UInt32
+  ) -> InterruptRefusal? {
+    guard address & 0b1_0000 != 0 else { return .notRemappable }
+    guard let handle = Self.handle(address: address, data: data) else { return .reservedBits }
+    let index = UInt16(handle)
+    let refusal = state.withLock { state -> InterruptRefusal? in
+      guard handle < state.entries.count, let entry = state.entries[handle] else {
+        return .notPresent(index: index)
+      }
+      guard entry.requester == requester else { return .wrongSource(index: index) }
       // Under the lock, so that nothing is signalled after `free`. It never blocks.
       entry.signal.signal()
-      return true
+      return nil
     }
-    if delivered { events.append(.interrupt(requester, vector: UInt32(handle))) }
-    return delivered
+    if refusal == nil { events.append(.interrupt(requester, vector: UInt32(handle))) }
+    return refusal
   }
 
   static func message(handle: Int) -> MSIMessage {

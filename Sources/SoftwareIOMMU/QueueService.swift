@@ -26,7 +26,9 @@ final class QueueService: Sendable {
       return table.port(source) {
         DMAPort(
           source: source, memory: memory, interrupts: InterruptRemapper(events: silence),
-          faults: FaultLog(events: silence), requesters: requesters)
+          faults: FaultLog(
+            events: silence, queue: EventQueue(parent.kind.configuration, count: 1)),
+          requesters: requesters)
       }
     }
   }

@@ -18,6 +18,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
   public let interrupts: InterruptRemapper
   /// DMA that was aborted.
   public let faults: FaultLog
+  /// What this IOMMU's hardware records of it, until somebody reads it.
+  public let eventQueue: EventQueue
   let memory: PhysicalMemory
   let events: EventLog
 
@@ -45,7 +47,8 @@ public final class SoftwareIOMMU: IOMMUDriver {
     self.memory = memory
     self.events = events
     interrupts = InterruptRemapper(events: events)
-    faults = FaultLog(events: events)
+    eventQueue = EventQueue(configuration)
+    faults = FaultLog(events: events, queue: eventQueue)
     requesters = Requesters(
       pageRequests: PageRequestQueue(
         iommu: name, capacity: configuration.pageRequestQueueLength, events: events))
@@ -106,8 +109,10 @@ public final class SoftwareIOMMU: IOMMUDriver {
   }
 
   public func forgetPASID(_ pasid: PASID, of device: RequesterID) {
-    requesters.withLock { $0.forget(Source(requester: device, pasid: pasid)) }
+    let source = Source(requester: device, pasid: pasid)
+    requesters.withLock { $0.forget(source) }
     requesters.pageRequests.contextChanged(of: device)
+    faults.forget(source)
   }
 
   /// The port through which a device does its DMA: one device thread at a time uses it. While
