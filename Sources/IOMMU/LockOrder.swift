@@ -75,7 +75,7 @@ package enum LockRank: Int, Sendable {
   case virtualQueue
   /// `SoftwareIOMMU.entries`: which context each requester is in; held through a switch.
   case requesters
-  /// `SMMUVirtualIOMMU.devices`: held while a device's ports are told what to forget.
+  /// `GuestDevices.devices`: what a guest calls its devices.
   case virtualStreams
   /// `MockVirtualIOMMU.state`.
   case mockVirtualIOMMU

@@ -85,7 +85,17 @@ public final class DMAPort: @unchecked Sendable {
   func fail(_ miss: Miss, _ cause: RequestFault?) -> DMAFault {
     let fault = fault(miss, cause)
     faults.record(fault)
+    tellGuest(fault)
     return fault
+  }
+
+  /// A guest with a virtual IOMMU reads of the faults of its own tables.
+  private func tellGuest(_ fault: DMAFault) {
+    // SAFETY: the port thread's own state. Inside a transaction what the context refers to lives.
+    guard unsafe state.pointee.depth > 0,
+      case .smmuNested(let root) = unsafe state.pointee.context
+    else { return }
+    root.tell(fault)
   }
 
   /// The error of an access, not counted.

@@ -17,16 +17,32 @@ final class SMMUNestedStream: Sendable {
   let isBad: Bool
   let smmu: SMMUCapabilities
   let parent: PageTableRoot<ArmStage2<Granule4KiB>>
+  /// What the guest calls its streams, and where it is told of their faults.
+  private let devices: GuestDevices
+  private let events: VirtualEvents
 
-  init(
-    _ user: SMMUNestedEntry, parent: PageTableRoot<ArmStage2<Granule4KiB>>,
-    smmu: SMMUCapabilities
-  ) {
+  init(_ user: SMMUNestedEntry, of owner: SMMUVirtualIOMMU) {
+    let (parent, smmu) = (owner.parent.table.root, owner.smmu)
+    devices = owner.devices
+    events = owner.events
     entry = user.entry(parent: Self.hostEntry(parent, smmu, hasATS: user.enablesATS))
     isBad = !user.isValid || entry.illegality(smmu) != nil
     self.smmu = smmu
     self.parent = parent
   }
+
+  /// Tells the guest of a fault that is its own to know, where it has a queue and a name for the
+  /// stream (MODEL H2). As in Linux a queue that is full loses it, and says so.
+  func tell(_ fault: DMAFault) {
+    guard let stream = devices.virtualID(of: fault.requester),
+      let record = fault.virtualSMMUEvent(stream: UInt32(truncatingIfNeeded: stream))
+    else { return }
+    // Refused where there is no queue: then nobody wants to know.
+    try? events.report(record, type: Self.eventType)
+  }
+
+  /// `IOMMU_VEVENTQ_TYPE_ARM_SMMUV3`.
+  private static let eventType: UInt32 = 1
 
   /// The host's entry of stage 2 alone. Where its table is in host memory nobody reads here.
   private static func hostEntry(
@@ -59,6 +75,12 @@ struct SMMUNestedRoot: Sendable {
   var parent: PageTableRoot<ArmStage2<Granule4KiB>> {
     // SAFETY: the stream lives, see above.
     unsafe stream._withUnsafeGuaranteedRef { $0.parent }
+  }
+
+  /// Inside a transaction: as `SMMUNestedStream.tell`.
+  func tell(_ fault: DMAFault) {
+    // SAFETY: as in `parent`.
+    unsafe stream._withUnsafeGuaranteedRef { $0.tell(fault) }
   }
 
   /// What becomes of the transactions of a substream: reads the user's tables.
@@ -109,7 +131,7 @@ final class SMMUNestedDomain: SoftwareNestedDomain {
   init(_ user: SMMUNestedEntry, in owner: SMMUVirtualIOMMU) {
     self.user = user
     self.owner = owner
-    stream = SMMUNestedStream(user, parent: owner.parent.table.root, smmu: owner.smmu)
+    stream = SMMUNestedStream(user, of: owner)
   }
 
   /// A stream that stage 1 translates has a name of the guest's, so that its caches can be

@@ -25,7 +25,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   let events: VirtualEvents
 
   /// By the guest's StreamIDs.
-  private let devices = GuestDevices()
+  let devices = GuestDevices()
 
   init(
     on parent: ArmStage2Domain, smmu: SMMUCapabilities, eventLog: EventLog,

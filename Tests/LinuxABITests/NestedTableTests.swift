@@ -7,6 +7,7 @@ import CLinuxABI
 import Glibc
 import IOMMU
 import LinuxABI
+import PageTables
 import SoftwareIOMMU
 import TestSupport
 import Testing
@@ -175,6 +176,59 @@ struct NestedTableTests {
     #expect(rig.invalidate(owner, type: type, entry: 24, all + [1]) == (-E2BIG, 0))
     #expect(rig.invalidate(UInt32(id), type: type, entry: 16, all) == (-EOPNOTSUPP, 0))
     #expect(rig.engine.detach() == 0)
+  }
+
+  @Test(
+    "H2: a guest reads the stage 1 faults of its streams, by its own names, and of no other stage"
+  )
+  func events() throws {
+    let rig = try Rig(.smmuV3)
+    let (engine, caller) = (rig.engine, rig.engine.caller)
+    let virtual = rig.virtual(type: IOMMU_VIOMMU_TYPE_ARM_SMMUV3)
+    try #require(virtual > 0)
+    var alloc = iommu_veventq_alloc()
+    alloc.size = 32
+    alloc.viommu_id = UInt32(virtual)
+    alloc.type = IOMMU_VEVENTQ_TYPE_ARM_SMMUV3
+    alloc.veventq_depth = 2
+    #expect(caller.ioctl(engine.iommuFile, IOMMU_VEVENTQ_ALLOC, &alloc) == 0)
+    let queue = Int32(bitPattern: alloc.out_veventq_fd)
+    // A context descriptor at 0x200000: T0SZ 16, EPD1, V, IPS, AFFD, AA64, R, A; its table at
+    // 0x201000, which leads nowhere but by one entry beyond what is mapped.
+    let words: [UInt64] = [
+      16 | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 35 | 1 << 41 | 1 << 45 | 1 << 46, 0x20_1000,
+    ]
+    for (index, word) in words.enumerated() {
+      caller.put(word, at: 0x20_0000 + UInt64(index) * 8)
+    }
+    caller.put(UInt64(0x4000_0003), at: 0x20_1008)
+    let id = rig.allocate(
+      on: UInt32(virtual), type: IOMMU_HWPT_DATA_ARM_SMMUV3, [0x20_0000 | 5 << 1 | 1, 0])
+    try #require(id > 0)
+    #expect(rig.name(UInt32(virtual), 0x42) == 0)
+    #expect(engine.attach(UInt32(id)) == 0)
+    let port = engine.iommu.port(for: engine.requester)
+    func fault(_ iova: UInt64) {
+      #expect(throws: DMAFault.self) { try port.store(UInt64(1), at: IOVA(iova)) }
+    }
+    fault(0x5008)
+    #expect(caller.read(queue, Rig.data, count: 64) == 40)
+    #expect(caller.get(UInt32.self, at: Rig.data) == 0)
+    #expect(caller.get(UInt64.self, at: Rig.data + 8) == 0x42 << 32 | 0x10, "F_TRANSLATION")
+    #expect(caller.get(UInt64.self, at: Rig.data + 24) == 0x5008)
+    fault(0x80_0000_0000)
+    #expect(
+      caller.read(queue, Rig.data, count: 64) == 0, "the table is not the guest's to reach")
+    caller.put(UInt64(0), at: 0x20_0000)
+    #expect(
+      rig.invalidate(
+        UInt32(virtual), type: IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, entry: 16,
+        [6 | 0x42 << 32, 0]) == (0, 1))
+    for _ in 0..<3 { fault(0x5008) }
+    #expect(caller.read(queue, Rig.data, count: 256) == 40 + 40 + 8, "two, and one is lost")
+    #expect(caller.get(UInt64.self, at: Rig.data + 8) == 0x42 << 32 | 0x0A, "C_BAD_CD")
+    #expect(caller.get(UInt32.self, at: Rig.data + 80) == 1)
+    #expect(engine.detach() == 0)
   }
 
   @Test("B2: iommu_hwpt_amd_guest: in a virtual IOMMU of any type, errno by errno")
