@@ -24,6 +24,23 @@ let package = Package(
       ],
       path: "Benchmarks/Engine",
       plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
+    .executableTarget(
+      name: "Formats",
+      dependencies: [
+        "Fixtures",
+        .product(name: "Benchmark", package: "benchmark"),
+        .product(name: "PageTables", package: "swift-iommu"),
+      ],
+      path: "Benchmarks/Formats",
+      plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
+    // What `Formats` measures, and `Walks`, for `instructions` to look at.
+    .target(
+      name: "Fixtures", dependencies: [.product(name: "PageTables", package: "swift-iommu")],
+      path: "Fixtures"),
+    .executableTarget(
+      name: "Walks",
+      dependencies: ["Fixtures", .product(name: "PageTables", package: "swift-iommu")],
+      path: "Walks"),
     // Runs under `iommu run`: the kernel's interface only.
     .executableTarget(
       name: "probe", path: "Clients/probe",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One table of what was measured: figure, target, ratio to its reference in the same run.
-// Reads the engine's results (JMH's JSON) from a file and the probe's lines from another.
+// One table of what was measured: figure, target, ratio to its reference in the same run; and one
+// of format × operation.
 
 import Foundation
 
@@ -108,61 +108,6 @@ let rows: [Row] = [
     reference: .init(name: "true", word: "more than true", kind: .above, limit: 30 * million)),
 ]
 
-/// Medians in nanoseconds, by name.
-func measurements(engine: String, probe: String) throws -> [String: [Double]] {
-  var values: [String: [Double]] = [:]
-  for line in try String(contentsOfFile: probe, encoding: .utf8).split(separator: "\n") {
-    let fields = line.split(separator: "\t")
-    guard fields.count == 2, let value = Double(fields[1]) else { continue }
-    values[String(fields[0]), default: []].append(value)
-  }
-  let text = try String(contentsOfFile: engine, encoding: .utf8)
-  let json = text.split(separator: "\n").last { $0.hasPrefix("[") } ?? "[]"
-  let results = try JSONDecoder().decode([Result].self, from: Data(json.utf8))
-  for result in results {
-    guard let time = result.secondaryMetrics["Time (wall clock)"],
-      let median = time.scorePercentiles["50.0"]
-    else { continue }
-    let name = result.benchmark.split(separator: "Engine.", maxSplits: 1).last ?? ""
-    let key = String(name.replacing("_", with: " "))
-    values[key, default: []].append(median * time.nanoseconds)
-  }
-  return values
-}
-
-struct Result: Decodable {
-  var benchmark: String
-  var secondaryMetrics: [String: Metric]
-
-  struct Metric: Decodable {
-    var scoreUnit: String
-    var scorePercentiles: [String: Double]
-
-    var nanoseconds: Double {
-      switch scoreUnit.first {
-      case "n": 1
-      case "m": 1e6
-      case "s": 1e9
-      default: 1e3
-      }
-    }
-  }
-}
-
-func show(_ nanoseconds: Double) -> String {
-  switch nanoseconds {
-  case ..<100: String(format: "%.1f ns", nanoseconds)
-  case ..<10_000: String(format: "%.0f ns", nanoseconds)
-  case ..<10_000_000: String(format: "%.1f µs", nanoseconds / 1e3)
-  default: String(format: "%.1f ms", nanoseconds / 1e6)
-  }
-}
-
-func median(_ values: [Double]?) -> Double? {
-  guard let values, !values.isEmpty else { return nil }
-  return values.sorted()[values.count / 2]
-}
-
 /// The cells of a row, and whether its target was missed.
 func cells(_ row: Row, _ values: [String: [Double]]) -> (cells: [String], missed: Bool) {
   guard let measured = median(values[row.name]) else {
@@ -197,11 +142,11 @@ func cells(_ row: Row, _ values: [String: [Double]]) -> (cells: [String], missed
 }
 
 let arguments = CommandLine.arguments
-guard arguments.count == 3 else {
-  FileHandle.standardError.write(Data("Usage: report ENGINE PROBE\n".utf8))
+guard arguments.count == 4 else {
+  FileHandle.standardError.write(Data("Usage: report ENGINE FORMATS PROBE\n".utf8))
   exit(2)
 }
-let values = try measurements(engine: arguments[1], probe: arguments[2])
+let values = try measurements(engines: [arguments[1], arguments[2]], probe: arguments[3])
 var table = [["what", "figure", "target", "ratio to its reference", ""]]
 var missed: [String] = []
 for row in rows {
@@ -209,12 +154,10 @@ for row in rows {
   table.append(line.cells)
   if line.missed { missed.append(row.what) }
 }
-let widths = (0..<5).map { column in table.map { $0[column].count }.max() ?? 0 }
-for line in table {
-  let padded = zip(line, widths).map { $0 + String(repeating: " ", count: $1 - $0.count) }
-  var text = padded.joined(separator: "  ")
-  while text.last == " " { text.removeLast() }
-  print(text)
-}
+show(table)
+print("")
+let formats = formatTable(values)
+show(formats.table)
+missed += formats.missed
 print("")
 print(missed.isEmpty ? "All targets met." : "Missed: \(missed.joined(separator: "; ")).")

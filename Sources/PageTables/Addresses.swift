@@ -42,12 +42,12 @@ public struct Permissions: OptionSet, Hashable, Sendable {
 
   @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
 
-  public static let read = Permissions(rawValue: 1)
-  public static let write = Permissions(rawValue: 2)
+  @inlinable public static var read: Permissions { Permissions(rawValue: 1) }
+  @inlinable public static var write: Permissions { Permissions(rawValue: 2) }
   /// Instruction fetch. Only first-stage formats can withhold it.
-  public static let execute = Permissions(rawValue: 4)
+  @inlinable public static var execute: Permissions { Permissions(rawValue: 4) }
 
-  public static let readWrite: Permissions = [.read, .write]
+  @inlinable public static var readWrite: Permissions { [.read, .write] }
 }
 
 extension Permissions: CustomStringConvertible {
@@ -67,7 +67,7 @@ public struct PageSizes: OptionSet, Hashable, Sendable {
   /// The smallest page, in bytes; 0 where the set is empty.
   @inlinable public var smallest: UInt64 { rawValue & (0 &- rawValue) }
 
-  public static let size4KiB = PageSizes(rawValue: 1 << 12)
-  public static let size2MiB = PageSizes(rawValue: 1 << 21)
-  public static let size1GiB = PageSizes(rawValue: 1 << 30)
+  @inlinable public static var size4KiB: PageSizes { PageSizes(rawValue: 1 << 12) }
+  @inlinable public static var size2MiB: PageSizes { PageSizes(rawValue: 1 << 21) }
+  @inlinable public static var size1GiB: PageSizes { PageSizes(rawValue: 1 << 30) }
 }

@@ -47,29 +47,51 @@ public enum ArmStage1<Granule: ArmGranule>: ArmFormat {
 
   @inlinable public static var choosesExtension: Bool { true }
 
+  /// Of a table's entry: all but what it withholds. Of a leaf: its bits, and those of tables.
+  @inlinable @inline(__always)
+  public static func allowance(
+    _ entry: UInt64, level: Int, _ switches: ArmStage1Switches
+  ) -> UInt64 {
+    let tables = tablePXN | tableUXN | tableNoUser | tableReadOnly
+    if isLeaf(entry, level: level) { return entry | tables }
+    return switches.ignoresTablePermissions ? .max : ~(entry & tables)
+  }
+
+  @inlinable @inline(__always)
+  public static func rights(allowed: UInt64, _ switches: ArmStage1Switches) -> Rights {
+    effective(leafRights(allowed, switches), switches)
+  }
+
   /// Unprivileged execution asks for no read permission; a leaf with DBM counts as writable
   /// where hardware keeps the dirty state.
+  /// - Parameter entry: Of a leaf, with the bits set that no table withholds.
+  @inlinable @inline(__always)
+  static func leafRights(_ entry: UInt64, _ switches: ArmStage1Switches) -> Rights {
+    var rights = Rights.all
+    if entry & userBit == 0 || entry & tableNoUser == 0 {
+      rights.subtract(.userAccess)
+    }
+    let isReadOnly =
+      entry & readOnlyBit != 0 && (entry & dirtyManagedBit == 0 || !switches.keepsDirtyState)
+    if isReadOnly || entry & tableReadOnly == 0 { rights.subtract(.writes) }
+    if entry & userExecuteNeverBit != 0 || entry & tableUXN == 0 {
+      rights.subtract(.userExecute)
+    }
+    if entry & privilegedExecuteNeverBit != 0 || entry & tablePXN == 0 {
+      rights.subtract(.privilegedExecute)
+    }
+    return rights
+  }
+
   @inlinable @inline(__always)
   public static func rights(
     _ entry: UInt64, level: Int, _ switches: ArmStage1Switches
   ) -> Rights {
-    var rights = Rights.all
-    if isLeaf(entry, level: level) {
-      if entry & userBit == 0 { rights.subtract([.userRead, .userWrite]) }
-      if entry & readOnlyBit != 0,
-        entry & dirtyManagedBit == 0 || !switches.keepsDirtyState
-      {
-        rights.subtract(.writes)
-      }
-      if entry & userExecuteNeverBit != 0 { rights.subtract(.userExecute) }
-      if entry & privilegedExecuteNeverBit != 0 { rights.subtract(.privilegedExecute) }
-    } else if !switches.ignoresTablePermissions {
-      if entry & tableNoUser != 0 { rights.subtract([.userRead, .userWrite]) }
-      if entry & tableReadOnly != 0 { rights.subtract(.writes) }
-      if entry & tableUXN != 0 { rights.subtract(.userExecute) }
-      if entry & tablePXN != 0 { rights.subtract(.privilegedExecute) }
-    }
-    return rights
+    let allowed = allowance(entry, level: level, switches)
+    if isLeaf(entry, level: level) { return leafRights(allowed, switches) }
+    // What it withholds of a leaf that allows all.
+    let none = readOnlyBit | userExecuteNeverBit | privilegedExecuteNeverBit
+    return leafRights((allowed | userBit) & ~none, switches)
   }
 
   /// What unprivileged requests may write, privileged ones never execute (D8.4.1.2.3).
@@ -82,7 +104,7 @@ public enum ArmStage1<Granule: ArmGranule>: ArmFormat {
       if rights.contains(.privilegedWrite) { allowed.subtract(.privilegedExecute) }
     }
     if switches.preventsPrivilegedAccess, rights.contains(.userRead) {
-      allowed.subtract([.privilegedRead, .privilegedWrite])
+      allowed.subtract(.privilegedAccess)
     }
     return allowed
   }

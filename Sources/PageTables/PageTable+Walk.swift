@@ -8,7 +8,7 @@ extension PageTableRoot {
   /// - Throws: The first reason on the way down; never `.permission`.
   @inlinable @inline(__always)
   public func walk(_ iova: IOVA) throws(WalkFault) -> Translation {
-    try table.find(iova.rawValue, needs: [], marks: false, in: HostTableMemory())
+    try table.find(iova.rawValue, needs: .none, marks: false, in: HostTableMemory())
   }
 
   /// Translates one address for an access.

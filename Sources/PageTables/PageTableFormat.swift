@@ -110,6 +110,13 @@ public protocol PageTableFormat: Sendable {
   /// What all entries together allow, from the intersection of what each does.
   static func effective(_ rights: Rights, _ configuration: Configuration) -> Rights
 
+  /// What an entry leaves allowed, in bits of the format's own: those of all entries of a walk
+  /// are combined by "and". So that a walk works rights out once, at the leaf.
+  static func allowance(_ entry: UInt64, level: Int, _ configuration: Configuration) -> UInt64
+
+  /// What all entries together allow, from their allowances, the leaf's among them.
+  static func rights(allowed: UInt64, _ configuration: Configuration) -> Rights
+
   /// Whether fetches of entries count as writes in the stage below.
   static func fetchesAsWrites(_ configuration: Configuration) -> Bool
 
@@ -173,6 +180,16 @@ extension PageTableFormat {
     rights
   }
 
+  @inlinable @inline(__always)
+  public static func allowance(
+    _ entry: UInt64, level: Int, _ configuration: Configuration
+  ) -> UInt64 { UInt64(rights(entry, level: level, configuration).rawValue) }
+
+  @inlinable @inline(__always)
+  public static func rights(allowed: UInt64, _ configuration: Configuration) -> Rights {
+    effective(Rights(rawValue: UInt8(truncatingIfNeeded: allowed)), configuration)
+  }
+
   @inlinable
   public static func maximumAddressBits(levels: Int) -> Int { addressBits(levels: levels) }
 
@@ -233,7 +250,7 @@ public struct LeafAttributes: OptionSet, Hashable, Sendable {
   @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
 
   /// Accesses snoop the CPU's caches whatever the device asks for.
-  public static let forceSnoop = LeafAttributes(rawValue: 1)
+  @inlinable public static var forceSnoop: LeafAttributes { LeafAttributes(rawValue: 1) }
   /// Only privileged requests go through. In first stages.
-  public static let privileged = LeafAttributes(rawValue: 2)
+  @inlinable public static var privileged: LeafAttributes { LeafAttributes(rawValue: 2) }
 }

@@ -15,7 +15,7 @@ public enum RISCVSecondStage: RISCVFormat {
     _ entry: UInt64, level: Int, _ switches: RISCVSwitches
   ) -> Rights {
     guard isLeaf(entry, level: level) else { return .all }
-    guard entry & userBit != 0 else { return [] }
+    guard entry & userBit != 0 else { return .none }
     return Rights(rawValue: UInt8(truncatingIfNeeded: entry >> 1 & 7) &* 9)
   }
 }

@@ -20,9 +20,14 @@ public struct Rights: OptionSet, Hashable, Sendable {
   @inlinable public static var privilegedWrite: Rights { Rights(rawValue: 16) }
   @inlinable public static var privilegedExecute: Rights { Rights(rawValue: 32) }
 
+  // Not as array literals, which may be made at run time.
+  @inlinable public static var none: Rights { Rights(rawValue: 0) }
   @inlinable public static var all: Rights { Rights(rawValue: 63) }
   @inlinable public static var user: Rights { Rights(rawValue: 7) }
   @inlinable public static var privileged: Rights { Rights(rawValue: 56) }
+  /// Reading and writing, of one kind of request each.
+  @inlinable public static var userAccess: Rights { Rights(rawValue: 3) }
+  @inlinable public static var privilegedAccess: Rights { Rights(rawValue: 24) }
   @inlinable public static var writes: Rights { Rights(rawValue: 18) }
   @inlinable public static var executes: Rights { Rights(rawValue: 36) }
 

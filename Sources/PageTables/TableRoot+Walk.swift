@@ -33,23 +33,23 @@ extension TableRoot {
     let writes = !needs.isDisjoint(with: .writes)
     var level = levels
     var table = self.address
-    var allowed = Rights.all
+    var allowed = UInt64.max
     var lost = 0
     while true {
       let place = table &+ UInt64(truncatingIfNeeded: index(offset, level: level)) &* 8
       var entry = try Self.load(place, level: level, in: memory)
       var isLeaf: Bool
-      var rights: Rights
+      var rights: UInt64
       while true {
         guard Format.isPresent(entry) else { throw WalkFault(.notPresent, level: level) }
         if let reason = Format.defect(entry, level: level, configuration) {
           throw WalkFault(reason, level: level)
         }
         isLeaf = Format.isLeaf(entry, level: level)
-        rights = allowed.intersection(Format.rights(entry, level: level, configuration))
+        rights = allowed & Format.allowance(entry, level: level, configuration)
         if isLeaf {
-          let effective = Format.effective(rights, configuration)
-          if needs != [], !effective.isSuperset(of: needs) {
+          let effective = Format.rights(allowed: rights, configuration)
+          if !needs.isEmpty, !effective.isSuperset(of: needs) {
             throw WalkFault(.permission, level: level, rights: effective)
           }
           if let reason = Format.leafDefect(
@@ -72,7 +72,7 @@ extension TableRoot {
         entry = try Self.load(place, level: level, in: memory)
       }
       if isLeaf {
-        var effective = Format.effective(rights, configuration)
+        var effective = Format.rights(allowed: rights, configuration)
         if !writes, !isReadyForWrites(entry, level: level, marks: marks) {
           effective.subtract(.writes)
         }

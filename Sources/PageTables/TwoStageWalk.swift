@@ -125,7 +125,7 @@ struct SecondStage<Format: PageTableFormat, Tables: TableMemory, Memory: TableMe
 extension SecondStage: TableMemory {
   @inlinable @inline(__always)
   func load(_ address: UInt64) throws(TableMemoryFault) -> UInt64 {
-    try memory.load(place(address, fetchesWrite ? [.userRead, .userWrite] : .userRead))
+    try memory.load(place(address, fetchesWrite ? .userAccess : .userRead))
   }
 
   @inlinable @inline(__always)
@@ -133,6 +133,6 @@ extension SecondStage: TableMemory {
     _ address: UInt64, expected: UInt64, desired: UInt64
   ) throws(TableMemoryFault) -> Bool {
     try memory.compareExchange(
-      place(address, [.userRead, .userWrite]), expected: expected, desired: desired)
+      place(address, .userAccess), expected: expected, desired: desired)
   }
 }

@@ -72,7 +72,7 @@ public struct WalkFault: Error, Hashable, Sendable {
   /// implicit write).
   public var isMarking = false
   /// What the walk allowed, where the reason is `.permission`.
-  public var rights: Rights = []
+  public var rights = Rights.none
   /// What the second stage was asked for, in bytes; 0 for a fault of the first.
   public var ipa: UInt64 = 0
   /// Where the entry is that could not be read or written (`.tableUnreachable`,
@@ -81,7 +81,7 @@ public struct WalkFault: Error, Hashable, Sendable {
   public var entry: UInt64 = 0
 
   @inlinable
-  public init(_ reason: Reason, level: Int = 0, rights: Rights = []) {
+  public init(_ reason: Reason, level: Int = 0, rights: Rights = .none) {
     self.reason = reason
     self.level = UInt8(truncatingIfNeeded: level)
     self.rights = rights

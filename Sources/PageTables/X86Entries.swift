@@ -133,6 +133,17 @@ extension X86Format {
     return Rights(rawValue: (1 | writes << 1 | executes) & user | supervisor << 3)
   }
 
+  /// The entry itself, with XD turned into its opposite.
+  @inlinable @inline(__always)
+  public static func allowance(
+    _ entry: UInt64, level: Int, _ switches: X86Switches
+  ) -> UInt64 { entry ^ executeDisableBit }
+
+  @inlinable @inline(__always)
+  public static func rights(allowed: UInt64, _ switches: X86Switches) -> Rights {
+    effective(rights(allowed ^ executeDisableBit, level: 1, switches), switches)
+  }
+
   @inlinable @inline(__always)
   public static func effective(_ rights: Rights, _ switches: X86Switches) -> Rights {
     if switches.preventsSupervisorExecution, rights.contains(.userRead) {
