@@ -117,7 +117,7 @@ public protocol PageTableFormat: Sendable {
   /// What all entries together allow, from their allowances, the leaf's among them.
   static func rights(allowed: UInt64, _ configuration: Configuration) -> Rights
 
-  /// Whether fetches of entries count as writes in the stage below.
+  /// Whether fetches of entries count as writes in the stage below, where it allows them.
   static func fetchesAsWrites(_ configuration: Configuration) -> Bool
 
   // MARK: Accessed and dirty

@@ -22,8 +22,8 @@ public enum RISCVFirstStage: RISCVFormat {
       rawValue: allowed | (switches.allowsSupervisorUserAccess ? allowed & 3 : 0) << 3)
   }
 
-  /// With SADE every fetch of an entry counts as a write in the second stage, for it may have
-  /// to be marked (as the specification's reference model has it).
+  /// With SADE every fetch of an entry marks it as written in the second stage, where that may be
+  /// written, for the entry may have to be marked (as the specification's reference model has it).
   @inlinable @inline(__always)
   public static func fetchesAsWrites(_ switches: RISCVSwitches) -> Bool {
     switches.updatesEntries

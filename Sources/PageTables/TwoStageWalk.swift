@@ -125,7 +125,21 @@ struct SecondStage<Format: PageTableFormat, Tables: TableMemory, Memory: TableMe
 extension SecondStage: TableMemory {
   @inlinable @inline(__always)
   func load(_ address: UInt64) throws(TableMemoryFault) -> UInt64 {
-    try memory.load(place(address, fetchesWrite ? .userAccess : .userRead))
+    try memory.load(fetchesWrite ? writtenPlace(address) : place(address, .userRead))
+  }
+
+  /// Where an entry is that is fetched as if it were written: what may only be read is still read,
+  /// and what may be written is marked as written.
+  @inlinable
+  func writtenPlace(_ ipa: UInt64) throws(TableMemoryFault) -> UInt64 {
+    do throws(WalkFault) {
+      return try translate(ipa, needs: .userAccess).physical.rawValue
+    } catch {
+      guard error.reason == .permission, error.rights.contains(.userRead) else {
+        throw .secondStage(error)
+      }
+    }
+    return try place(ipa, .userRead)
   }
 
   @inlinable @inline(__always)

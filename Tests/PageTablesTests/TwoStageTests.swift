@@ -133,23 +133,64 @@ struct TwoStageTests {
     _ = try root.walk(IOVA(0), for: Access(.write), through: parent.root, in: words)
   }
 
-  @Test("B5: RISC-V with SADE fetches entries as writes, without as reads (reference model)")
-  func riscvFetches() throws {
-    let words = Words()
-    words.words = [
-      0x10_1000: 0x2 << 10 | 1, 0x10_2000: 0x3 << 10 | 1, 0x10_3000: 0x9 << 10 | 0xDF,
+  /// RISC-V: tables at 0x1000 to 0x3000 in a parent that says what `bits` do of them.
+  static func riscv(leaf: UInt64 = 0xDF, parentBits: UInt64) -> (user: Words, parent: Words) {
+    let (user, parent) = (Words(), Words())
+    user.words = [
+      0x10_1000: 0x2 << 10 | 1, 0x10_2000: 0x3 << 10 | 1, 0x10_3000: 0x9 << 10 | leaf,
     ]
-    let parent = try Self.parent(RISCVSecondStage.self, levels: 3, tables: .read)
-    func walk(updates: Bool) -> WalkFault? {
-      fault {
-        try TableRoot<RISCVFirstStage>(
-          address: 0x1000, levels: 3, configuration: RISCVSwitches(updates: updates))!
-          .walk(IOVA(0), for: Access(.read), through: parent.root, in: words)
-      }
+    parent.words = [0x4000: 0x8 << 10 | 1, 0x8000: 0xA << 10 | 1]
+    for page in 1...3 as ClosedRange<UInt64> {
+      parent.words[0xA000 + page * 8] = (0x100 + page) << 10 | parentBits
     }
-    #expect(walk(updates: false) == nil)
-    let found = walk(updates: true)
-    #expect(found?.reason == .permission && found?.tableLevel == 3 && found?.ipa == 0x1000)
+    parent.words[0xA000 + 9 * 8] = 0x109 << 10 | 0xDF
+    return (user, parent)
+  }
+
+  static func walk(
+    _ tables: (user: Words, parent: Words), sade: Bool, gade: Bool
+  ) throws -> Translation {
+    let first = TableRoot<RISCVFirstStage>(
+      address: 0x1000, levels: 3, configuration: RISCVSwitches(updates: sade))!
+    let second = TableRoot<RISCVSecondStage>(
+      address: 0x4000, levels: 3, configuration: RISCVSwitches(updates: gade))!
+    return try first.walk(
+      IOVA(0x123), for: Access(.read), through: second, tables: tables.parent,
+      in: tables.user)
+  }
+
+  @Test("B5: RISC-V reads entries from tables that its parent lets only be read, with SADE too")
+  func riscvReadOnly() throws {
+    // V, R, U, A; D is clear, and W too: nothing is to be marked.
+    for (sade, gade) in [(false, false), (false, true), (true, false), (true, true)] {
+      let tables = Self.riscv(parentBits: 0x53)
+      let found = try Self.walk(tables, sade: sade, gade: gade)
+      #expect(found.physical.rawValue == 0x10_9123 && tables.parent.stores.isEmpty)
+    }
+    // Until an entry has to be marked: an implicit write.
+    let tables = Self.riscv(leaf: 0x1F, parentBits: 0x53)
+    let found = fault { try Self.walk(tables, sade: true, gade: true) }
+    #expect(found?.reason == .permission && found?.stage == .second)
+    #expect(found?.isMarking == true && found?.tableLevel == 1 && found?.ipa == 0x3000)
+  }
+
+  @Test("B5: RISC-V with SADE fetches entries as writes where it may (reference model)")
+  func riscvFetches() throws {
+    // V, R, W, U, A: D is clear.
+    var tables = Self.riscv(parentBits: 0x57)
+    _ = try Self.walk(tables, sade: false, gade: false)
+    _ = try Self.walk(tables, sade: false, gade: true)
+    #expect(tables.parent.stores.isEmpty)
+    _ = try Self.walk(tables, sade: true, gade: true)
+    #expect(tables.parent.stores.count == 3 && tables.parent.word(0xA008) & 0xFF == 0xD7)
+    tables = Self.riscv(parentBits: 0x57)
+    let found = fault { try Self.walk(tables, sade: true, gade: false) }
+    #expect(found?.reason == .dirtyFlag && found?.stage == .second)
+    #expect(found?.tableLevel == 3 && found?.ipa == 0x1000 && found?.isMarking == false)
+    // What may not be read at all is a fault whatever else it allows: X alone.
+    tables = Self.riscv(parentBits: 0xD9)
+    let unread = fault { try Self.walk(tables, sade: true, gade: true) }
+    #expect(unread?.reason == .permission && unread?.tableLevel == 3)
   }
 
   @Test("I1: what a device writes through two stages is dirty in the parent, and so are marks")
