@@ -42,7 +42,7 @@ extension AddressSpace {
     _ link: ParentLink
   ) throws(IOMMUError) -> IOVA {
     try withParent(link) { (parent, state) throws(IOMMUError) in
-      try check(state)
+      try checkOpen(state)
       try checkLength(length, in: state)
       let first = try place(placement, length: length, hint: parentFirst, in: state)
       let mapping = NestedMapping(

@@ -55,10 +55,10 @@ extension AddressSpace: MemorySlotFollower {
   var followedMachine: VirtualMachine? { state.withLock { $0.followed?.machine } }
 
   /// Refuses what only the owner of a space's mappings may do.
-  /// - Throws: `EPERM` where slots are the owner, `ENOENT` where the space was destroyed.
+  /// - Throws: `EPERM` where slots or a user's table are the owner, `ENOENT` where the space was destroyed.
   @inline(__always)
   func checkOpen(_ state: borrowing State) throws(IOMMUError) {
-    guard state.specials.isDisjoint(with: [.destroyed, .following]) else {
+    guard state.specials.isDisjoint(with: [.destroyed, .following, .userTable]) else {
       throw refusal(state)
     }
   }
@@ -68,6 +68,12 @@ extension AddressSpace: MemorySlotFollower {
       try check(state)
     } catch {
       return error
+    }
+    if state.specials.contains(.userTable) {
+      return IOMMUError(
+        .notPermitted,
+        "the table of ioasid \(id) is the user's: what it maps and unmaps itself holds; invalidate "
+          + "what an IOMMU has cached of it")
     }
     return IOMMUError(
       .notPermitted,

@@ -63,6 +63,8 @@ final class AddressSpace: Sendable {
     static let hasChildren = Specials(rawValue: 8)
     /// Memory is pinned and accounted here, for the spaces nested on it; no DMA goes through it.
     static let dummyRoot = Specials(rawValue: 16)
+    /// A table of the user's says what is mapped, and no calls.
+    static let userTable = Specials(rawValue: 32)
   }
 
   /// Linux: `iopt_reserved`. `owner` names who asked, so that its ranges go with it.

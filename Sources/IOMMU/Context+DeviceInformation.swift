@@ -14,6 +14,9 @@ public struct DMAAbilities: Hashable, Sendable {
   /// What a space with the device may map, both ends inclusive, in bytes; lowest first.
   public var mappableRanges: [ClosedRange<UInt64>]
   public var capabilities: IOMMUCapabilities
+  /// The tables of users that its IOMMU walks, by number; PASID tables only where the device can
+  /// have one.
+  public var userTables: [UserTable.Support]
 }
 
 extension Context {
@@ -43,7 +46,10 @@ extension Context {
     return DMAAbilities(
       pageSizes: geometry.pageSizes,
       addressBits: 64 - geometry.aperture.upperBound.leadingZeroBitCount,
-      mappableRanges: ranges, capabilities: object.userCapabilities)
+      mappableRanges: ranges, capabilities: object.userCapabilities,
+      userTables: physical.driver.userTables(for: physical.requester)
+        .filter { !($0.format.isPASIDTable && object.endpoint.kind.isMediated) }
+        .sorted { $0.format.rawValue < $1.format.rawValue })
   }
 
   /// What a bound device's IOMMU is and can do. Linux: `IOMMU_GET_HW_INFO`. MODEL B8.

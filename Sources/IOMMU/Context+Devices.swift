@@ -181,7 +181,7 @@ extension Context {
     }
   }
 
-  private struct AttachmentChange {
+  struct AttachmentChange {
     let object: DeviceObject
     let pasid: PASID?
     let mode: AttachMode
@@ -189,10 +189,17 @@ extension Context {
   }
 
   /// The first automatic table of the space that takes the device, or a new one.
-  private func attachAutomatically(
+  func attachAutomatically(
     _ change: AttachmentChange, to space: AddressSpace, _ configuration: inout Configuration
   ) throws(IOMMUError) -> ObjectID {
-    for table in configuration.automaticTables[space.id] ?? [] {
+    if let use = configuration.userTables[space.id], !use.isLeaving {
+      return try attach(change, to: space, use: use, &configuration)
+    }
+    let queue = configuration.faultQueues[space.id]
+    let hasPASIDs =
+      space.attributes.allowsPASIDs && change.object.device.capabilities.pasidBits > 0
+    for table in configuration.automaticTables[space.id] ?? []
+    where table.faultQueue === queue && (!hasPASIDs || table.attributes.contains(.pasid)) {
       do throws(IOMMUError) {
         try connect(change, to: table, &configuration)
         return table.id
@@ -200,11 +207,9 @@ extension Context {
         continue
       }
     }
-    let hasPASIDs =
-      space.attributes.allowsPASIDs && change.object.device.capabilities.pasidBits > 0
     let table = try makeTable(
       for: change.object, space: space, attributes: hasPASIDs ? .pasid : [], data: nil,
-      isAutomatic: true)
+      faultQueue: queue?.id, isAutomatic: true)
     configuration.automaticTables[space.id, default: []].append(table)
     do throws(IOMMUError) {
       try connect(change, to: table, &configuration)
@@ -216,7 +221,7 @@ extension Context {
   }
 
   /// Moves a device, and its group with it, to a table.
-  private func connect(
+  func connect(
     _ change: AttachmentChange, to table: HWPT, _ configuration: inout Configuration
   ) throws(IOMMUError) {
     let object = change.object

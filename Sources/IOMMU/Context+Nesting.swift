@@ -22,23 +22,39 @@ extension Context {
     nestedOn parent: ObjectID, parentChanges: ParentChanges,
     attributes: AddressSpaceAttributes = AddressSpaceAttributes()
   ) throws(IOMMUError) -> ObjectID {
-    try attributes.check()
-    // Held so that the parent is not destroyed meanwhile.
-    return try configuration.withLock { (_) throws(IOMMUError) in
-      let space = try addressSpace(parent)
-      let link = try ParentLink(parent: space, changes: parentChanges)
-      let id = try reserveID()
-      let child = AddressSpace(
-        id: id, memory: system.memory, events: system.events, attributes: attributes,
-        link: link)
-      // Before anybody can map: no change of the parent may be missed.
-      space.adopt(child)
-      objects.withLock { objects in
-        objects.table.publish(.ioas(child), as: id)
-        objects.table.addUser(of: parent)
-      }
-      return id
+    try configuration.withLock { (configuration) throws(IOMMUError) in
+      try makeChild(
+        of: parent, changes: parentChanges, attributes: attributes, ownedBy: .calls,
+        configuration
+      ).id
     }
+  }
+
+  /// Who says what is mapped in a nested space.
+  enum Filling { case calls, user }
+
+  /// The caller holds `configuration`, so that the parent is not destroyed meanwhile.
+  func makeChild(
+    of parent: ObjectID, changes: ParentChanges, attributes: AddressSpaceAttributes,
+    ownedBy filling: Filling, _ configuration: Configuration
+  ) throws(IOMMUError) -> AddressSpace {
+    try attributes.check()
+    let space = try addressSpace(parent)
+    try checkParent(space, configuration)
+    let link = try ParentLink(parent: space, changes: changes)
+    let id = try reserveID()
+    let child = AddressSpace(
+      id: id, memory: system.memory, events: system.events, attributes: attributes,
+      link: link)
+    // It is empty.
+    if filling == .user { try? child.beginUserTable() }
+    // Before anybody can map: no change of the parent may be missed.
+    space.adopt(child)
+    objects.withLock { objects in
+      objects.table.publish(.ioas(child), as: id)
+      objects.table.addUser(of: parent)
+    }
+    return child
   }
 
   /// Maps a range of its parent's IOVA into a nested address space. All or nothing.

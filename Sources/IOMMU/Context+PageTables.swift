@@ -155,13 +155,14 @@ extension Context {
     return object.group.table(of: object, pasid: pasid?.nonzero)?.id
   }
 
-  /// The address space whose mappings a device's DMA reaches; nil where it is blocked.
+  /// The address space that a device is attached to; nil where it is blocked. Of a table that the
+  /// user nested by its id, the parent's.
   /// - Throws: `ENOENT`.
   public func attachedAddressSpace(
     of device: ObjectID, pasid: PASID? = nil
   ) throws(IOMMUError) -> ObjectID? {
     let object = try self.device(device)
-    return object.group.table(of: object, pasid: pasid?.nonzero)?.addressSpace.id
+    return object.group.table(of: object, pasid: pasid?.nonzero)?.space.id
   }
 
   /// The machine's device behind a bound one, for drivers that look into their own.

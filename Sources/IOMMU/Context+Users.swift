@@ -53,7 +53,7 @@ extension Context {
     var names: [String] = []
     if case .device = object { names.append("the file that bound it") }
     for other in others {
-      if case .hwpt(let table) = other, table.isAutomatic, table.addressSpace.id == id {
+      if case .hwpt(let table) = other, table.isAutomatic, table.space.id == id {
         tables.insert(table.id)
       } else if let name = other.name(asUserOf: id, spacesCalled: space) {
         names.append(name)
@@ -68,7 +68,7 @@ extension Context {
     if case .device(let device) = object {
       let attached = device.group.tables(of: device, sought: Self.usersSought)
       names += Set(
-        attached.map { $0.isAutomatic ? "\(space) \($0.addressSpace.id)" : "HWPT \($0.id)" }
+        attached.map { $0.isAutomatic ? "\(space) \($0.space.id)" : "HWPT \($0.id)" }
       ).sorted().map { "its attachment to \($0)" }
     }
     return names

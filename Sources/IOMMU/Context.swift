@@ -39,6 +39,10 @@ public final class Context: Sendable {
     var virtualDevices: [ObjectIdentifier: VirtualDeviceObject] = [:]
     /// By the driver's part.
     var hardwareQueues: [ObjectIdentifier: ObjectID] = [:]
+    /// Spaces whose table is the user's.
+    var userTables: [ObjectID: UserTableUse] = [:]
+    /// Where the page requests of devices go that are attached to a space (MODEL H1).
+    var faultQueues: [ObjectID: FaultQueue] = [:]
   }
 
   /// Whether DMA may bypass the CPU's caches, and notice of changes (MODEL F2).
@@ -150,9 +154,17 @@ public final class Context: Sendable {
       // No hardware queue is left in it that could refuse.
       try? stopFollowing(space)
       space.destroy()
+      configuration.userTables[space.id] = nil
+      // The queue goes when it is closed.
+      configuration.faultQueues[space.id] = nil
       if let link = space.link { dropUser(of: link.parent.id) }
     case .hwpt(let table):
-      if let queue = table.faultQueue { dropUser(of: queue.id) }
+      if let queue = table.faultQueue {
+        dropUser(of: queue.id)
+        if table.isAutomatic {
+          destroyIfUnused(queue, of: table.space.id, &configuration)
+        }
+      }
       switch table.kind {
       case .paging(let domain):
         configuration.automaticTables[table.addressSpace.id]?.removeAll { $0 === table }
@@ -162,6 +174,10 @@ public final class Context: Sendable {
         break
       case .nested(_, let parent):
         dropUser(of: table.virtualIOMMU?.id ?? parent.id)
+        guard let space = table.userSpace else { break }
+        configuration.userTables[space.id]?.tables.removeAll { $0 === table }
+        dropUser(of: space.id)
+        destroyIfUnused(parent, &configuration)
       }
     case .device(let object):
       entombVirtualDevice(of: object, &configuration)

@@ -174,7 +174,7 @@ extension DeviceGroup {
     // Page requests do not come through a bridge that takes a device's requester id away.
     return Dictionary(
       objects.filter { !$0.device.isBehindAlias }.map { object in
-        let port = PageRequestPort(queue: queue, table: table.id, object: object, pasid: pasid)
+        let port = PageRequestPort(queue: queue, table: table, object: object, pasid: pasid)
         queue.open(port)
         return (object.device.requester, port)
       }
@@ -234,7 +234,7 @@ extension DeviceGroup {
         throw IOMMUError(
           .invalidArgument,
           table.isAutomatic
-            ? "the page table that an attach to IOAS \(table.addressSpace.id) makes takes no "
+            ? "the page table that an attach to IOAS \(table.space.id) makes takes no "
               + "PASID; attach PASID \(pasid.rawValue), and what the device does without one, to "
               + "tables made from the IOAS by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID"
             : "HWPT \(table.id) cannot be attached to PASID \(pasid.rawValue): it was made "
@@ -248,7 +248,7 @@ extension DeviceGroup {
         throw IOMMUError(
           .invalidArgument,
           isOwn && main.table.isAutomatic
-            ? "IOMMU group \(id) is attached to IOAS \(main.table.addressSpace.id) without a PASID, "
+            ? "IOMMU group \(id) is attached to IOAS \(main.table.space.id) without a PASID, "
               + "by a page table that does not allow PASIDs beside it; attach that to a table made "
               + "from the IOAS by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID first"
             : (isOwn ? "HWPT \(main.table.id)" : "the page table")
@@ -263,7 +263,7 @@ extension DeviceGroup {
         .invalidArgument,
         table.isAutomatic
           ? "IOMMU group \(id) uses PASIDs, which the page table that an attach to IOAS "
-            + "\(table.addressSpace.id) makes does not allow; attach to a table made from the IOAS "
+            + "\(table.space.id) makes does not allow; attach to a table made from the IOAS "
             + "by IOMMU_HWPT_ALLOC with IOMMU_HWPT_ALLOC_PASID"
           : "HWPT \(table.id) was made without IOMMU_HWPT_ALLOC_PASID; IOMMU group \(id) uses "
             + "PASIDs")

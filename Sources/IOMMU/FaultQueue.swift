@@ -115,6 +115,8 @@ public final class FaultQueue: Sendable {
     public let cookie: UInt32
     /// The page table that the device is attached to.
     public let table: ObjectID
+    /// The space that it is attached to, as `Context.attachedAddressSpace` says it.
+    public let space: ObjectID
     /// The bound device, and its user's own name for it.
     public let device: ObjectID
     public let deviceCookie: UInt64
@@ -157,7 +159,8 @@ public final class FaultQueue: Sendable {
     do throws(IOMMUError) {
       try deliver(
         Delivery(
-          cookie: cookie, table: group.port.table, device: group.port.device,
+          cookie: cookie, table: group.port.table, space: group.port.space,
+          device: group.port.device,
           deviceCookie: group.port.cookie, requests: group.requests))
     } catch {
       putBack(group, cookie)

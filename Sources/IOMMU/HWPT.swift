@@ -20,6 +20,8 @@ final class HWPT: Sendable {
   let faultQueue: FaultQueue?
   /// Of a nested table: the virtual IOMMU that it was made in, if it was.
   let virtualIOMMU: VirtualIOMMUObject?
+  /// Of a nested table that an attach made: the space that the user's table is the table of.
+  let userSpace: AddressSpace?
 
   enum Kind: Sendable {
     /// Linux: `iommufd_hwpt_paging`.
@@ -33,7 +35,7 @@ final class HWPT: Sendable {
   init(
     id: ObjectID, addressSpace: AddressSpace, kind: Kind, driver: any IOMMUDriver,
     attributes: PagingAttributes, isAutomatic: Bool = false, faultQueue: FaultQueue? = nil,
-    virtualIOMMU: VirtualIOMMUObject? = nil
+    virtualIOMMU: VirtualIOMMUObject? = nil, userSpace: AddressSpace? = nil
   ) {
     self.id = id
     self.addressSpace = addressSpace
@@ -43,7 +45,11 @@ final class HWPT: Sendable {
     self.isAutomatic = isAutomatic
     self.faultQueue = faultQueue
     self.virtualIOMMU = virtualIOMMU
+    self.userSpace = userSpace
   }
+
+  /// The space that devices on the table are attached to, as their user sees it.
+  var space: AddressSpace { userSpace ?? addressSpace }
 
   /// What a device that is attached to the table goes through.
   var context: DMAContext {

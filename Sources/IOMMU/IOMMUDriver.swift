@@ -43,6 +43,20 @@ public protocol IOMMUDriver: AnyObject, Sendable {
     data: UserData
   ) throws(IOMMUError) -> any NestedDomain
 
+  /// Which tables of users this IOMMU walks for a device (MODEL B8), each format once. Constant
+  /// while the device exists.
+  func userTables(for device: RequesterID) -> [UserTable.Support]
+
+  /// As `makeNestedDomain`, of a table that the proposal's calls describe. MODEL B2, B9.
+  /// - Parameters:
+  ///   - table: Of a format and a width that `userTables` has.
+  ///   - parent: As there.
+  /// - Throws: `EOPNOTSUPP` for what this IOMMU does not have.
+  func makeUserTable(
+    _ table: UserTable, for device: RequesterID, parent: any PagingDomain,
+    attributes: PagingAttributes
+  ) throws(IOMMUError) -> any NestedDomain
+
   /// Makes a page table of a process's own address space (Linux: `domain_alloc_sva`). MODEL B3.
   /// - Throws: `EOPNOTSUPP` where this IOMMU cannot walk the page table of a CPU.
   func makeSharedDomain(
@@ -169,6 +183,12 @@ public protocol NestedDomain: AnyObject, Sendable {
   /// - Parameter requests: Of the driver's own kind; may be empty, which only checks the type.
   /// - Returns: How many entries were handled, and why it stopped before the last.
   func invalidate(_ requests: UserDataArray) -> (handled: UInt32, failure: IOMMUError?)
+
+  /// The same, of a table that `makeUserTable` made.
+  /// - Parameter device: Whose translations, and whose entries of a PASID table; nil for all
+  ///   devices that the table is attached to.
+  /// - Throws: `EOPNOTSUPP` for what there is no such cache of.
+  func invalidate(_ request: CacheInvalidation, of device: RequesterID?) throws(IOMMUError)
 }
 
 /// A page table that the engine builds from an address space (Linux: a paging

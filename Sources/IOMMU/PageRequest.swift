@@ -69,6 +69,7 @@ public struct PageResponse: Hashable, Sendable {
 public final class PageRequestPort: Sendable {
   let queue: FaultQueue
   let table: ObjectID
+  let space: ObjectID
   let device: ObjectID
   let cookie: UInt64
   private let driver: any IOMMUDriver
@@ -78,11 +79,12 @@ public final class PageRequestPort: Sendable {
   private let virtual: PASID?
 
   /// - Parameter pasid: What the user attached; nil for DMA without one.
-  init(queue: FaultQueue, table: ObjectID, object: DeviceObject, pasid: PASID?) {
+  init(queue: FaultQueue, table: HWPT, object: DeviceObject, pasid: PASID?) {
     virtual = pasid
     physical = object.endpoint.physicalPASID(for: pasid)
     self.queue = queue
-    self.table = table
+    self.table = table.id
+    space = table.space.id
     device = object.id
     cookie = object.cookie ?? 0
     driver = object.device.driver

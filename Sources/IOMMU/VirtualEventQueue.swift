@@ -162,7 +162,7 @@ public final class VirtualEvents: Sendable {
   /// By type.
   private let queues = RankedMutex<[UInt32: VirtualEventQueue]>(.virtualEvents, [:])
 
-  init() {}
+  package init() {}
 
   /// Queues an event where the guest has a queue for its kind.
   ///

@@ -186,7 +186,7 @@ extension Context {
   ) throws(IOMMUError) -> HeldPASID {
     for object in boundDevices where object.endpoint.kind.allocation == .global {
       guard let table = object.group.table(of: object, pasid: virtual),
-        table.id == target || table.addressSpace.id == target,
+        table.id == target || table.space.id == target,
         let physical = object.endpoint.pasids.physical(of: virtual),
         let held = HeldPASID(physical, in: system.pasids),
         object.endpoint.pasids.physical(of: virtual) == physical

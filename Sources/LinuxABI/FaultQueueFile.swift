@@ -32,18 +32,23 @@ extension Command {
 /// context stays.
 final class FaultQueueFile: EventFile {
   let name = "iommufd-pgfault"
-  let isWritable = true
+  /// `/dev/ioasid` takes answers by ioctl.
+  var isWritable: Bool { space == nil }
   let queue: FaultQueue
+  /// The ioasid whose queue it is; nil where it is `/dev/iommu`'s.
+  let space: ObjectID?
   /// Nil once closed. The descriptor of a call that failed is closed by the call and again by
   /// whoever installed it.
   private let context: Guarded<Context?>
 
-  /// Bytes of `struct iommu_hwpt_pgfault` and of `struct iommu_hwpt_page_response`.
-  static let recordSize = 40
+  /// Bytes of `struct iommu_hwpt_pgfault`, or of `struct ioasid_page_fault`.
+  var recordSize: Int { space == nil ? 40 : 56 }
+  /// Bytes of `struct iommu_hwpt_page_response`.
   static let responseSize = 8
 
-  init(queue: FaultQueue, context: Context) {
+  init(queue: FaultQueue, context: Context, space: ObjectID? = nil) {
     self.queue = queue
+    self.space = space
     self.context = Guarded(context)
   }
 
@@ -54,18 +59,18 @@ final class FaultQueueFile: EventFile {
   func read(
     count: Int, deliver: ([UInt8]) throws(IOMMUError) -> Void
   ) throws(IOMMUError) -> Int {
-    guard count >= 0, count % Self.recordSize == 0 else {
+    guard count >= 0, count % recordSize == 0 else {
       throw IOMMUError(
         .illegalSeek,
-        "\(count) bytes are no whole records: page requests have \(Self.recordSize) each")
+        "\(count) bytes are no whole records: page requests have \(recordSize) each")
     }
     var done = 0
     while true {
       let reading: FaultQueue.Reading
       do throws(IOMMUError) {
-        reading = try queue.read(atMost: (count - done) / Self.recordSize) {
+        reading = try queue.read(atMost: (count - done) / recordSize) {
           (group) throws(IOMMUError) in
-          try deliver(group.requests.flatMap { Self.record($0, of: group) })
+          try deliver(group.requests.flatMap { record($0, of: group) })
         }
       } catch {
         guard done > 0 else { throw error }
@@ -73,7 +78,7 @@ final class FaultQueueFile: EventFile {
       }
       switch reading {
       case .delivered(let requests):
-        done += requests * Self.recordSize
+        done += requests * recordSize
       case .tooLarge where done == 0:
         throw IOMMUError(
           .invalidArgument,
@@ -85,16 +90,23 @@ final class FaultQueueFile: EventFile {
     }
   }
 
-  /// `struct iommu_hwpt_pgfault`, little-endian.
-  private static func record(_ request: PageRequest, of group: FaultQueue.Delivery) -> [UInt8] {
+  /// `struct iommu_hwpt_pgfault`, and behind it what `struct ioasid_page_fault` has; little-endian.
+  private func record(_ request: PageRequest, of group: FaultQueue.Delivery) -> [UInt8] {
     var flags: UInt32 = 0
     if request.isLast { flags |= IOMMU_PGFAULT_FLAGS_LAST_PAGE }
     if request.pasid != nil { flags |= IOMMU_PGFAULT_FLAGS_PASID_VALID }
-    let words: [UInt32] = [
-      flags, group.device.rawValue, request.pasid?.rawValue ?? 0, request.group,
+    var words: [UInt32] = [
+      flags, space == nil ? group.device.rawValue : 0, request.pasid?.rawValue ?? 0,
+      request.group,
       request.access.rawValue, 0, UInt32(truncatingIfNeeded: request.address.rawValue),
       UInt32(truncatingIfNeeded: request.address.rawValue >> 32), 0, group.cookie,
     ]
+    if space != nil {
+      words += [
+        UInt32(truncatingIfNeeded: group.deviceCookie),
+        UInt32(truncatingIfNeeded: group.deviceCookie >> 32), group.space.rawValue, 0,
+      ]
+    }
     return words.flatMap { word in
       (0..<4).map { UInt8(truncatingIfNeeded: word >> (8 * UInt32($0))) }
     }
@@ -104,6 +116,11 @@ final class FaultQueueFile: EventFile {
   func write(
     count: Int, fetch: (_ offset: Int, _ size: Int) throws(IOMMUError) -> [UInt8]
   ) throws(IOMMUError) -> Int {
+    guard space == nil else {
+      throw IOMMUError(
+        .invalidArgument,
+        "page requests of an ioasid are answered by PAGE_RESPONSE on /dev/ioasid, not by write")
+    }
     guard count >= 0, count % Self.responseSize == 0 else {
       throw IOMMUError(
         .illegalSeek,
@@ -137,6 +154,7 @@ final class FaultQueueFile: EventFile {
   }
 
   func close() {
-    context.withLock { $0.take() }?.close(queue)
+    guard let context = context.withLock({ $0.take() }) else { return }
+    if let space { context.close(queue, of: space) } else { context.close(queue) }
   }
 }

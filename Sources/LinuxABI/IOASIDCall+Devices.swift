@@ -36,9 +36,31 @@ extension CapabilityChain {
   fileprivate init(_ abilities: DMAAbilities, at start: Int) {
     self.init(at: start)
     addRanges(IOASID_DEVICE_INFO_CAP_IOVA_RANGE, abilities.mappableRanges)
+    addHeader(IOASID_DEVICE_INFO_CAP_NESTING)
+    add(IOASID_NESTING_SOFTWARE | (abilities.userTables.isEmpty ? 0 : IOASID_NESTING_HARDWARE))
+    add(UInt32(0))
+    addFormats(
+      IOASID_DEVICE_INFO_CAP_USER_PAGE_TABLE,
+      abilities.userTables.filter { !$0.format.isPASIDTable })
+    addFormats(
+      IOASID_DEVICE_INFO_CAP_USER_PASID_TABLE,
+      abilities.userTables.filter { $0.format.isPASIDTable })
     guard abilities.capabilities.pasidBits > 0 else { return }
     addHeader(IOASID_DEVICE_INFO_CAP_PASID)
     add(UInt32(abilities.capabilities.pasidBits))
     add(UInt32(0))
+  }
+
+  /// `struct ioasid_device_info_cap_user_table`; none where there are no formats.
+  private mutating func addFormats(_ id: UInt32, _ formats: [UserTable.Support]) {
+    guard !formats.isEmpty else { return }
+    addHeader(id)
+    add(UInt32(formats.count))
+    add(UInt32(0))
+    for support in formats {
+      add(support.format.rawValue)
+      add(UInt32(0))
+      add(support.widths.rawValue)
+    }
   }
 }

@@ -17,17 +17,19 @@ extension IOASIDCall {
         | IOASID_ALLOC_USER_PASID_TABLE | IOASID_ALLOC_PARENT,
       argsz: \.argsz, flags: \.flags)
     try requireZero(cmd.reserved, "reserved")
-    let userTables = IOASID_ALLOC_USER_PAGE_TABLE | IOASID_ALLOC_USER_PASID_TABLE
-    guard cmd.flags & userTables == 0 else {
-      throw IOMMUError(
-        .operationNotSupported,
-        "no IOMMU of this machine walks tables of the user's; CHECK_EXTENSION says which can")
+    if cmd.flags & (IOASID_ALLOC_USER_PAGE_TABLE | IOASID_ALLOC_USER_PASID_TABLE) != 0 {
+      return try allocUserTable(cmd)
     }
     switch cmd.type {
     case IOASID_TYPE_KERNEL_TYPE1V2: return try allocMapped(cmd)
     case IOASID_TYPE_PROCESS_PAGE_TABLE: return try allocProcessTable(cmd)
     case IOASID_TYPE_VM_MEMORY: return try allocVMMemory(cmd)
     default:
+      if let format = UserTable.Format(rawValue: cmd.type) {
+        throw IOMMUError(
+          .invalidArgument,
+          "type \(cmd.type), \(format), goes with \(Self.flag(for: format)) and PARENT")
+      }
       throw IOMMUError(
         .invalidArgument,
         "type \(cmd.type) is none; a space that map calls fill has type "
@@ -123,26 +125,5 @@ extension IOASIDCall {
     cmd.size = try context.unmapWhole(
       IOVA(cmd.iova), length: cmd.size, from: ObjectID(cmd.ioasid))
     try caller.store(cmd, to: argument)
-  }
-
-  func invalidate() throws(IOMMUError) {
-    let cmd = try load(
-      ioasid_invalidate_cache(), knownFlags: 0, argsz: \.argsz, flags: \.flags)
-    let granularities = IOASID_INVALIDATE_DEVICE...IOASID_INVALIDATE_RANGE
-    guard granularities.contains(cmd.granularity) else {
-      throw IOMMUError(
-        .invalidArgument,
-        "granularity \(cmd.granularity) is none of device (1), PASID (2) and range (3)")
-    }
-    let caches = IOASID_CACHE_IOTLB | IOASID_CACHE_DEVICE_TLB | IOASID_CACHE_PASID
-    guard cmd.caches != 0, cmd.caches & ~caches == 0 else {
-      throw IOMMUError(.invalidArgument, "caches \(hex(cmd.caches)) are none, or unknown ones")
-    }
-    try refuseProcessTable(ObjectID(cmd.ioasid), .invalidArgument)
-    try context.requireAddressSpace(ObjectID(cmd.ioasid))
-    throw IOMMUError(
-      .invalidArgument,
-      "ioasid \(cmd.ioasid) is filled by the kernel, which invalidates by itself; only caches of "
-        + "a user's tables are invalidated by call")
   }
 }

@@ -38,22 +38,17 @@ final class IOASIDFile: ContextFile {
   ) throws(IOMMUError) -> Int {
     let call = IOASIDCall(context: context, caller: caller, argument: argument)
     switch command {
-    case IOASID_CHECK_EXTENSION: return Self.has(argument) ? 1 : 0
+    case IOASID_CHECK_EXTENSION: return has(argument) ? 1 : 0
     case IOASID_DEVICE_GET_INFO: try call.deviceInfo()
     case IOASID_ALLOC: return try call.alloc()
     case IOASID_FREE: try call.free()
     case IOASID_MAP_DMA: try call.map()
     case IOASID_UNMAP_DMA: try call.unmap()
     case IOASID_INVALIDATE_CACHE: try call.invalidate()
-    case IOASID_PAGE_FAULT_FD, IOASID_PAGE_RESPONSE:
-      throw IOMMUError(
-        .operationNotSupported,
-        "no device of this machine asks for pages: nothing comes through a page-fault fd")
-    case IOASID_BIND_PGTABLE, IOASID_UNBIND_PGTABLE:
-      throw IOMMUError(
-        .operationNotSupported,
-        "a user's page table is given when its ioasid is made (IOASID_ALLOC with "
-          + "USER_PAGE_TABLE), not bound afterwards")
+    case IOASID_PAGE_FAULT_FD: return try call.pageFaultDescriptor()
+    case IOASID_PAGE_RESPONSE: try call.respondToPageFault()
+    case IOASID_BIND_PGTABLE: try call.bindPageTable()
+    case IOASID_UNBIND_PGTABLE: try call.unbindPageTable()
     default:
       throw IOMMUError(
         .inappropriateIOCTLForDevice, "/dev/ioasid has no command \(hex(command))")
@@ -61,14 +56,19 @@ final class IOASIDFile: ContextFile {
     return 0
   }
 
-  private static func has(_ extension: UInt64) -> Bool {
+  private func has(_ extension: UInt64) -> Bool {
     switch `extension` {
     case UInt64(IOASID_EXT_MAP_TYPE1V2), UInt64(IOASID_EXT_NO_SNOOP_DMA),
       UInt64(IOASID_EXT_MULTI_DEVICE_GROUP), UInt64(IOASID_EXT_NESTING),
       UInt64(IOASID_EXT_PROCESS_PAGE_TABLE), UInt64(IOASID_EXT_VM_MEMORY):
       true
+    case UInt64(IOASID_EXT_USER_PAGE_TABLE):
+      context.machineUserTables.contains { !$0.format.isPASIDTable }
+    case UInt64(IOASID_EXT_USER_PASID_TABLE):
+      context.machineUserTables.contains { $0.format.isPASIDTable }
     // Dirty pages are read through /dev/iommu; the proposal has no call for them.
-    default: false
+    default:
+      false
     }
   }
 

@@ -54,11 +54,30 @@ extension StructLayout {
         .init("addr", 32, 8, .in, .hex),
         .init("size", 40, 8, .in, .hex),
       ]),
-    StructLayout(IOASID_PAGE_FAULT_FD, "IOASID_PAGE_FAULT_FD"),
-    StructLayout(IOASID_PAGE_RESPONSE, "IOASID_PAGE_RESPONSE"),
-    StructLayout(IOASID_BIND_PGTABLE, "IOASID_BIND_PGTABLE"),
-    StructLayout(IOASID_UNBIND_PGTABLE, "IOASID_UNBIND_PGTABLE"),
+    StructLayout(
+      IOASID_PAGE_FAULT_FD, "IOASID_PAGE_FAULT_FD", "ioasid_page_fault_fd", size: 16,
+      [.init("ioasid", 8, 4, .in, .decimal)]),
+    StructLayout(
+      IOASID_PAGE_RESPONSE, "IOASID_PAGE_RESPONSE", "ioasid_page_response", size: 20,
+      [
+        .init("ioasid", 8, 4, .in, .decimal),
+        .init("cookie", 12, 4, .in, .decimal),
+        .init("code", 16, 4, .in, .decimal),
+      ]),
+    userTable(IOASID_BIND_PGTABLE, "IOASID_BIND_PGTABLE"),
+    userTable(IOASID_UNBIND_PGTABLE, "IOASID_UNBIND_PGTABLE"),
   ]
+
+  private static func userTable(_ command: UInt32, _ name: String) -> StructLayout {
+    StructLayout(
+      command, name, "ioasid_bind_pgtable", size: 32,
+      [
+        .init("ioasid", 8, 4, .in, .decimal),
+        .init("format", 12, 4, .in, .decimal),
+        .init("addr_width", 16, 4, .in, .decimal),
+        .init("addr", 24, 8, .in, .hex),
+      ])
+  }
 
   /// What a device knows beside Linux's commands.
   static let vfioDeviceIOASID: [StructLayout] = [

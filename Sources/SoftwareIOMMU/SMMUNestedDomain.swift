@@ -121,7 +121,7 @@ final class SMMUNestedDomain: SoftwareNestedDomain {
   let ports = NestedPorts()
   /// The table of context descriptors has all substreams; without one there are none to have.
   let hasPASIDs = true
-  private let owner: SMMUVirtualIOMMU
+  let owner: SMMUVirtualIOMMU
   private let user: SMMUNestedEntry
   private let stream: SMMUNestedStream
 

@@ -24,13 +24,16 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   /// Where the guest is told of faults.
   let events: VirtualEvents
 
+  /// Devices are called by their requester ids, without being given names.
+  private let namesAll: Bool
   /// By the guest's StreamIDs.
   let devices = GuestDevices()
 
   init(
     on parent: ArmStage2Domain, smmu: SMMUCapabilities, eventLog: EventLog,
-    events: VirtualEvents
+    events: VirtualEvents, namesAll: Bool = false
   ) {
+    self.namesAll = namesAll
     self.parent = parent
     self.smmu = smmu
     self.eventLog = eventLog
@@ -71,7 +74,9 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   }
 
   /// What the guest calls a device.
-  func virtualID(of device: RequesterID) -> UInt64? { devices.virtualID(of: device) }
+  func virtualID(of device: RequesterID) -> UInt64? {
+    namesAll ? UInt64(device.rawValue) : devices.virtualID(of: device)
+  }
 
   // MARK: Invalidation
 
@@ -137,6 +142,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
 
   private func device(_ words: Words2, _ index: UInt32) throws(IOMMUError) -> RequesterID {
     let stream = words[0] >> 32
+    if namesAll { return RequesterID(rawValue: UInt32(stream)) }
     guard let device = devices[stream] else {
       throw IOMMUError(
         .ioError,

@@ -149,7 +149,7 @@ import Testing
     #expect(process(flags: IOASID_ALLOC_ENFORCE_SNOOP) == -EINVAL)
     #expect(process(width: 48) == -EINVAL && process(parent: 1) == -EINVAL)
     #expect(process(flags: IOASID_ALLOC_PARENT, parent: 1) == -EINVAL)
-    #expect(process(flags: IOASID_ALLOC_USER_PAGE_TABLE) == -EOPNOTSUPP)
+    #expect(process(flags: IOASID_ALLOC_USER_PAGE_TABLE) == -EINVAL)
     #expect(
       alloc(1, 0, flags: IOASID_ALLOC_PARENT, parent: UInt32(ioasid)) == -ENOENT,
       "nothing nests on it")

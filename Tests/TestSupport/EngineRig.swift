@@ -35,7 +35,8 @@ public final class EngineRig {
 
   public init(
     configuration: CopyEngine.Configuration = .init(), byteCount: UInt64 = 16 << 20,
-    iommu iommuConfiguration: SoftwareIOMMU.Configuration = .init()
+    iommu iommuConfiguration: SoftwareIOMMU.Configuration = .init(),
+    driver: (SoftwareIOMMU) -> any IOMMUDriver = { $0 }
   ) throws {
     system = IOMMUSystem()
     requester = RequesterID(bus: 0xE0, device: 4, function: 0)
@@ -46,7 +47,8 @@ public final class EngineRig {
     engine = CopyEngine(configuration: configuration)
     let iommuGroup = system.addGroup()
     let device = try system.addDevice(
-      name: requester.description, requester: requester, driver: iommu, group: iommuGroup)
+      name: requester.description, requester: requester, driver: driver(iommu),
+      group: iommuGroup)
     let function = PCIFunction(
       device: device, model: engine,
       upstream: SoftwareIOMMUBus(iommu: iommu, requester: requester))
