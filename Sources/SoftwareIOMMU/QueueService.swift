@@ -33,7 +33,11 @@ final class QueueService: Sendable {
     }
   }
 
-  deinit { stop() }
+  deinit {
+    stop()
+    // The port keeps the table that keeps it.
+    requesters.close()
+  }
 
   /// The guest's memory is reached no more when this returns.
   func stop() {
