@@ -22,14 +22,16 @@ public enum Fuzzing {
   /// Runs rounds until the time is up, or one fails.
   /// - Parameters:
   ///   - name: Of the suite, as `swift test --filter` takes it.
+  ///   - parts: How many calls share the fuzzer's time.
   ///   - least: How many rounds at least, however slow they are.
   /// - Returns: How many there were.
   @discardableResult
   public static func run(
-    _ name: String, least: Int = 1, _ round: (_ random: inout Random) throws -> Void
+    _ name: String, parts: Int = 1, least: Int = 1,
+    _ round: (_ random: inout Random) throws -> Void
   ) -> Int {
     let first = seed ?? .random(in: 0..<1 << 48)
-    let limit = Duration.seconds(seconds ?? 1)
+    let limit = Duration.seconds(seconds ?? 1) / parts
     print("\(name): seeds from \(first) on, for \(limit)")
     let start = ContinuousClock.now
     var count = 0

@@ -9,7 +9,7 @@ import Testing
 
 @testable import HardwareTables
 
-@Suite("B14: random bytes in the tables and queues of all four families")
+@Suite("B2, B9: random bytes in the tables and queues of all four families")
 struct DecoderFuzzTests {
   /// Words of which some have few bits set, and some nearly all.
   struct Source {
@@ -57,7 +57,7 @@ struct DecoderFuzzTests {
     _ name: String, _ look: (inout Source) -> (memory: NoiseMemory, isFound: Bool)
   ) {
     var found = 0
-    let rounds = Fuzzing.run("DecoderFuzzTests/\(name)") { random in
+    let rounds = Fuzzing.run("DecoderFuzzTests/\(name)", parts: 4) { random in
       var source = Source(random: random)
       for _ in 0..<500 {
         let (memory, isFound) = look(&source)
@@ -69,7 +69,7 @@ struct DecoderFuzzTests {
     if rounds >= 20 { #expect(found > 0, "a fuzzer that finds nothing proves nothing") }
   }
 
-  @Test("B14: RISC-V: directories, contexts, commands, records")
+  @Test("B2, B9: RISC-V: directories, contexts, commands, records")
   func riscv() {
     Self.fuzz("riscv") { source in
       let full = RISCVCapabilities.with(RISCVCapabilities.full).rawValue
@@ -105,7 +105,7 @@ struct DecoderFuzzTests {
     }
   }
 
-  @Test("B14: VT-d: tables, descriptors, records, struct iommu_hwpt_vtd_s1")
+  @Test("B2, B9: VT-d: tables, descriptors, records, struct iommu_hwpt_vtd_s1")
   func intel() {
     Self.fuzz("intel") { source in
       let unit =
@@ -145,7 +145,7 @@ struct DecoderFuzzTests {
     }
   }
 
-  @Test("B14: AMD: tables, commands, logs, struct iommu_hwpt_amd_guest")
+  @Test("B2, B9: AMD: tables, commands, logs, struct iommu_hwpt_amd_guest")
   func amd() {
     Self.fuzz("amd") { source in
       let iommu = source.bool() ? .full : AMDCapabilities(rawValue: source.word())
@@ -171,7 +171,7 @@ struct DecoderFuzzTests {
     }
   }
 
-  @Test("B14: SMMUv3: tables, commands, records, struct iommu_hwpt_arm_smmuv3")
+  @Test("B2, B9: SMMUv3: tables, commands, records, struct iommu_hwpt_arm_smmuv3")
   func smmu() {
     Self.fuzz("smmu") { source in
       let smmu =

@@ -270,17 +270,21 @@ struct NestedAccessFuzzTests {
     }
   }
 
+  private static let configurations: [SoftwareIOMMU.Configuration] = [
+    .init(pasidBits: 8), .init(levels: 5, pasidBits: 8),
+    .init(architecture: .amd, pasidBits: 8), .init(architecture: .smmuV3, pasidBits: 8),
+    .init(architecture: .riscv, pasidBits: 8),
+    .init(architecture: .riscv, levels: 3, pasidBits: 8),
+  ]
+
   @Test(
     "B2, B5: random tables of contexts and of pages reach nothing that the parent does not map",
-    arguments: [
-      SoftwareIOMMU.Configuration(pasidBits: 8), .init(levels: 5, pasidBits: 8),
-      .init(architecture: .amd, pasidBits: 8), .init(architecture: .smmuV3, pasidBits: 8),
-      .init(architecture: .riscv, pasidBits: 8),
-      .init(architecture: .riscv, levels: 3, pasidBits: 8),
-    ])
+    arguments: configurations)
   func random(configuration: SoftwareIOMMU.Configuration) {
     var count = 0
-    Fuzzing.run("NestedAccessFuzzTests", least: 40) { random in
+    Fuzzing.run(
+      "NestedAccessFuzzTests", parts: Self.configurations.count, least: 40
+    ) { random in
       count += try round(configuration, &random)
     }
     // Most words are nearly right, but none need be.
