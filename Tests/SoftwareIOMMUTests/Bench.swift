@@ -129,14 +129,15 @@ let formats: [SoftwareIOMMU.Configuration] = [
   .init(architecture: .riscv, levels: 5), .init(architecture: .riscv, stage: .second),
 ]
 
-/// Those that keep dirty bits, and one of each stage that does without.
+/// Of every format one that keeps dirty bits, and one that does without.
 let trackingFormats: [SoftwareIOMMU.Configuration] =
-  formats
-  + SoftwareIOMMU.Architecture.allCases.flatMap { architecture in
-    SoftwareIOMMU.Stage.allCases.map { stage in
-      .init(
-        architecture: architecture, stage: stage, tracksDirty: false,
-        tracksDirtyInSoftware: true)
+  SoftwareIOMMU.Architecture.allCases.flatMap { architecture in
+    SoftwareIOMMU.Stage.allCases.flatMap { stage in
+      [true, false].map { hasBits in
+        .init(
+          architecture: architecture, stage: stage, tracksDirty: hasBits,
+          tracksDirtyInSoftware: !hasBits)
+      }
     }
   }
 

@@ -283,7 +283,7 @@ struct NestedAccessFuzzTests {
   func random(configuration: SoftwareIOMMU.Configuration) {
     var count = 0
     Fuzzing.run(
-      "NestedAccessFuzzTests", parts: Self.configurations.count, least: 40
+      "NestedAccessFuzzTests", parts: Self.configurations.count, least: 10
     ) { random in
       count += try round(configuration, &random)
     }
