@@ -99,6 +99,7 @@ let package = Package(
     example(
       "user-tables",
       exclude: ["README.md", "amd.yaml", "intel.yaml", "riscv.yaml", "smmuv3.yaml"]),
+    example("page-requests", exclude: ["machine.yaml"]),
 
     .target(
       name: "TestSupport",
@@ -174,6 +175,7 @@ let package = Package(
         "fail-nth", "process-stress", "locked-memory", "large-map", "device-memory",
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
         "user-tables",
+        "page-requests",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -85,7 +85,7 @@ package enum LockRank: Int, Sendable {
   case domain
   /// `PortChannel.mailbox`: what a port has to forget.
   case mailbox
-  /// `MockIOMMU.pageRequests`.
+  /// `MockIOMMU.pageRequests`, `PageRequestQueue.state`: a fault queue answers under its own lock.
   case pageRequests
   /// `InterruptRemapper.state`.
   case interrupts

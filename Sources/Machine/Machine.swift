@@ -168,6 +168,10 @@ private struct Parts {
         // Behind a bridge that speaks for it there are no PASIDs.
         pasidBits: requester == device.address
           ? description.iommu(named: device.iommu)?.pasidBits ?? 0 : 0))
+    // Behind a bridge that speaks for it a device has no translations of its own.
+    if requester == device.address {
+      iommu.setFeatures(device.services.features, of: requester)
+    }
     let model = device.model.make()
     let upstream =
       upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
@@ -175,7 +179,7 @@ private struct Parts {
     let function = PCIFunction(
       device: physical, model: model, upstream: upstream,
       barAddresses: model.bars.map { place($0) }, bus: bus(of: device),
-      sriov: sriov(of: device, model))
+      sriov: sriov(of: device, model), services: device.services.capabilities(of: physical))
     functions.append(function)
     if device.hostDriver == .mediated, case .copyEngine(let engine) = device.model {
       shared.append(

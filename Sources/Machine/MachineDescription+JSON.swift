@@ -40,6 +40,8 @@ extension MachineDescription {
       ("iommu", .string(device.iommu)),
       ("host-driver", .string(device.hostDriver.rawValue)),
       ("no-snoop", .boolean(device.noSnoop)),
+      ("ats", .boolean(device.services.ats)),
+      ("page-requests", .boolean(device.services.pageRequests)),
       (
         "pasid-kind",
         .number(

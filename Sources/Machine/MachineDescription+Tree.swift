@@ -89,6 +89,11 @@ extension MachineDescription {
     case DeviceDescription.PASIDUse.none?: parts.append(style.faint("no PASIDs"))
     case .registered?, nil: break
     }
+    if device.services.pageRequests {
+      parts.append("page requests")
+    } else if device.services.ats {
+      parts.append("ATS")
+    }
     if device.noSnoop { parts.append(style.faint("can skip snooping")) }
     let requester = requester(of: device)
     if requester != device.address { parts.append("DMA as \(requester)") }

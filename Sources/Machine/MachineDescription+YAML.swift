@@ -98,6 +98,12 @@ extension MachineDescription {
       "    host-driver: \(device.hostDriver.rawValue)",
       "    no-snoop: \(device.noSnoop)",
     ]
+    let services = device.services
+    if services.ats { lines.append("    ats: true") }
+    if services.pageRequests { lines.append("    page-requests: true") }
+    if services.pagesPerGroup > 1 {
+      lines.append("    pages-per-group: \(services.pagesPerGroup)")
+    }
     if let pasids = device.pasids { lines.append("    pasids: \(pasids.rawValue)") }
     if let port = device.rootPort { lines.append("    root-port: \(port)") }
     if device.virtualFunctions > 0 {

@@ -159,6 +159,8 @@ public struct DeviceDescription: Hashable, Sendable {
   public var hostDriver: HostDriver
   /// Whether its DMA can bypass the CPU's caches (MODEL F1).
   public var noSnoop: Bool
+  /// What it can do beside DMA: keep translations, ask for pages.
+  public var services: TranslationServices
   /// The address of the root port above it; nil on a root bus. Devices below one port are on one
   /// bus, and reset together.
   public var rootPort: RequesterID?
@@ -215,8 +217,10 @@ public struct DeviceDescription: Hashable, Sendable {
     model: Model, address: RequesterID, group: UInt32, subgroup: Int = 0, acs: Bool = false,
     iommu: String, hostDriver: HostDriver = .vfio, noSnoop: Bool = false,
     rootPort: RequesterID? = nil,
-    virtualFunctions: Int = 0, enabledFunctions: Int = 0, pasids: PASIDUse? = nil
+    virtualFunctions: Int = 0, enabledFunctions: Int = 0, pasids: PASIDUse? = nil,
+    services: TranslationServices = TranslationServices()
   ) {
+    self.services = services
     self.pasids = pasids
     self.model = model
     self.address = address

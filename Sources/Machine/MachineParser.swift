@@ -103,10 +103,11 @@ struct MachineParser {
   private func device(
     _ node: Node, iommus: [IOMMUDescription]
   ) -> Placed<DeviceDescription>? {
-    let common = [
-      "model", "address", "group", "subgroup", "acs", "iommu", "host-driver", "no-snoop",
-      "root-port", "virtual-functions", "enabled-functions", "pasids",
-    ]
+    let common =
+      [
+        "model", "address", "group", "subgroup", "acs", "iommu", "host-driver", "no-snoop",
+        "root-port", "virtual-functions", "enabled-functions", "pasids",
+      ] + Self.serviceKeys
     let models = [
       "copy-engine": ["version", "fill", "local-memory", "slices"],
       "work-queue": ["mode", "depth", "slices"],
@@ -141,13 +142,16 @@ struct MachineParser {
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
       let address, let behind, let driver
     else { return nil }
-    let pasids = self.pasids(fields, parts, behind: iommus.first { $0.name == behind })
+    let unit = iommus.first { $0.name == behind }
+    let pasids = self.pasids(fields, parts, behind: unit)
+    let services = self.services(fields, driver: driver, behind: unit)
     return Placed(
       value: DeviceDescription(
         model: parts, address: address, group: group ?? 0,
         subgroup: Int(subgroup ?? 0), acs: acs, iommu: behind, hostDriver: driver,
         noSnoop: fields["no-snoop"].flatMap(reader.flag) ?? false, rootPort: port,
-        virtualFunctions: virtual.total, enabledFunctions: virtual.enabled, pasids: pasids),
+        virtualFunctions: virtual.total, enabledFunctions: virtual.enabled, pasids: pasids,
+        services: services),
       group: group, node: fields.node)
   }
 

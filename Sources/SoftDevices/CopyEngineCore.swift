@@ -20,8 +20,9 @@ final class CopyEngineCore: Sendable {
   private let thread = Guarded<DeviceThread?>(nil)
   /// Whose thread does the work; nil for one of its own.
   private let engine: SharedCopyEngine?
-  /// The transfer in hand is to be dropped. Set and cleared under the monitor's lock.
-  private let isCancelled = Atomic(false)
+  /// Where the thread waits for pages. Cancelled where the transfer in hand is to be dropped; both
+  /// under the monitor's lock.
+  private let waits = DeviceWait()
   /// Descriptors with a PASID that was not on the list.
   let refusals = Atomic<UInt64>(0)
 
@@ -78,7 +79,7 @@ final class CopyEngineCore: Sendable {
   private func carryOut(
     _ actions: CopyChannel.Actions, _ state: inout CopyEngineState, _ function: FunctionPort?
   ) {
-    if actions.contains(.cancel) { isCancelled.store(true, ordering: .relaxed) }
+    if actions.contains(.cancel) { waits.cancel() }
     if actions.contains(.interrupt), state.interruptsEnabled { function?.raise(vector: 0) }
   }
 
@@ -87,7 +88,7 @@ final class CopyEngineCore: Sendable {
   /// Function-level reset. When it returns, no DMA goes on.
   func reset() {
     monitor.change { state in
-      isCancelled.store(true, ordering: .relaxed)
+      waits.cancel()
       _ = state.channel.writeCommand(CopyChannel.Command.reset)
     }
     // The thread finishes the reset where it has something in hand.
@@ -123,7 +124,7 @@ final class CopyEngineCore: Sendable {
   }
 
   private func run(_ function: FunctionPort) {
-    let port = function.makePort()
+    let port = function.makePort(waits: waits)
     while true {
       let work = monitor.wait { state -> Work?? in
         if state.isStopping { return .some(nil) }
@@ -139,7 +140,7 @@ final class CopyEngineCore: Sendable {
       return .status(address: status.address, value: status.value)
     }
     guard let fetch = state.channel.begin() else { return nil }
-    isCancelled.store(false, ordering: .relaxed)
+    waits.renew()
     return .descriptor(fetch)
   }
 
@@ -282,7 +283,9 @@ final class CopyEngineCore: Sendable {
   ) throws(ChannelFailure) -> any BusPort {
     guard descriptor.control.contains(.pasid) else { return port }
     do throws(IOMMUError) {
-      return try function.makePort(for: PASID(rawValue: descriptor.pasid))
+      return try function.makePort(
+        // A slice's channel shares its engine's thread: waiting would hold up its neighbours.
+        for: PASID(rawValue: descriptor.pasid), waits: engine == nil ? waits : nil)
     } catch {
       refusals.add(1, ordering: .relaxed)
       throw ChannelFailure(errors: .control)
@@ -297,7 +300,7 @@ final class CopyEngineCore: Sendable {
     let length = UInt64(descriptor.length)
     var done: UInt64 = 0
     while done < length {
-      guard !isCancelled.load(ordering: .relaxed) else {
+      guard !waits.isCancelled else {
         throw ChannelFailure(errors: [], isCancelled: true)
       }
       let piece = min(length - done, UInt64(Self.pieceLength))

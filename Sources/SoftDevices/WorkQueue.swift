@@ -29,8 +29,9 @@ final class WorkQueue: Sendable {
   private let monitor = Monitor(State())
   private let function = Guarded<FunctionPort?>(nil)
   private let thread = Guarded<DeviceThread?>(nil)
-  /// The command in hand is to be dropped. Set under the monitor's lock.
-  private let isCancelled = Atomic(false)
+  /// Where the thread waits for pages. Cancelled, under the monitor's lock, where the command in
+  /// hand is to be dropped.
+  private let waits = DeviceWait()
 
   init(depth: Int) { self.depth = depth }
 
@@ -73,7 +74,7 @@ final class WorkQueue: Sendable {
   func drain(_ pasid: PASID) {
     monitor.change { state in
       state.waiting.removeAll { $0.pasid == pasid }
-      if state.current == pasid { isCancelled.store(true, ordering: .relaxed) }
+      if state.current == pasid { waits.cancel() }
     }
     monitor.wait { state in state.current == pasid ? nil : () as Void? }
   }
@@ -83,7 +84,7 @@ final class WorkQueue: Sendable {
       state.waiting = []
       state.isHeld = false
       state.errors = 0
-      isCancelled.store(true, ordering: .relaxed)
+      waits.cancel()
     }
     monitor.wait { state in state.current == nil ? () as Void? : nil }
   }
@@ -108,11 +109,11 @@ final class WorkQueue: Sendable {
         guard !state.isHeld, !state.waiting.isEmpty else { return nil }
         let command = state.waiting.removeFirst()
         state.current = command.pasid
-        isCancelled.store(false, ordering: .relaxed)
+        waits.renew()
         return .some(command)
       }
       guard let command else { return }
-      let failed = !perform(command, function.makePort(pasid: command.pasid))
+      let failed = !perform(command, function.makePort(pasid: command.pasid, waits: waits))
       monitor.change { state in
         state.current = nil
         if failed { state.errors &+= 1 }
@@ -150,7 +151,7 @@ final class WorkQueue: Sendable {
   ) -> WorkStatus? {
     guard operation != 0 else { return .success }
     while done < words[4] {
-      guard !isCancelled.load(ordering: .relaxed) else { return nil }
+      guard !waits.isCancelled else { return nil }
       let piece = Int(min(words[4] - done, Self.pieceLength))
       let destination = IOVA(words[3] &+ done)
       do throws(BusError) {

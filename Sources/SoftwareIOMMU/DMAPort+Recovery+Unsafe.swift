@@ -52,7 +52,8 @@ extension DMAPort {
   /// Inside a transaction, which it leaves meanwhile: so that of an unmap, of a switch and of whoever
   /// maps the page none waits for this port. Inside a caller's own transaction nothing can be done.
   /// - Parameter length: Bytes that the access is to reach from there on, at least 1.
-  /// - Throws: The fault, which is counted; or one with `missingPages`, which is not.
+  /// - Throws: The fault, which is counted; or one with `missingPages`, or of an access that its
+  ///   device has cancelled, which are not.
   @inline(never)
   func recover(_ miss: Miss, length: UInt64) throws(DMAFault) {
     // Before anything else is walked, or switched.
@@ -86,7 +87,11 @@ extension DMAPort {
     leave()
     let outcome = request(pages, for: miss, of: answerer, resolution.features, waits)
     enter()
-    if outcome == .giveUp { throw fail(miss, cause) }
+    switch outcome {
+    case .tryAgain: return
+    case .giveUp: throw fail(miss, cause)
+    case .cancelled: throw fault(miss, cause)
+    }
   }
 
   /// Whether asking is worth it: a process may have memory that can be read and not be brought in
@@ -151,7 +156,7 @@ extension DMAPort {
   ///
   /// Called by a thread that has not the port's turn, and holds no lock.
   /// - Returns: Whether the access may be tried again from `fault.iova` on. Where it may not, the
-  ///   fault is counted.
+  ///   fault is counted, unless the device has cancelled.
   package func ask(for fault: DMAFault, waits: DeviceWait) -> Bool {
     let miss = Miss(fault.reason, fault.iova.rawValue, fault.access)
     let resolution = requesters.resolve(source)

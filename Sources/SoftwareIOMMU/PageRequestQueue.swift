@@ -150,6 +150,8 @@ final class PageRequestQueue: Sendable {
   /// What a device does after it has asked.
   enum Outcome: Sendable {
     case tryAgain, giveUp
+    /// It is not the device's access any more.
+    case cancelled
   }
 
   private enum Entry {
@@ -168,7 +170,7 @@ final class PageRequestQueue: Sendable {
     _ addresses: [UInt64], access: PageRequest.Access, from source: SoftwareIOMMU.Source,
     to answerer: PageAnswerer, features: SoftwareIOMMU.DeviceFeatures, wait: DeviceWait
   ) -> Outcome {
-    guard !wait.isCancelled else { return .giveUp }
+    guard !wait.isCancelled else { return .cancelled }
     let ticket = wait.ticket
     let group = PageGroup(source, answerer, pages: addresses.count, wait: wait)
     switch enter(group, addresses, access, features) {
@@ -179,7 +181,7 @@ final class PageRequestQueue: Sendable {
       state.withLock { state in
         state.devices[source.requester]?.waiting.removeAll { $0 === wait }
       }
-      return goesOn ? .tryAgain : .giveUp
+      return goesOn ? .tryAgain : .cancelled
     case .overflow(let isFirst):
       if isFirst {
         events.append(
@@ -226,7 +228,7 @@ final class PageRequestQueue: Sendable {
       group.isAbandoned = true
       state.devices[group.source.requester]?.release(group.pages)
     }
-    return .giveUp
+    return .cancelled
   }
 
   private func enter(

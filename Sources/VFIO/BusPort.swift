@@ -5,6 +5,7 @@
 
 import IOMMU
 import PageTables
+import SoftwareIOMMU
 
 /// A way to memory for one bus master. Every access carries the function's requester id.
 ///
@@ -30,9 +31,22 @@ public protocol BusPort: AnyObject, Sendable {
 
   /// Repeats the 8 bytes of `pattern`, little-endian, over `length` bytes.
   func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError)
+
+  /// Asks for what an access of a recovering port lacked, and waits for the answer. Called with
+  /// none of the port's locks held.
+  /// - Parameter error: One with `missing`.
+  /// - Returns: Whether the access may go on at `error.address`; where it may not, the IOMMU has
+  ///   counted and logged the fault.
+  func ask(for error: BusError, waits: DeviceWait) -> Bool
 }
 
-/// An access that did not complete. The IOMMU has counted and logged it already.
+extension BusPort {
+  /// A port whose errors stand.
+  public func ask(for error: BusError, waits: DeviceWait) -> Bool { false }
+}
+
+/// An access that did not complete. The IOMMU has counted and logged it already, unless it is
+/// `missing` something.
 public struct BusError: Error, Hashable, Sendable {
   public enum Kind: Hashable, Sendable {
     /// The address translates to nothing that the access may use.
@@ -47,6 +61,8 @@ public struct BusError: Error, Hashable, Sendable {
   public var address: IOVA
   /// `.read` or `.write`: in a copy it says which side failed.
   public var access: Permissions
+  /// What the device may ask for (MODEL H1); nil where the error stands.
+  package var missing: DMAFault?
 
   public init(kind: Kind, address: IOVA, access: Permissions) {
     self.kind = kind
@@ -73,6 +89,10 @@ public protocol UpstreamBus: AnyObject, Sendable {
   /// A way to memory for DMA that carries a PASID beside what all DMA of the function carries.
   func makePort(pasid: PASID) -> any BusPort
 
+  /// As `makePort`, for a device that can ask for pages: what is missing is not counted but thrown,
+  /// for the device to ask for it.
+  func makeRecoveringPort(pasid: PASID?) -> any BusPort
+
   /// A way for the interrupt messages, which are written as `BusPort.store` of 4 bytes.
   func makeInterruptPort() -> any BusPort
 
@@ -89,6 +109,11 @@ public protocol UpstreamBus: AnyObject, Sendable {
 extension UpstreamBus {
   /// A bus without PASIDs: nothing is reached.
   public func makePort(pasid: PASID) -> any BusPort { UnreachablePort() }
+
+  /// A bus without page requests.
+  public func makeRecoveringPort(pasid: PASID?) -> any BusPort {
+    pasid.map { makePort(pasid: $0) } ?? makePort()
+  }
 
   /// Interrupts go where DMA goes.
   public func makeInterruptPort() -> any BusPort { makePort() }

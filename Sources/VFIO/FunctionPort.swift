@@ -5,6 +5,7 @@
 
 import IOMMU
 import PageTables
+import SoftwareIOMMU
 import Synchronization
 
 /// A model's side of a `PCIFunction`. Thread-safe, except that each DMA port is used by one
@@ -32,15 +33,29 @@ public final class FunctionPort: Sendable {
 
   /// A port to memory for one thread of the model. While the function's bus mastering is off
   /// or it is powered down, every access fails with `.notMaster`.
-  public func makePort() -> any BusPort {
-    GatedPort(port: upstream.makePort(), gate: gate)
+  /// - Parameter waits: Where the thread waits for pages that are missing, if the function asks for
+  ///   those (MODEL H1): whoever resets the model cancels it. Nil aborts what misses.
+  public func makePort(waits: DeviceWait? = nil) -> any BusPort {
+    recovering(gated(nil, waits), waits)
+  }
+
+  private func gated(_ pasid: PASID?, _ waits: DeviceWait?) -> GatedPort {
+    let port =
+      waits != nil
+      ? upstream.makeRecoveringPort(pasid: pasid)
+      : pasid.map { upstream.makePort(pasid: $0) } ?? upstream.makePort()
+    return GatedPort(port: port, gate: gate)
+  }
+
+  private func recovering(_ port: any BusPort, _ waits: DeviceWait?) -> any BusPort {
+    waits.map { RecoveringPort(port: port, waits: $0) } ?? port
   }
 
   /// As `makePort()`, for DMA with a PASID. For one use after another, not to be kept: what a
   /// PASID leads to changes hands.
   /// - Parameter pasid: As DMA carries it: one that `physicalPASID(for:)` or a command had.
-  public func makePort(pasid: PASID) -> any BusPort {
-    GatedPort(port: upstream.makePort(pasid: pasid), gate: gate)
+  public func makePort(pasid: PASID, waits: DeviceWait? = nil) -> any BusPort {
+    recovering(gated(pasid, waits), waits)
   }
 
   /// What DMA carries for a PASID that the user programs; nil where it is not on the device's
@@ -51,9 +66,11 @@ public final class FunctionPort: Sendable {
   /// keep it. The user's number is looked up in the device's list (MODEL A3), here and at each
   /// access, so that a model never goes by one that is another's by then.
   /// - Throws: `EPERM` where the PASID was not attached.
-  public func makePort(for virtual: PASID) throws(IOMMUError) -> any BusPort {
-    let port = makePort(pasid: try allowedPASIDs.check(virtual))
-    return ListedPort(port: port, pasid: virtual, list: allowedPASIDs)
+  public func makePort(
+    for virtual: PASID, waits: DeviceWait? = nil
+  ) throws(IOMMUError) -> any BusPort {
+    let port = gated(try allowedPASIDs.check(virtual), waits)
+    return recovering(ListedPort(port: port, pasid: virtual, list: allowedPASIDs), waits)
   }
 
   /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
@@ -91,6 +108,10 @@ final class GatedPort: BusPort {
   init(port: any BusPort, gate: MasterGate) {
     self.port = port
     self.gate = gate
+  }
+
+  func ask(for error: BusError, waits: DeviceWait) -> Bool {
+    port.ask(for: error, waits: waits)
   }
 
   private func check(_ address: IOVA, _ access: Permissions) throws(BusError) {
@@ -145,6 +166,11 @@ private final class ListedPort: BusPort {
     guard try list.use(pasid, body) != nil else {
       throw BusError(kind: .translation, address: address, access: access)
     }
+  }
+
+  /// Without the list, which whoever detaches the PASID takes: that ends the wait.
+  func ask(for error: BusError, waits: DeviceWait) -> Bool {
+    port.ask(for: error, waits: waits)
   }
 
   func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {

@@ -33,6 +33,7 @@ public final class PCIConfigSpace: Sendable {
   /// Where a capability starts; 0 where there is none.
   let layout: CapabilityLayout
   private let initial: Storage
+  private let services: TranslationCapabilities
   private let deviceRegisters: [ConfigRegister]
   private let state: RankedMutex<Storage>
 
@@ -41,7 +42,8 @@ public final class PCIConfigSpace: Sendable {
   ///   - interruptPin: 1 to 4 for INTA to INTD, 0 for none.
   public init(
     identity: PCIIdentity, bars: [BAR], barAddresses: [UInt64], msix: MSIXLayout? = nil,
-    interruptPin: UInt8 = 0, registers: [ConfigRegister] = [], sriov: SRIOVLayout? = nil
+    interruptPin: UInt8 = 0, registers: [ConfigRegister] = [], sriov: SRIOVLayout? = nil,
+    services: TranslationCapabilities = TranslationCapabilities()
   ) {
     var storage = Storage()
     storage.writeHeader(identity, interruptPin: interruptPin)
@@ -49,6 +51,8 @@ public final class PCIConfigSpace: Sendable {
     layout = storage.writeCapabilities(msix: msix)
     for register in registers { storage.write(register) }
     if let sriov { storage.writeSRIOV(sriov) }
+    storage.write(services)
+    self.services = services
     initial = storage
     deviceRegisters = registers
     state = RankedMutex(.configurationSpace, storage)
@@ -100,8 +104,12 @@ public final class PCIConfigSpace: Sendable {
 
   func change(_ body: (inout Storage) -> Void) { state.withLock { body(&$0) } }
 
-  /// All bytes as they are now.
-  public var contents: [UInt8] { state.withLock { $0.bytes } }
+  /// All bytes as they are now, with what vfio-pci hides.
+  public var contents: [UInt8] {
+    var storage = state.withLock { $0 }
+    storage.writeHidden(services)
+    return storage.bytes
+  }
 
   /// A 32-bit register; 0 where `offset` is not one.
   public func value(at offset: Int) -> UInt32 {

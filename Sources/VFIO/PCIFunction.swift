@@ -41,15 +41,17 @@ public final class PCIFunction: Sendable {
   ///     out from `0xC000_0000` up where nil.
   ///   - bus: What it is on; nil for a root bus.
   ///   - sriov: What it can make of itself.
+  ///   - services: What it says of translations and page requests.
   ///   - isVirtual: Whether it is made so. Its BARs read as 0 then until its user writes them.
   public convenience init(
     device: any BindableDevice, model: any PCIDeviceModel, upstream: any UpstreamBus,
     barAddresses: [UInt64]? = nil, bus: PCIBus? = nil, sriov: SRIOVLayout? = nil,
-    isVirtual: Bool = false
+    isVirtual: Bool = false, services: TranslationCapabilities = TranslationCapabilities()
   ) {
     self.init(
       name: device.name, route: .iommu(device), model: model, upstream: upstream,
-      barAddresses: barAddresses, bus: bus, sriov: sriov, isVirtual: isVirtual)
+      barAddresses: barAddresses, bus: bus, sriov: sriov, isVirtual: isVirtual,
+      services: services)
   }
 
   /// Makes a function that is software all through (MODEL D2, kind 3).
@@ -59,12 +61,14 @@ public final class PCIFunction: Sendable {
   ) {
     self.init(
       name: name, route: .accessor(memory), model: model, upstream: memory,
-      barAddresses: barAddresses, bus: nil, sriov: nil, isVirtual: false)
+      barAddresses: barAddresses, bus: nil, sriov: nil, isVirtual: false,
+      services: TranslationCapabilities())
   }
 
   private init(
     name: String, route: DMARoute, model: any PCIDeviceModel, upstream: any UpstreamBus,
-    barAddresses: [UInt64]?, bus: PCIBus?, sriov: SRIOVLayout?, isVirtual: Bool
+    barAddresses: [UInt64]?, bus: PCIBus?, sriov: SRIOVLayout?, isVirtual: Bool,
+    services: TranslationCapabilities
   ) {
     self.name = name
     self.route = route
@@ -84,7 +88,7 @@ public final class PCIFunction: Sendable {
       identity: model.identity, bars: bars,
       barAddresses: isVirtual ? bars.map { _ in 0 } : addresses, msix: model.msix,
       interruptPin: isVirtual ? 0 : model.interruptPin, registers: model.configRegisters,
-      sriov: sriov)
+      sriov: sriov, services: services)
     interrupts = InterruptVectors(
       msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
       upstream: upstream, gate: gate)

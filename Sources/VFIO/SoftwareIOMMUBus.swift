@@ -30,6 +30,10 @@ public final class SoftwareIOMMUBus: UpstreamBus {
     SerializedPort(iommu.port(for: requester, pasid: pasid))
   }
 
+  public func makeRecoveringPort(pasid: PASID?) -> any BusPort {
+    SerializedPort(iommu.port(for: requester, pasid: pasid ?? self.pasid), recovers: true)
+  }
+
   public func makeInterruptPort() -> any BusPort {
     guard pasid != nil else { return port }
     return MessagePort { [iommu, requester] message in
@@ -55,19 +59,33 @@ public final class SoftwareIOMMUBus: UpstreamBus {
 /// share a PASID.
 private final class SerializedPort: BusPort {
   private let port: DMAPort
+  /// Whether what is missing is the caller's to ask for.
+  private let recovers: Bool
 
-  init(_ port: DMAPort) { self.port = port }
+  init(_ port: DMAPort, recovers: Bool = false) {
+    self.port = port
+    self.recovers = recovers
+  }
 
   private func access(
     _ body: (DMAPort) throws(DMAFault) -> Void
   ) throws(BusError) {
     do throws(DMAFault) {
-      try port.turn.withLock { (_) throws(DMAFault) in try body(port) }
+      try port.turn.withLock { (_) throws(DMAFault) in
+        if recovers { try port.deferringMisses(body) } else { try body(port) }
+      }
     } catch {
-      throw BusError(
+      var result = BusError(
         kind: error.reason == .memoryGone ? .data : .translation, address: error.iova,
         access: error.access)
+      if error.missingPages > 0 { result.missing = error }
+      throw result
     }
+  }
+
+  func ask(for error: BusError, waits: DeviceWait) -> Bool {
+    guard let fault = error.missing else { return false }
+    return port.ask(for: fault, waits: waits)
   }
 
   func read(_ address: IOVA, into buffer: UnsafeMutableRawBufferPointer) throws(BusError) {
