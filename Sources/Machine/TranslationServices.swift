@@ -53,18 +53,20 @@ extension MachineParser {
     let pages = fields["pages-per-group"].flatMap {
       reader.number($0, "a number of pages", in: 1...32)
     }
+    if let iommu, !iommu.pageRequests, ats == true || requests,
+      let node = fields["page-requests"] ?? fields["ats"]
+    {
+      reader.report(
+        node,
+        "found a device with \(requests ? "page-requests" : "ats") behind \(iommu.name), which "
+          + "takes none: give the IOMMU 'page-requests: true' too")
+    }
     if requests, let node = fields["page-requests"] {
       if ats == false {
         reader.report(
           fields["ats"] ?? node,
           "found a device without ats that has page-requests, expected ats: true: who asks for a "
             + "page asks for its translation first")
-      }
-      if let iommu, !iommu.pageRequests {
-        reader.report(
-          node,
-          "found a device with page-requests behind \(iommu.name), which takes none: give the "
-            + "IOMMU 'page-requests: true' too")
       }
       if let driver, driver.isMediating {
         reader.report(

@@ -133,7 +133,8 @@ public final class AMDCommandBuffer: Sendable {
       }
     case .invalidatePages(_, let pages, let directories):
       // PDE is for all above the leaves: of a guest's tables for the guest CR3 entry too.
-      owner.forget(directories ? .configuration : .translations(Self.range(pages))) {
+      // What devices keep is INVALIDATE_IOTLB_PAGES'.
+      owner.forget(directories ? .configuration : .iotlb(Self.range(pages))) {
         Self.isOne($0, of: pages)
       }
     case .invalidateIOTLB(let device, _, _, let pages):
@@ -144,7 +145,7 @@ public final class AMDCommandBuffer: Sendable {
       }
     case .prefetch(let device, _, let pages, true):
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.translations(Self.range(pages))) { $0.requester == device }
+        owner.forget(.iotlb(Self.range(pages))) { $0.requester == device }
       }
     case .invalidateAll: owner.forget(.configuration) { _ in true }
     case .prefetch, .invalidateInterruptTable, .completePageRequest: break

@@ -74,7 +74,7 @@ extension DMAPort {
       enter()
       if isThere { return }
     }
-    guard let answerer = resolution.answerer, mayAsk(answerer, miss) else {
+    guard let answerer = resolution.answerer, !confirmsByHand, mayAsk(answerer, miss) else {
       throw fail(miss, cause)
     }
     let pages = missingPages(miss, length, atMost: resolution.features.pagesPerGroup)

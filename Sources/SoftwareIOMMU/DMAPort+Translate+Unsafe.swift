@@ -87,11 +87,16 @@ extension DMAPort {
     // is done before anything is translated.
     unsafe state.pointee.sequence &+= 2
     let mail = unsafe channel.take(sequence: state.pointee.sequence)
-    unsafe state.pointee.lastSpan = 0
     if let context = mail.context { unsafe state.pointee.context = context }
     if mail.context != nil || mail.forgetsConfiguration {
       unsafe state.pointee.configuration = .none
     }
+    forget(mail)
+  }
+
+  /// Forgets what invalidations say. The port holds no translation.
+  func forget(_ mail: borrowing PortChannel.Mailbox) {
+    unsafe state.pointee.lastSpan = 0
     if mail.flushesAll {
       forgetAll()
     } else {

@@ -26,7 +26,7 @@ public final class DMAPort: @unchecked Sendable {
   public let requester: RequesterID
   /// nil for requests by RID alone.
   public let pasid: PASID?
-  let channel = PortChannel()
+  let channel: PortChannel
   /// For those who share the port: whoever has it is the one thread that may use it.
   package let turn = RankedMutex(.busPort, ())
   let memory: PhysicalMemory
@@ -49,8 +49,9 @@ public final class DMAPort: @unchecked Sendable {
 
   init(
     source: SoftwareIOMMU.Source, memory: PhysicalMemory, interrupts: InterruptRemapper,
-    faults: FaultLog, requesters: Requesters
+    faults: FaultLog, requesters: Requesters, device: DeviceCache? = nil
   ) {
+    channel = PortChannel(device: device)
     self.requesters = requesters
     requester = source.requester
     pasid = source.pasid

@@ -31,7 +31,11 @@ extension DomainTable {
     where isChosen: (SoftwareIOMMU.Source) -> Bool
   ) {
     invalidateNested(forgotten, where: isChosen)
-    let range = if case .translations(let range) = forgotten { range } else { IOVARange.all }
+    let range =
+      switch forgotten {
+      case .translations(let range), .iotlb(let range): range
+      case .configuration: IOVARange.all
+      }
     events.append(
       .invalidate(
         iommu: kind.iommu, iova: IOVA(range.first), length: range.last &- range.first &+ 1))

@@ -14,6 +14,8 @@ protocol SoftwareNestedDomain: NestedDomain {
   var ports: NestedPorts { get }
   /// Whether it stands for all PASIDs of a device that have no context of their own (MODEL B9).
   var hasPASIDs: Bool { get }
+  /// Whether devices with ATS may keep translations of it.
+  var enablesATS: Bool { get }
 
   /// What hardware or its driver would not take that was taken when the table was made.
   /// - Throws: What an attach answers.
@@ -21,6 +23,8 @@ protocol SoftwareNestedDomain: NestedDomain {
 }
 
 extension SoftwareNestedDomain {
+  var enablesATS: Bool { true }
+
   /// From now on invalidations wait for this port too, and unmaps of the parent.
   func attach(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
     ports.add(channel)
@@ -86,14 +90,17 @@ struct NestedPort: Sendable {
 
 /// What ports of users' tables are told to forget.
 enum NestedForgetting: Sendable {
-  /// What they have translated.
+  /// What they have translated, whoever remembers it.
   case translations(IOVARange)
+  /// What the IOMMU remembers for devices without ATS.
+  case iotlb(IOVARange)
   /// What they have read of tables of PASIDs, and all translations.
   case configuration
 
   func post(to channel: PortChannel) {
     switch self {
     case .translations(let range): channel.post(range)
+    case .iotlb(let range): channel.postIOTLB(range)
     case .configuration: channel.postConfiguration()
     }
   }

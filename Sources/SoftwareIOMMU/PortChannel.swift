@@ -9,6 +9,10 @@
 // sequentially consistent) whether the port is inside a transaction. So at least one of the
 // two sees the other: either the port reads its mail before it translates, or the poster
 // waits until the port left the transaction or read its mail. Idle ports are not waited for.
+//
+// What a port remembers is the IOMMU's IOTLB for its device, or, of a device with ATS, the device's
+// own cache: then invalidations of the IOTLB are nothing to it, those of the device TLB are, and the
+// device confirms them. It does so by taking its mail, or by hand (DeviceCache).
 
 import IOMMU
 import Synchronization
@@ -20,6 +24,15 @@ final class PortChannel: Sendable {
   /// Whether there is mail.
   let pending = Atomic<Bool>(false)
   private let mailbox = RankedMutex(.mailbox, Mailbox())
+  /// Of a device with ATS; nil where the port remembers for the IOMMU.
+  let device: DeviceCache?
+  /// Whether what the port remembers is the device's at the moment: ATS is on.
+  private let isDeviceTLB = Atomic(false)
+
+  init(device: DeviceCache? = nil) {
+    self.device = device
+    isDeviceTLB.store(device != nil, ordering: .relaxed)
+  }
 
   /// What a port has to do before it translates again.
   struct Mailbox: Sendable {
@@ -57,9 +70,19 @@ final class PortChannel: Sendable {
     }
   }
 
-  /// Tells the port to forget a range.
+  /// Tells the port to forget a range, whoever remembers it.
   func post(_ range: IOVARange) {
     mailbox.withLock { mail in
+      if let device, isDeviceTLB.load(ordering: .relaxed), device.hold(range) { return }
+      mail.add(range)
+      announce()
+    }
+  }
+
+  /// Tells the port to forget a range that the IOMMU remembers.
+  func postIOTLB(_ range: IOVARange) {
+    mailbox.withLock { mail in
+      if isDeviceTLB.load(ordering: .relaxed) { return }
       mail.add(range)
       announce()
     }
@@ -79,7 +102,8 @@ final class PortChannel: Sendable {
   func postConfiguration() {
     mailbox.withLock { mail in
       mail.forgetsConfiguration = true
-      mail.flushesAll = true
+      // What a device has translated stays until that is invalidated.
+      if !isDeviceTLB.load(ordering: .relaxed) { mail.flushesAll = true }
       announce()
     }
   }
@@ -91,9 +115,26 @@ final class PortChannel: Sendable {
   }
 
   /// Tells the port to change its context in one step, and to forget everything.
-  func post(_ context: PortContext) {
+  /// - Parameter hasATS: Whether a device with ATS keeps translations of the new one.
+  func post(_ context: PortContext, hasATS: Bool = true) {
     mailbox.withLock { mail in
       mail.context = context
+      if let device, device.holdAll() {
+        // It forgets when it confirms.
+      } else {
+        mail.flushesAll = true
+      }
+      isDeviceTLB.store(device != nil && hasATS, ordering: .relaxed)
+      announce()
+    }
+  }
+
+  /// Blocks the device, which has not confirmed in time: what it keeps is refused from now on.
+  private func cutOff() {
+    mailbox.withLock { mail in
+      // A context that was set meanwhile is another chance.
+      guard device?.isCutOff ?? true else { return }
+      mail.context = .blocked
       mail.flushesAll = true
       announce()
     }
@@ -101,8 +142,10 @@ final class PortChannel: Sendable {
 
   /// Returns once the port cannot use anything older than what was posted before.
   ///
-  /// Blocks while the port is inside a transaction: at most for one chunk of a copy.
+  /// Blocks while the port is inside a transaction: at most for one chunk of a copy; and until a
+  /// device that confirms by hand has, or its time is up.
   func wait() {
+    if let device, !device.isConfirmed() { cutOff() }
     let seen = sequence.load(ordering: .sequentiallyConsistent)
     guard seen & 1 == 1 else { return }
     var backoff = Backoff()

@@ -135,10 +135,9 @@ public final class RISCVCommandQueue: Sendable {
   private func carryOut(_ command: RISCVCommand, _ status: inout Status) -> Bool {
     switch command {
     case .invalidateFirstStage(_, _, let address):
-      // Whatever the GSCID and PSCID: a global entry has none.
-      owner.forget(.translations(address.map { IOVARange($0, shift: 12) } ?? .all)) { _ in true
-      }
-    case .invalidateSecondStage: owner.forget(.translations(.all)) { _ in true }
+      // Whatever the GSCID and PSCID: a global entry has none. What devices keep is ATS.INVAL's.
+      owner.forget(.iotlb(address.map { IOVARange($0, shift: 12) } ?? .all)) { _ in true }
+    case .invalidateSecondStage: owner.forget(.iotlb(.all)) { _ in true }
     case .fence(let fence):
       if let address = fence.address, !owner.service.store(fence.data, at: address) {
         return false

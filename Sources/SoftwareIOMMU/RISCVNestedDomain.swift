@@ -97,6 +97,8 @@ final class RISCVNestedDomain: SoftwareNestedDomain {
   let ports = NestedPorts()
   /// All processes of a device go by its context.
   let hasPASIDs = true
+  /// The user's EN_ATS.
+  var enablesATS: Bool { device.context.enablesATS }
   private let below: RISCVSecondStageDomain
   private let device: RISCVNestedDevice
 

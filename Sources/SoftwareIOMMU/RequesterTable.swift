@@ -188,7 +188,7 @@ struct RequesterTable: Sendable {
         return channel.post(.blocked)
       }
       domain.attach(channel, of: source)
-      channel.post(domain.portContext)
+      channel.post(domain.portContext, hasATS: domain.enablesATS)
     case .shared(let domain):
       guard let table = domain as? ProcessTable else { return channel.post(.blocked) }
       channel.post(.process(ProcessRoot(table)))

@@ -121,6 +121,8 @@ final class SMMUNestedDomain: SoftwareNestedDomain {
   let ports = NestedPorts()
   /// The table of context descriptors has all substreams; without one there are none to have.
   let hasPASIDs = true
+  /// The user's EATS.
+  var enablesATS: Bool { user.enablesATS }
   let owner: SMMUVirtualIOMMU
   private let user: SMMUNestedEntry
   private let stream: SMMUNestedStream

@@ -114,9 +114,9 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   private func carryOut(_ words: Words2, _ index: UInt32) throws(IOMMUError) {
     switch words[0] & 0xFF {
     // CMD_TLBI_NSNH_ALL, which becomes NH_ALL; NH_ALL, NH_ASID.
-    case 0x30, 0x10, 0x11: forget(.translations(.all)) { _ in true }
-    // NH_VA, NH_VAA.
-    case 0x12, 0x13: forget(.translations(range(of: words))) { _ in true }
+    case 0x30, 0x10, 0x11: forget(.iotlb(.all)) { _ in true }
+    // NH_VA, NH_VAA. What devices keep (EATS) is CMD_ATC_INV's.
+    case 0x12, 0x13: forget(.iotlb(range(of: words))) { _ in true }
     case 0x40:
       let device = try device(words, index)
       let range = IOVARange(

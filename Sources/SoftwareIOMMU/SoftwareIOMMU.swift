@@ -121,11 +121,16 @@ public final class SoftwareIOMMU: IOMMUDriver {
   /// - Parameter pasid: For requests with a PASID, which have a context of their own.
   public func port(for requester: RequesterID, pasid: PASID? = nil) -> DMAPort {
     let source = Source(requester: requester, pasid: pasid)
+    let hasATS = requesters.features(of: requester).translationCache
     return requesters.withLock { requesters in
       requesters.port(source) {
         DMAPort(
           source: source, memory: memory, interrupts: interrupts, faults: faults,
-          requesters: self.requesters)
+          requesters: self.requesters,
+          device: hasATS
+            ? DeviceCache(
+              name: "\(requester), behind \(name),", timeout: configuration.invalidationTimeout,
+              events: events) : nil)
       }
     }
   }
