@@ -94,7 +94,7 @@ let package = Package(
     // Programs that know nothing of us: headers only, nothing linked.
     example("dma-copy"),
     example("trespass"),
-    example("ioasid-use-cases"),
+    example("ioasid-use-cases", exclude: ["machine.yaml"]),
     example("mdev-copy", exclude: ["README.md", "machine.yaml"]),
     example(
       "user-tables",

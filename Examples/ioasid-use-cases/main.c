@@ -320,7 +320,10 @@ static void guest_sva(int fd, struct engine *engine, uint32_t gpa_ioasid, uint64
 }
 
 static void open_engine(struct engine *engine, const char *wanted) {
-  if (!engine_find(engine, wanted)) fail("no copy engine that vfio-pci drives");
+  if (!engine_find(engine, wanted)) {
+    fprintf(stderr, "ioasid-use-cases: %s is no copy engine that vfio-pci drives\n", wanted);
+    exit(1);
+  }
   engine->device = open(engine->node, O_RDWR | O_CLOEXEC);
   if (engine->device < 0) fail(engine->node);
 }
@@ -334,8 +337,9 @@ int main(int count, char **arguments) {
           "Walks through the use cases of the /dev/ioasid proposal with two copy engines, which\n"
           "are in different IOMMU groups (default: 0000:e0:04.0 and 0000:e1:00.0).\n"
           "\n"
-          "Example:\n"
+          "Examples:\n"
           "  iommu run -- ioasid-use-cases\n"
+          "  iommu run --machine machine.yaml -- ioasid-use-cases    with page requests (4.5)\n"
           "\n"
           "Exit status: 0 all is as the proposal says, 1 something is not, 2 wrong usage.\n",
           help ? stdout : stderr);

@@ -63,6 +63,7 @@ extension DMAPort {
       throw fail(miss, cause)
     }
     leave()
+    let switches = requesters.pageRequests.switches
     let resolution = requesters.resolve(source)
     // A switch that has ended meanwhile has left mail: the context is not the one that was missed in.
     let isStale = channel.pending.load(ordering: .sequentiallyConsistent)
@@ -85,7 +86,8 @@ extension DMAPort {
     }
     guard let waits else { throw fail(miss, cause) }
     leave()
-    let outcome = request(pages, for: miss, of: answerer, resolution.features, waits)
+    let outcome = request(
+      pages, for: miss, of: answerer, since: switches, resolution.features, waits)
     enter()
     switch outcome {
     case .tryAgain: return
@@ -129,14 +131,14 @@ extension DMAPort {
   }
 
   private func request(
-    _ pages: Int, for miss: Miss, of answerer: PageAnswerer,
+    _ pages: Int, for miss: Miss, of answerer: PageAnswerer, since switches: UInt64,
     _ features: SoftwareIOMMU.DeviceFeatures, _ wait: DeviceWait
   ) -> PageRequestQueue.Outcome {
     let first = miss.iova & ~0xFFF
     return requesters.pageRequests.request(
       (0..<UInt64(pages)).map { first &+ $0 << IOTLB.smallShift },
-      access: PageRequest.Access(miss.access), from: source, to: answerer, features: features,
-      wait: wait)
+      access: PageRequest.Access(miss.access), from: source, to: answerer, since: switches,
+      features: features, wait: wait)
   }
 
   // MARK: Ports that several share
@@ -159,13 +161,15 @@ extension DMAPort {
   ///   fault is counted, unless the device has cancelled.
   package func ask(for fault: DMAFault, waits: DeviceWait) -> Bool {
     let miss = Miss(fault.reason, fault.iova.rawValue, fault.access)
+    let switches = requesters.pageRequests.switches
     let resolution = requesters.resolve(source)
     // Detached meanwhile, or another table: the access finds out.
     guard let answerer = resolution.answerer,
       !channel.pending.load(ordering: .sequentiallyConsistent)
     else { return true }
     let pages = min(max(fault.missingPages, 1), resolution.features.pagesPerGroup)
-    let outcome = request(pages, for: miss, of: answerer, resolution.features, waits)
+    let outcome = request(
+      pages, for: miss, of: answerer, since: switches, resolution.features, waits)
     if outcome == .giveUp { faults.record(self.fault(miss, fault.cause)) }
     return outcome == .tryAgain
   }

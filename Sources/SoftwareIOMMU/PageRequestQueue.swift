@@ -105,6 +105,8 @@ final class PageRequestQueue: Sendable {
     var first = 0
     var devices: [RequesterID: Device] = [:]
     var counts = PageRequestCounts()
+    /// How often a source's context was another.
+    var switches: UInt64 = 0
     /// Whether the queue has been full since it was last empty: said once each time.
     var isOverflowing = false
     var isStopping = false
@@ -158,23 +160,30 @@ final class PageRequestQueue: Sendable {
     case group(PageGroup, number: UInt32)
     case full
     case overflow(isFirst: Bool)
-    case stopped
+    case stale, stopped
   }
+
+  /// Counts switches of contexts. Whoever asks takes it before looking who answers.
+  var switches: UInt64 { state.withLock { $0.switches } }
 
   /// Asks for pages and waits for the answer.
   ///
   /// Called with no lock held, outside of all transactions.
   /// - Parameters:
   ///   - addresses: Of pages, at least one; as many as `features` allow a group.
+  ///   - switches: From before `answerer` was looked up: after a switch it may be another, and nobody
+  ///     would end a wait that begins then.
   func request(
     _ addresses: [UInt64], access: PageRequest.Access, from source: SoftwareIOMMU.Source,
-    to answerer: PageAnswerer, features: SoftwareIOMMU.DeviceFeatures, wait: DeviceWait
+    to answerer: PageAnswerer, since switches: UInt64, features: SoftwareIOMMU.DeviceFeatures,
+    wait: DeviceWait
   ) -> Outcome {
     guard !wait.isCancelled else { return .cancelled }
     let ticket = wait.ticket
     let group = PageGroup(source, answerer, pages: addresses.count, wait: wait)
-    switch enter(group, addresses, access, features) {
+    switch enter(group, addresses, access, since: switches, features) {
     case .stopped: return .giveUp
+    case .stale: return .tryAgain
     case .full:
       // Whatever came meanwhile, the access finds out what has become of its page.
       let goesOn = wait.sleep(since: ticket)
@@ -233,10 +242,11 @@ final class PageRequestQueue: Sendable {
 
   private func enter(
     _ group: PageGroup, _ addresses: [UInt64], _ access: PageRequest.Access,
-    _ features: SoftwareIOMMU.DeviceFeatures
+    since switches: UInt64, _ features: SoftwareIOMMU.DeviceFeatures
   ) -> Entry {
     let entry = state.withLock { state -> Entry in
       guard !state.isStopping else { return .stopped }
+      guard state.switches == switches else { return .stale }
       let source = group.source
       var device = state.devices[source.requester] ?? Device()
       defer { state.devices[source.requester] = device }
@@ -308,9 +318,10 @@ final class PageRequestQueue: Sendable {
     }
   }
 
-  /// The context of a source is another: who waits for room looks again.
+  /// The context of a source is another: who waits for room, or is about to ask, looks again.
   func contextChanged(of device: RequesterID) {
     state.withLock { state in
+      state.switches &+= 1
       for wait in state.devices[device]?.waiting ?? [] { wait.wake() }
     }
   }

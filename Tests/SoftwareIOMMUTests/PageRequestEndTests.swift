@@ -139,6 +139,24 @@ struct PageRequestEndTests {
     #expect(access.end() != nil)
   }
 
+  @Test("H3: who is about to ask sees a detach that has ended before, and tries again")
+  func detachBeforeAsking() throws {
+    let rig = try PageRequestRig(features: .init(pageRequests: true, outstandingRequests: 1))
+    let access = try wait(rig, read: true)
+    let source = SoftwareIOMMU.Source(requester: Bench.device, pasid: nil)
+    let requests = rig.iommu.requesters.pageRequests
+    let switches = requests.switches
+    let resolution = rig.iommu.requesters.resolve(source)
+    let answerer = try #require(resolution.answerer)
+    rig.binding.group.detach()
+    #expect(access.end() != nil)
+    let outcome = requests.request(
+      [0x9000], access: .write, from: source, to: answerer, since: switches,
+      features: resolution.features, wait: DeviceWait())
+    #expect(outcome == .tryAgain)
+    #expect(rig.iommu.pageRequestCounts.requests == 1, "it has asked nobody")
+  }
+
   @Test("H3: a queue that is full answers for its devices to try again; none is lost")
   func overflow() throws {
     // Groups of 8 pages, and room for one: what two ports ask at a time overflows it.

@@ -43,6 +43,16 @@ import Testing
     #expect(run.errors.contains("makes no page requests, or its IOMMU takes none"))
   }
 
+  @Test("H1, K1: the proposal's guest SVA, with page faults that come to the user")
+  func guestSVA() throws {
+    let machine = URL(fileURLWithPath: machine).deletingLastPathComponent()
+      .appending(components: "..", "ioasid-use-cases", "machine.yaml").path
+    let run = try iommu("run", "--machine", machine, "--", built("ioasid-use-cases").path)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(!run.output.contains("left out"), "\(run.output)")
+    #expect(run.output.contains("was answered 3 times, and copied"), "\(run.output)")
+  }
+
   @Test("H1: --explain tells of page requests")
   func explain() throws {
     let run = try iommu(
