@@ -101,16 +101,21 @@ extension Context {
         "a table nested on HWPT \(parent.id) needs user data that says where it is")
     }
     let driver = object.device.driver
-    guard parent.attributes.contains(.nestParent), parent.driver === driver,
-      let paging = parent.paging
+    // As on Linux: what there is none of at all is told first, whatever the parent.
+    try driver.checkNesting(ofData: data.type, for: object.device.requester)
+    guard parent.attributes.contains(.nestParent), !parent.isAutomatic,
+      parent.driver === driver, let paging = parent.paging
     else {
       throw IOMMUError(
         .invalidArgument,
-        parent.driver === driver
-          ? "HWPT \(parent.id) cannot be a parent: it was made without "
+        parent.isAutomatic
+          ? "HWPT \(parent.id) was made by an attach and goes with it; make a parent with "
             + "IOMMU_HWPT_ALLOC_NEST_PARENT"
-          : "HWPT \(parent.id) was made for \(parent.driver.name); \(object.device.name) is "
-            + "behind \(driver.name)")
+          : parent.driver === driver
+            ? "HWPT \(parent.id) cannot be a parent: it was made without "
+              + "IOMMU_HWPT_ALLOC_NEST_PARENT"
+            : "HWPT \(parent.id) was made for \(parent.driver.name); \(object.device.name) is "
+              + "behind \(driver.name)")
     }
     try FailurePoint.pass(.driverObject)
     let domain = try driver.makeNestedDomain(

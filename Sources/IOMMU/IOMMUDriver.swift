@@ -30,8 +30,14 @@ public protocol IOMMUDriver: AnyObject, Sendable {
     for device: RequesterID, attributes: PagingAttributes, data: UserData?
   ) throws(IOMMUError) -> any PagingDomain
 
+  /// Whether tables of users nest on a page table alone, without a virtual IOMMU (Linux: whether
+  /// there is `domain_alloc_nested`). Asked before the parent is looked at.
+  /// - Parameter type: `IOMMU_HWPT_DATA_…`.
+  /// - Throws: `EOPNOTSUPP` where none does, or none of this type.
+  func checkNesting(ofData type: UInt32, for device: RequesterID) throws(IOMMUError)
+
   /// Makes a page table that the user owns, nested on one of the engine's (Linux:
-  /// `domain_alloc_nested`). MODEL B2.
+  /// `domain_alloc_nested`). MODEL B2. After `checkNesting`.
   /// - Parameters:
   ///   - parent: A domain of this driver that was made to be a nest parent. It outlives the
   ///     nested one.
@@ -163,6 +169,12 @@ extension IOMMUDriver {
   ) throws(IOMMUError) -> any SharedDomain {
     throw IOMMUError(
       .operationNotSupported, "\(name) cannot walk the page table of \(process.name)")
+  }
+
+  /// An IOMMU without user-managed tables.
+  public func checkNesting(ofData type: UInt32, for device: RequesterID) throws(IOMMUError) {
+    throw IOMMUError(
+      .operationNotSupported, "\(name) has no page tables that the user manages")
   }
 
   /// An IOMMU without user-managed tables.

@@ -197,6 +197,8 @@ public final class MockIOMMU: IOMMUDriver {
     }
   }
 
+  public func checkNesting(ofData type: UInt32, for device: RequesterID) throws(IOMMUError) {}
+
   public func makeNestedDomain(
     for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
     data: UserData

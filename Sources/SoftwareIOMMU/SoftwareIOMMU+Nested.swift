@@ -6,22 +6,11 @@ import IOMMU
 import PageTables
 
 extension SoftwareIOMMU {
-  public func makeNestedDomain(
-    for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
-    data: UserData
-  ) throws(IOMMUError) -> any NestedDomain {
-    guard configuration.nests, attributes.isSubset(of: .pasid) else {
-      throw IOMMUError(
-        .operationNotSupported,
-        configuration.nests
-          ? "\(name) has no page tables of users with attributes \(hex(attributes.rawValue))"
-          : "\(name) has no page tables of users (the machine file's nesting)")
-    }
+  /// Linux 7.1's drivers of AMD's IOMMU and of SMMUv3 nest in virtual IOMMUs only; that of RISC-V's
+  /// nothing.
+  public func checkNesting(ofData type: UInt32, for device: RequesterID) throws(IOMMUError) {
     switch configuration.architecture {
-    case .intel:
-      return try IntelNestedDomain(
-        data, on: try nestParent(parent, as: IntelSecondStageDomain.self),
-        unit: configuration.intelCapabilities, events: events)
+    case .intel: return
     case .smmuV3:
       throw IOMMUError(
         .operationNotSupported,
@@ -33,10 +22,33 @@ extension SoftwareIOMMU {
         "\(name) has no page tables of users on a page table alone: make a virtual IOMMU on it "
           + "first, and name that as the parent")
     case .riscv:
+      guard type != RISCVNestedContext.dataType else { return }
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(name) nests device contexts (RISCVNestedContext), not data of type \(hex(type))")
+    }
+  }
+
+  public func makeNestedDomain(
+    for device: RequesterID, parent: any PagingDomain, attributes: PagingAttributes,
+    data: UserData
+  ) throws(IOMMUError) -> any NestedDomain {
+    guard configuration.nests, attributes.isSubset(of: .pasid) else {
+      throw IOMMUError(
+        .operationNotSupported,
+        configuration.nests
+          ? "\(name) has no page tables of users with attributes \(hex(attributes.rawValue))"
+          : "\(name) has no page tables of users (the machine file's nesting)")
+    }
+    try checkNesting(ofData: data.type, for: device)
+    guard configuration.architecture == .intel else {
       return try RISCVNestedDomain(
         data, on: try nestParent(parent, as: RISCVSecondStageDomain.self),
         iommu: configuration.riscvCapabilities)
     }
+    return try IntelNestedDomain(
+      data, on: try nestParent(parent, as: IntelSecondStageDomain.self),
+      unit: configuration.intelCapabilities, events: events)
   }
 
   public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool {

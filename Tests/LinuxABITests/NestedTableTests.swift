@@ -53,12 +53,12 @@ struct NestedTableTests {
       return result == 0 ? Int(alloc.out_hwpt_id) : Int(result)
     }
 
-    func virtual(type: UInt32) -> Int {
+    func virtual(type: UInt32, on parent: UInt32? = nil) -> Int {
       var alloc = iommu_viommu_alloc()
       alloc.size = 40
       alloc.type = type
       alloc.dev_id = engine.deviceID
-      alloc.hwpt_id = parent
+      alloc.hwpt_id = parent ?? self.parent
       let result = engine.caller.ioctl(engine.iommuFile, IOMMU_VIOMMU_ALLOC, &alloc)
       return result == 0 ? Int(alloc.out_viommu_id) : Int(result)
     }
@@ -257,6 +257,55 @@ struct NestedTableTests {
       "Linux takes none")
     #expect(rig.invalidate(UInt32(id), type: 0, entry: 24, [0, 1, 0]) == (-EOPNOTSUPP, 0))
     #expect(rig.engine.detach() == 0)
+  }
+
+  /// Linux asks the driver whether there is any such table before it looks at the parent.
+  @Test(
+    "B2: a parent that was not made to be one is EINVAL where tables nest on one, else EOPNOTSUPP",
+    arguments: [
+      (SoftwareIOMMU.Architecture.intel, -Int(EINVAL)), (.smmuV3, -Int(EOPNOTSUPP)),
+      (.amd, -Int(EOPNOTSUPP)), (.riscv, -Int(EOPNOTSUPP)),
+    ])
+  func plainParent(architecture: SoftwareIOMMU.Architecture, errno: Int) throws {
+    let rig = try Rig(architecture)
+    let plain = rig.allocate(on: rig.engine.ioas, type: IOMMU_HWPT_DATA_NONE, [], length: 0)
+    try #require(plain > 0)
+    for type in 1...4 as ClosedRange<UInt32> {
+      #expect(rig.allocate(on: UInt32(plain), type: type, [1, 0, 48]) == errno)
+    }
+    #expect(
+      rig.allocate(on: UInt32(plain), type: 1, [1, 0, 48], flags: IOMMU_HWPT_ALLOC_NEST_PARENT)
+        == -Int(EOPNOTSUPP), "flags come before the parent")
+    #expect(
+      rig.allocate(on: UInt32(plain), type: IOMMU_HWPT_DATA_NONE, [], length: 0)
+        == -Int(EOPNOTSUPP), "and so does having no data")
+    let virtual = rig.virtual(type: 1, on: UInt32(plain))
+    #expect(
+      virtual
+        == (architecture == .amd || architecture == .smmuV3 ? -Int(EINVAL) : -Int(EOPNOTSUPP)))
+    #expect(rig.allocate(on: 9999, type: 1, [1, 0, 48]) == -Int(EINVAL))
+  }
+
+  @Test("B2: a table that an attach made is nobody's parent by id: EINVAL, as on Linux")
+  func automaticParent() throws {
+    let engine = try EngineRig(iommu: .init(pasidBits: 8))
+    let context = Context(system: engine.system)
+    let binding = try context.register(#require(engine.vfio.function.device?.physical))
+    let ioas = try context.allocateIOAS(
+      AddressSpaceAttributes(allowsPASIDs: true))
+    let child = try context.allocateIOAS(
+      of: UserTable(format: .intelFirstStage, width: 48, root: 0x1000), nestedOn: ioas)
+    try binding.group.attach(to: child)
+    try binding.group.attach(PASID(rawValue: 3), to: ioas)
+    let parent = try #require(
+      try context.attachedHWPT(of: binding.id, pasid: PASID(rawValue: 3)))
+    let data = UserData(
+      type: IOMMU_HWPT_DATA_VTD_S1, length: 24,
+      memory: UserBytes(
+        [UInt8](repeating: 0, count: 16) + [48] + [UInt8](repeating: 0, count: 7)))
+    #expect {
+      _ = try context.allocateHWPT(for: binding.id, from: parent, data: data)
+    } throws: { ($0 as? IOMMUError)?.errno == .invalidArgument }
   }
 
   @Test("B2: a program reaches nothing of a RISC-V guest's by ioctl, as on Linux")
