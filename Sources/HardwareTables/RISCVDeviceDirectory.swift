@@ -35,26 +35,22 @@ public struct RISCVDeviceDirectory: Hashable, Sendable {
   ///   - process: The transaction's `process_id`, where it has one.
   ///   - memory: Host-physical memory.
   /// - Throws: Causes 256 and 260 for what the mode or the context disallows; 257, 258, 259
-  ///   and 268 where the directory has no good context.
+  ///   and 268 where the directory has no good context. Whether the context's DTF hides cause 260
+  ///   is told by `locate` and `RISCVDeviceContext.check`, of which this is made.
   @inlinable
   public func context<Memory: TableMemory>(
     device: UInt32, process: UInt32?, transaction: RISCVTransactionType,
     in memory: borrowing Memory
   ) throws(RISCVFault) -> RISCVDeviceContext? {
-    let needsATS = transaction.isTranslated || transaction == .translationRequest
     switch mode {
     case .off: throw RISCVFault(.allInboundTransactionsDisallowed)
     case .bare:
-      if needsATS { throw RISCVFault(.transactionTypeDisallowed) }
+      if transaction.needsATS { throw RISCVFault(.transactionTypeDisallowed) }
       return nil
     default: break
     }
     let context = try locate(device: device, in: memory)
-    // Step 7.
-    if needsATS, !context.enablesATS { throw RISCVFault(.transactionTypeDisallowed) }
-    if let process, !context.hasProcessDirectory || !context.covers(process: process) {
-      throw RISCVFault(.transactionTypeDisallowed)
-    }
+    try context.check(process: process, transaction: transaction)
     return context
   }
 
@@ -109,6 +105,18 @@ public struct RISCVDeviceDirectory: Hashable, Sendable {
 }
 
 extension RISCVDeviceContext {
+  /// Refuses what the context disallows (2.3, step 7).
+  /// - Throws: Cause 260.
+  @inlinable
+  public func check(
+    process: UInt32?, transaction: RISCVTransactionType
+  ) throws(RISCVFault) {
+    if transaction.needsATS, !enablesATS { throw RISCVFault(.transactionTypeDisallowed) }
+    if let process, !hasProcessDirectory || !covers(process: process) {
+      throw RISCVFault(.transactionTypeDisallowed)
+    }
+  }
+
   /// Whether the process directory tells this `process_id` apart (2.3, step 7): `PD8`, `PD17`
   /// and `PD20` have 8, 17 and 20 bits. A directory that is Bare is not asked.
   @inlinable

@@ -76,6 +76,10 @@ public enum RISCVTransactionType: UInt8, Hashable, Sendable, CaseIterable {
   /// Whether the device says that the address was translated before.
   @inlinable
   public var isTranslated: Bool { rawValue >= 5 && rawValue <= 7 }
+
+  /// Whether EN_ATS has to allow it (2.3, step 7).
+  @inlinable
+  public var needsATS: Bool { isTranslated || self == .translationRequest }
 }
 
 /// A record of the fault queue: 32 bytes.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a RISC-V IOMMU records of a transaction that it ended: RISC-V IOMMU Architecture 1.0,
-// section 3.2, and what its reference model does (`iommu_two_stage_trans.c`).
+// section 3.2.
 
 import PageTables
 
@@ -61,22 +61,26 @@ extension RISCVFault {
             ? .instructionPageFault : request.isStore ? .writePageFault : .readPageFault)
         return
       }
-      // Bit 0 is set for accesses to first-stage entries, bit 1 where those write: with SADE all
-      // of them do, in the reference model.
+      // Bit 0 is set for accesses to first-stage entries, bit 1 for those that were to set A or D:
+      // all others are reads (3.2, note).
       var second = tables.intermediate(fault, of: request) & ~3
-      if fault.isTableFetch {
-        second |= 1
-        if fault.isMarking || tables.fetchesAsWrites { second |= 2 }
-      }
-      self.init(
-        request.isInstruction
-          ? .instructionGuestPageFault
-          : request.isStore ? .writeGuestPageFault : .readGuestPageFault, iotval2: second)
+      if fault.isTableFetch { second |= fault.isMarking ? 3 : 1 }
+      self.init(.guestPageFault(of: RISCVTransactionType(request)), iotval2: second)
     }
   }
 }
 
 extension RISCVCause {
+  /// By the access that the device made, whatever the IOMMU accesses for it.
+  @usableFromInline
+  static func guestPageFault(of transaction: RISCVTransactionType) -> RISCVCause {
+    switch transaction {
+    case .untranslatedExecute, .translatedExecute: .instructionGuestPageFault
+    case .untranslatedWrite, .translatedWrite: .writeGuestPageFault
+    default: .readGuestPageFault
+    }
+  }
+
   static func accessFault(of request: DeviceRequest) -> RISCVCause {
     request.isInstruction
       ? .instructionAccessFault : request.isStore ? .writeAccessFault : .readAccessFault
@@ -95,11 +99,12 @@ extension RISCVCause {
 }
 
 extension DeviceRequest {
-  // Translation requests are reads, whatever they ask for. Reading for execution is of requests
-  // with a process ID.
+  // Translation requests are reads, whatever they ask for. Addresses are translated for PCIe
+  // only, where reading for execution is of requests with a PASID.
   fileprivate var isStore: Bool { writes && kind != .translation }
   fileprivate var isInstruction: Bool {
-    executes && !writes && pasid != nil && kind != .translation
+    guard executes, !writes else { return false }
+    return kind == .untranslated || kind == .translated && pasid != nil
   }
 }
 

@@ -81,7 +81,8 @@ extension RISCVDeviceContext {
   ///   - memory: What the process directory's pointers point into: the guest's memory, through
   ///     this context's second stage where it has one; the host's memory else.
   /// - Throws: Cause 260 for a supervisor where ENS is clear; 265, 266, 267 and 269 where the
-  ///   directory has no good context; 21 where the second stage has no mapping for it.
+  ///   directory has no good context; 20, 21 or 23, by the transaction, where the second stage has
+  ///   no mapping for it.
   @inlinable
   public func translation<Memory: TableMemory>(
     process: UInt32?, isSupervisor: Bool, transaction: RISCVTransactionType,
@@ -101,7 +102,8 @@ extension RISCVDeviceContext {
     guard let number = process ?? (hasDefaultProcess ? 0 : nil), firstStageMode != 0 else {
       return result
     }
-    let context = try locate(process: number, iommu: iommu, in: memory)
+    let context = try locate(
+      process: number, transaction: transaction, iommu: iommu, in: memory)
     if result.isSupervisor, !context.allowsSupervisor {
       throw RISCVFault(.transactionTypeDisallowed)
     }
@@ -116,13 +118,14 @@ extension RISCVDeviceContext {
   /// process.
   @inlinable
   public func locate<Memory: TableMemory>(
-    process: UInt32, iommu: RISCVCapabilities, in memory: borrowing Memory
+    process: UInt32, transaction: RISCVTransactionType, iommu: RISCVCapabilities,
+    in memory: borrowing Memory
   ) throws(RISCVFault) -> RISCVProcessContext {
     var table = firstStageRoot
     var level = Int(firstStageMode) - 1
     while level > 0 {
       let index = UInt64(process &>> UInt32(8 + 9 * (level - 1)) & 511)
-      let entry = try load(table &+ index &* 8, in: memory)
+      let entry = try load(table &+ index &* 8, transaction, in: memory)
       if !entry.bit(0) { throw RISCVFault(.processEntryNotValid) }
       if entry & (.mask(9, 1) | .mask(63, 54)) != 0 {
         throw RISCVFault(.processEntryMisconfigured)
@@ -132,7 +135,9 @@ extension RISCVDeviceContext {
     }
     let address = table &+ UInt64(process & 255) &* 16
     let context = RISCVProcessContext(
-      Words2(try load(address, in: memory), try load(address &+ 8, in: memory)))
+      Words2(
+        try load(address, transaction, in: memory),
+        try load(address &+ 8, transaction, in: memory)))
     if !context.isValid { throw RISCVFault(.processEntryNotValid) }
     if context.misconfiguration(iommu, is32Bit: is32Bit) != nil {
       throw RISCVFault(.processEntryMisconfigured)
@@ -142,7 +147,7 @@ extension RISCVDeviceContext {
 
   @inlinable @inline(__always)
   func load<Memory: TableMemory>(
-    _ address: UInt64, in memory: borrowing Memory
+    _ address: UInt64, _ transaction: RISCVTransactionType, in memory: borrowing Memory
   ) throws(RISCVFault) -> UInt64 {
     do throws(TableMemoryFault) {
       let stored = try memory.load(address)
@@ -151,9 +156,15 @@ extension RISCVDeviceContext {
       switch error {
       case .unreachable: throw RISCVFault(.processLoadAccessFault)
       case .corrupted: throw RISCVFault(.processDataCorruption)
-      case .secondStage:
-        // An implicit read: bit 0 set and bit 1 clear (3.2).
-        throw RISCVFault(.readGuestPageFault, iotval2: address & ~3 | 1)
+      case .secondStage(let inner):
+        // Accesses of the second stage's own entries are those to the directory's (2.3.2).
+        switch inner.reason {
+        case .tableUnreachable: throw RISCVFault(.processLoadAccessFault)
+        case .tableCorrupted: throw RISCVFault(.pageTableDataCorruption)
+        default: break
+        }
+        // An implicit read of whatever the transaction is: bit 0 set and bit 1 clear (3.2).
+        throw RISCVFault(.guestPageFault(of: transaction), iotval2: address & ~3 | 1)
       }
     }
   }

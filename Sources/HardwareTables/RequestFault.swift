@@ -26,7 +26,7 @@ public struct DeviceRequest: Hashable, Sendable {
   /// As the device gave it, in bytes.
   public var address: UInt64
   /// What it asked for. Privilege and execution are told only of requests with a PASID, but by
-  /// SMMUv3.
+  /// SMMUv3, and execution by RISC-V.
   public var access: Access
   public var kind: Kind
 
@@ -51,14 +51,10 @@ public struct WalkedTables: Hashable, Sendable {
   public var firstLevels: Int?
   /// Levels of the second stage; nil where there is none.
   public var secondLevels: Int?
-  /// Whether the first stage's entries are fetched as if they were written (RISC-V's SADE).
-  public var fetchesAsWrites: Bool
 
-  public init(firstLevels: Int? = nil, secondLevels: Int? = nil, fetchesAsWrites: Bool = false)
-  {
+  public init(firstLevels: Int? = nil, secondLevels: Int? = nil) {
     self.firstLevels = firstLevels
     self.secondLevels = secondLevels
-    self.fetchesAsWrites = fetchesAsWrites
   }
 
   /// Whether it is the second stage that faulted: the walk of one table says `.first` of any.

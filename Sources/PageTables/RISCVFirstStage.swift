@@ -23,7 +23,7 @@ public enum RISCVFirstStage: RISCVFormat {
   }
 
   /// With SADE every fetch of an entry marks it as written in the second stage, where that may be
-  /// written, for the entry may have to be marked (as the specification's reference model has it).
+  /// written, for the entry may have to be marked (10.3.1: an implicit access may set D there).
   @inlinable @inline(__always)
   public static func fetchesAsWrites(_ switches: RISCVSwitches) -> Bool {
     switches.updatesEntries

@@ -31,9 +31,7 @@ extension DMAPort {
     switch unsafe state.pointee.configuration {
     case .bypass: tables.firstLevels = nil
     case .amd(let table): tables.firstLevels = table.levels
-    case .riscv(let table):
-      tables.firstLevels = table.levels
-      tables.fetchesAsWrites = table.configuration.updatesEntries
+    case .riscv(let table): tables.firstLevels = table.levels
     case .none, .smmu: break
     }
     return tables
@@ -47,6 +45,7 @@ extension DMAPort {
     unsafe state.pointee.walkFault = nil
     unsafe state.pointee.lookupFault = nil
     let context = unsafe state.pointee.context
+    if case .riscvNested(let root) = context, root.hidesFaults { return nil }
     switch reason {
     case .unknownRequester: return .unknownRequester
     case .blocked:

@@ -37,7 +37,9 @@ extension DMAPort {
     if case .none = unsafe state.pointee.configuration {
       do throws(RISCVFault) {
         unsafe state.pointee.configuration = try root.configuration(
-          process: pasid?.rawValue, in: memory)
+          process: pasid?.rawValue,
+          transaction: need & IOTLB.writeFlag != 0 ? .untranslatedWrite : .untranslatedRead,
+          in: memory)
       } catch {
         throw reason(of: LookupFault.riscv(error))
       }

@@ -67,18 +67,22 @@ struct RISCVNestedRoot: Sendable {
     unsafe device._withUnsafeGuaranteedRef { $0.parent }
   }
 
+  /// DTF: what a transaction is ended for is not recorded. Whoever has a context at all is never
+  /// ended for what is recorded all the same (3.2, table of causes).
+  var hidesFaults: Bool {
+    // SAFETY: as in `parent`.
+    unsafe device._withUnsafeGuaranteedRef { $0.context.disablesTranslationFaults }
+  }
+
   /// What becomes of the transactions of a process: reads the user's process directory (2.3).
   func configuration(
-    process: UInt32?, in memory: PhysicalMemory
+    process: UInt32?, transaction: RISCVTransactionType, in memory: PhysicalMemory
   ) throws(RISCVFault) -> CachedConfiguration {
     // SAFETY: as in `parent`.
     let (context, iommu) = unsafe device._withUnsafeGuaranteedRef { ($0.context, $0.iommu) }
-    // Step 7.
-    if let process, !context.hasProcessDirectory || !context.covers(process: process) {
-      throw RISCVFault(.transactionTypeDisallowed)
-    }
+    try context.check(process: process, transaction: transaction)
     let found = try context.translation(
-      process: process, isSupervisor: false, transaction: .untranslatedRead, iommu: iommu,
+      process: process, isSupervisor: false, transaction: transaction, iommu: iommu,
       in: ParentTables(parent, in: memory))
     guard found.firstStageMode != 0 else { return .bypass }
     guard

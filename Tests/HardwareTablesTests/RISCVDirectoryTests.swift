@@ -211,11 +211,34 @@ import Testing
       (.unreachable, RISCVFault(.processLoadAccessFault)),
       (.corrupted, RISCVFault(.processDataCorruption)),
       (FakeMemory.untranslated, RISCVFault(.readGuestPageFault, iotval2: place | 1)),
+      // The second stage's own entries.
+      (
+        .secondStage(WalkFault(.tableUnreachable, level: 1)),
+        RISCVFault(.processLoadAccessFault)
+      ),
+      (
+        .secondStage(WalkFault(.tableCorrupted, level: 1)), RISCVFault(.pageTableDataCorruption)
+      ),
     ]
     for (reason, fault) in faults {
       var memory = processMemory()
       memory.faults[place] = reason
       #expect(throws: fault) { try translate(memory) }
+    }
+  }
+
+  @Test(
+    "B9: guest-page faults of the process directory are by the transaction: 20, 21, 23 (2.3.2)",
+    arguments: zip(
+      [.untranslatedExecute, .untranslatedRead, .untranslatedWrite, .translationRequest]
+        as [RISCVTransactionType], [20, 21, 23, 21] as [UInt16]))
+  func processUntranslated(type: RISCVTransactionType, cause: UInt16) throws {
+    var memory = processMemory()
+    memory.faults[Self.processes[1]] = FakeMemory.untranslated
+    let fault = try RISCVFault(
+      #require(RISCVCause(rawValue: cause)), iotval2: Self.processes[1] | 1)
+    #expect(throws: fault) {
+      try translate(memory, Self.device, process: 0xABCDE, isSupervisor: false, type)
     }
   }
 

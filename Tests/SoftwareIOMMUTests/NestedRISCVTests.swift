@@ -201,6 +201,43 @@ struct NestedRISCVTests {
     #expect(guest.isIntact)
   }
 
+  @Test("H2: DTF of a user's device context: its faults are counted, and not recorded (3.2)")
+  func hiddenFaults() throws {
+    let rig = try Rig()
+    let bench = rig.guest.bench
+    let hidesFaults: UInt64 = 1 << 4
+    func codes() -> [UInt16] { bench.iommu.eventQueue.drain().events.map(\.code) }
+    func touch() {
+      _ = reason { () throws(DMAFault) in try bench.port.store(UInt8(1), at: IOVA(0x9000)) }
+      _ = reason { () throws(DMAFault) in try rig.process(1).store(UInt8(1), at: IOVA(0x5000)) }
+    }
+    try rig.attach(0, Self.iosatp(rig.root))
+    touch()
+    #expect(codes() == [15, 260])
+    try rig.attach(hidesFaults, Self.iosatp(rig.root))
+    touch()
+    #expect(codes() == [])
+    #expect(bench.iommu.faults.count == 4)
+    try rig.attach(hidesFaults | Self.directory, Self.iosatp(rig.root, mode: 1))
+    touch()
+    #expect(codes() == [])
+  }
+
+  @Test("H2: a process directory out of the parent's reach faults by the access (2.3.2)")
+  func unreachableDirectory() throws {
+    let rig = try Rig()
+    let bench = rig.guest.bench
+    try rig.attach(Self.directory, Self.iosatp(Guest.base - 4096, mode: 1))
+    _ = reason { () throws(DMAFault) in try rig.process(1).store(UInt8(1), at: IOVA(0x5000)) }
+    _ = reason { () throws(DMAFault) in _ = try rig.process(1).load(IOVA(0x5000)) as UInt8 }
+    let events = bench.iommu.eventQueue.drain().events
+    #expect(events.map(\.code) == [23, 21])
+    for event in events {
+      guard case .riscv(let record) = event else { continue }
+      #expect(record.iotval2 == Guest.base - 4096 + 16 | 1)
+    }
+  }
+
   @Test("G1: a guest's commands make it forget translations and process contexts; not before")
   func commands() throws {
     let rig = try Rig()
