@@ -64,6 +64,12 @@ extension AMDEvent {
       guard case .amd(let fault) = fault else { return nil }
       if case .pageFault = fault, request.kind == .translation { return nil }
       self.init(fault, of: request, domain: domain)
+    // I is clear in the device table entry.
+    case .translatedForbidden:
+      self.init(
+        .invalidDeviceRequest, device: device, tag: request.pasid ?? 0,
+        flags: request.pasid == nil ? flags : flags.union(.guest),
+        type: InvalidRequest.pretranslated.rawValue, address: request.address)
     case .interruptWindow:
       let type: InvalidRequest = request.writes ? .reservedInterrupt : .interruptRead
       self.init(

@@ -48,6 +48,8 @@ extension IntelFaultRecord {
     case .lookup(let fault):
       guard case .intel(let fault) = fault else { return nil }
       self.init(fault, of: request)
+    // DTE, or TT, is clear.
+    case .translatedForbidden: self.init(isScalable ? .sct5 : .lct5, of: request)
     case .interruptWindow: self.init(isScalable ? .sgn8 : .lgn4, of: request)
     case .interrupt(let refusal, _):
       // FI has the index in bits 63 to 48; it is not defined where none was found (11.4.7.6).

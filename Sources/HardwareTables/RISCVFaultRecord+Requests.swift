@@ -40,6 +40,8 @@ extension RISCVFaultRecord {
     case .lookup(let fault):
       guard case .riscv(let fault) = fault else { return nil }
       found = fault
+    // EN_ATS is clear.
+    case .translatedForbidden: found = RISCVFault(.transactionTypeDisallowed)
     case .interruptWindow: found = RISCVFault(.accessFault(of: request))
     case .interrupt: found = RISCVFault(.messageEntryNotValid)
     }

@@ -89,6 +89,8 @@ public enum RequestFault: Hashable, Sendable {
   case walk(WalkFault, WalkedTables)
   /// Of tables of its own family; of another's nothing is recorded.
   case lookup(LookupFault)
+  /// A translated request, of a device whose ATS the IOMMU no longer serves.
+  case translatedForbidden
   /// Reads of the interrupt window, and writes there that are not 4 aligned bytes.
   case interruptWindow(WalkedTables)
   /// Writes there that are no interrupt of the device.

@@ -19,9 +19,20 @@ extension SMMUEvent {
   /// A blocked stream's entry says abort (STE.Config 0b000), of which nothing is recorded. A
   /// blocked substream's descriptor is not valid. This architecture has no interrupt window: who
   /// misuses ours is told that nothing is mapped there.
-  /// - Returns: Nil where the architecture records nothing: for blocked streams, and for ATS
-  ///   translation requests with a translation-related fault (3.9.1).
+  ///
+  /// Of ATS translation requests there is F_BAD_ATS_TREQ alone, where the stream has none (STE.EATS),
+  /// and of translated transactions F_TRANSL_FORBIDDEN, as SMMU_CR2.REC_CFG_ATS is 0 (3.9.1.2,
+  /// 3.9.1.3); Linux leaves it so.
+  /// - Returns: Nil where the architecture records nothing: for blocked streams, and for those.
   public init?(_ fault: RequestFault, of request: DeviceRequest) {
+    if fault == .translatedForbidden {
+      // Of a translated transaction neither substream nor privilege is told (IDR3.PASIDTT is 0).
+      self.init(
+        .translationForbidden, stream: request.source, flags: request.writes ? [] : .read,
+        address: request.address)
+      return
+    }
+    guard request.kind == .untranslated else { return nil }
     switch fault {
     case .unknownRequester:
       self.init(.badStreamID, stream: request.source, substream: request.pasid)
@@ -32,12 +43,13 @@ extension SMMUEvent {
     case .lookup(let fault):
       guard case .smmuV3(let fault) = fault else { return nil }
       self.init(fault, of: request)
+    case .translatedForbidden: return nil
     case .interruptWindow(let tables), .interrupt(_, let tables):
       self.init(WalkFault(.notPresent, level: 1), tables, of: request)
     }
   }
 
-  private init?(_ fault: WalkFault, _ tables: WalkedTables, of request: DeviceRequest) {
+  private init(_ fault: WalkFault, _ tables: WalkedTables, of request: DeviceRequest) {
     let code: Code =
       switch fault.reason {
       // Out of TxSZ's range too: 7.3.13.
@@ -47,7 +59,6 @@ extension SMMUEvent {
       case .permission, .dirtyFlag: .permission
       case .tableUnreachable, .tableCorrupted: .walkAbort
       }
-    if request.kind == .translation, code != .walkAbort { return nil }
     let isSecond = tables.isSecond(fault)
     var flags = Flags(request)
     if isSecond { flags.insert(.stage2) }

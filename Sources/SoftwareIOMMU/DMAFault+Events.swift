@@ -24,7 +24,7 @@ extension DMAFault {
   public var request: DeviceRequest {
     DeviceRequest(
       source: requester.rawValue, pasid: pasid?.rawValue, address: iova.rawValue,
-      access: Access(access))
+      access: Access(access), kind: kind)
   }
 
   /// What the IOMMU's hardware records of it; nil where it records nothing: see `cause`, and

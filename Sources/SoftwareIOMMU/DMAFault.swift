@@ -20,6 +20,8 @@ public struct DMAFault: Error, Hashable, Sendable {
   /// intermediate address. Nil where it has nothing to report: it let the access through, and
   /// the memory behind it could not be reached.
   public let cause: RequestFault?
+  /// What the device made of it. A device whose ATS is on asks for translations.
+  public let kind: DeviceRequest.Kind
   /// Pages from `iova` on that the access lacks and that its device may ask for; 0 where the
   /// fault stands. Of accesses that leave it to their caller to ask.
   package var missingPages = 0
@@ -53,7 +55,7 @@ public struct DMAFault: Error, Hashable, Sendable {
 
   public init(
     requester: RequesterID, pasid: PASID? = nil, iova: IOVA, access: Permissions,
-    reason: Reason, cause: RequestFault? = nil
+    reason: Reason, cause: RequestFault? = nil, kind: DeviceRequest.Kind = .untranslated
   ) {
     self.requester = requester
     self.pasid = pasid
@@ -61,6 +63,7 @@ public struct DMAFault: Error, Hashable, Sendable {
     self.access = access
     self.reason = reason
     self.cause = cause
+    self.kind = kind
   }
 }
 

@@ -50,8 +50,11 @@ extension DMAPort {
     case .unknownRequester: return .unknownRequester
     case .blocked:
       // Where a user's own entry blocks, it says that nothing is to be recorded.
-      if case .smmuNested = context { return nil }
-      return .blocked
+      switch context {
+      case .smmuNested: return nil
+      case .cutOff: return .translatedForbidden
+      default: return .blocked
+      }
     case .hostMemory: return nil
     case .badConfiguration: return lookup.map { .lookup($0) }
     case .interruptWindow: return .interruptWindow(walkedTables ?? WalkedTables())
@@ -70,12 +73,23 @@ extension DMAPort {
     }
   }
 
+  /// What the device made of a request that was ended for a cause: a device with ATS asks for a
+  /// translation, and goes on with one that it keeps. Interrupts, and whatever comes while ATS is
+  /// off, are not translated.
+  func kind(of cause: RequestFault?) -> DeviceRequest.Kind {
+    switch cause {
+    case .translatedForbidden?: .translated
+    case .walk?, .lookup?: unsafe state.pointee.hasATS ? .translation : .untranslated
+    case .unknownRequester?, .blocked?, .interruptWindow?, .interrupt?, nil: .untranslated
+    }
+  }
+
   /// Of a walk that may not have got to the tables.
   private func cause(_ fault: WalkFault) -> RequestFault? {
     // SAFETY: as above.
     switch unsafe state.pointee.context {
     case .unknown: .unknownRequester
-    case .blocked: .blocked
+    case .blocked, .cutOff: .blocked
     default: walkedTables.map { .walk(fault, $0) }
     }
   }
@@ -85,7 +99,7 @@ extension PortContext {
   /// The tables that a request goes through; nil where there are none.
   var walkedTables: WalkedTables? {
     switch self {
-    case .unknown, .blocked, .host: nil
+    case .unknown, .blocked, .cutOff, .host: nil
     case .intelFirstStage(let root): WalkedTables(firstLevels: root.levels)
     case .intelSecondStage(let root): WalkedTables(secondLevels: root.levels)
     case .amdV1(let root): WalkedTables(secondLevels: root.levels)

@@ -170,7 +170,11 @@ extension DMAPort {
     let pages = min(max(fault.missingPages, 1), resolution.features.pagesPerGroup)
     let outcome = request(
       pages, for: miss, of: answerer, since: switches, resolution.features, waits)
-    if outcome == .giveUp { faults.record(self.fault(miss, fault.cause)) }
+    if outcome == .giveUp {
+      var fault = fault
+      fault.missingPages = 0
+      faults.record(fault)
+    }
     return outcome == .tryAgain
   }
 }

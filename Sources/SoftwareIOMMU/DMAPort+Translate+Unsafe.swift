@@ -20,6 +20,9 @@ struct PortState: ~Copyable {
   /// Transactions begun and not ended; only the outermost is one.
   var depth = 0
   var context: PortContext = .unknown
+  /// Whether the device asks for translations of the context (ATS), rather than sending requests
+  /// that are not translated.
+  var hasATS = false
   /// What was read of the context's table of PASIDs.
   var configuration: CachedConfiguration = .none
   /// log2 of the largest leaf of a user's table that `tlb` has something of.
@@ -87,7 +90,10 @@ extension DMAPort {
     // is done before anything is translated.
     unsafe state.pointee.sequence &+= 2
     let mail = unsafe channel.take(sequence: state.pointee.sequence)
-    if let context = mail.context { unsafe state.pointee.context = context }
+    if let context = mail.context {
+      unsafe state.pointee.context = context
+      unsafe state.pointee.hasATS = mail.hasATS
+    }
     if mail.context != nil || mail.forgetsConfiguration {
       unsafe state.pointee.configuration = .none
     }
@@ -206,7 +212,7 @@ extension DMAPort {
     case .amdNested(let root): return try walk(root, iova, need)
     case .riscvNested(let root): return try walk(root, iova, need)
     case .unknown: throw .unknownRequester
-    case .blocked: throw .blocked
+    case .blocked, .cutOff: throw .blocked
     case .host, .process: throw .hostMemory
     }
   }

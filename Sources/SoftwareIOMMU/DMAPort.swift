@@ -103,7 +103,7 @@ public final class DMAPort: @unchecked Sendable {
   func fault(_ miss: Miss, _ cause: RequestFault?) -> DMAFault {
     DMAFault(
       requester: requester, pasid: pasid, iova: IOVA(miss.iova), access: miss.access,
-      reason: miss.reason, cause: cause)
+      reason: miss.reason, cause: cause, kind: kind(of: cause))
   }
 
   /// Refuses an access whose end overflows. `length` is not zero.
@@ -129,6 +129,7 @@ public final class DMAPort: @unchecked Sendable {
     switch unsafe state.pointee.context {
     case .unknown: throw fail(.unknownRequester, iova, .write)
     case .blocked: throw fail(.blocked, iova, .write)
+    case .cutOff: throw fail(Miss(.blocked, iova, .write), .blocked)
     case .process where pasid != nil, .intelNested where pasid != nil,
       .smmuNested where pasid != nil, .amdNested where pasid != nil,
       .riscvNested where pasid != nil:

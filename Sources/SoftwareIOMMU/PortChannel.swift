@@ -47,6 +47,8 @@ final class PortChannel: Sendable {
     var forgetsConfiguration = false
     /// What the requester's DMA goes through from now on.
     var context: PortContext?
+    /// Whether the device asks for translations of it.
+    var hasATS = false
 
     mutating func add(_ range: IOVARange) {
       if flushesAll { return }
@@ -124,7 +126,8 @@ final class PortChannel: Sendable {
       } else {
         mail.flushesAll = true
       }
-      isDeviceTLB.store(device != nil && hasATS, ordering: .relaxed)
+      mail.hasATS = device != nil && hasATS
+      isDeviceTLB.store(mail.hasATS, ordering: .relaxed)
       announce()
     }
   }
@@ -134,7 +137,7 @@ final class PortChannel: Sendable {
     mailbox.withLock { mail in
       // A context that was set meanwhile is another chance.
       guard device?.isCutOff ?? true else { return }
-      mail.context = .blocked
+      mail.context = .cutOff
       mail.flushesAll = true
       announce()
     }

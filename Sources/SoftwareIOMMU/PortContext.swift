@@ -10,6 +10,8 @@ import PageTables
 enum PortContext: Sendable {
   case unknown
   case blocked
+  /// Its device has not confirmed an invalidation: what it keeps is refused.
+  case cutOff
   case host
   case intelFirstStage(PageTableRoot<IntelFirstStage>)
   case intelSecondStage(PageTableRoot<IntelSecondStage>)

@@ -101,4 +101,14 @@ import Testing
       Self.words(.unknownRequester, kind: .translation)
         == Words2(0x1120_0000_0000_1234, 0x5678))
   }
+
+  @Test("H2: a translated request of a device without I: INVALID_DEVICE_REQUEST, 001b (2.5.9)")
+  func translatedRequests() {
+    #expect(
+      Self.words(.translatedForbidden, kind: .translated)
+        == Words2(0x8200_0000_0000_1234, 0x5678))
+    #expect(
+      Self.words(.translatedForbidden, pasid: 0x70005, kind: .translated)
+        == Words2(0x8201_0005_0007_1234, 0x5678))
+  }
 }

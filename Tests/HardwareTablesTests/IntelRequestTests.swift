@@ -185,6 +185,16 @@ import Testing
     #expect(Self.reason(WalkFault(.reservedBits, level: 1), Self.first, request) == .sfs3)
   }
 
+  @Test("H2: a translated request where DTE is clear: SCT.5; of a legacy unit LCT.5; AT is 10b")
+  func translatedRequests() {
+    let request = Self.request(.write, kind: .translated)
+    for (isScalable, code) in [(true, 0x44), (false, 0x0D)] as [(Bool, UInt64)] {
+      let words = IntelFaultRecord(.translatedForbidden, of: request, isScalable: isScalable)?
+        .words
+      #expect(words == Words2(0x7FFF_DEAD_B000, 0xA000_0000_0000_1234 | code << 32))
+    }
+  }
+
   @Test("H2: a lookup's fault is recorded but for FPD; reasons have their names")
   func lookups() {
     let request = Self.request(.write)

@@ -119,6 +119,15 @@ import Testing
     #expect(Self.record(.unknownRequester, request)?.transaction == 8)
   }
 
+  @Test("H2: a translated transaction without EN_ATS is cause 260, TTYP 6 or 7 (2.3, step 6)")
+  func translatedTransactions() {
+    let records = [Permissions.read, .write].map {
+      Self.record(.translatedForbidden, Self.request($0, kind: .translated))
+    }
+    #expect(records.map(\.?.cause) == [260, 260])
+    #expect(records.map(\.?.transaction) == [6, 7])
+  }
+
   @Test("H2: DTF hides what it hides")
   func hidden() {
     let request = Self.request(.read)

@@ -117,14 +117,28 @@ import Testing
   }
 
   @Test(
-    "H2: an ATS translation request with a translation-related fault records nothing (3.9.1)")
+    "H2: an ATS translation request is answered, and its faults record nothing (3.9.1.2)")
   func translationRequests() {
     let request = Self.request(kind: .translation)
     for reason: WalkFault.Reason in [.notPresent, .permission, .accessFlag, .addressSize] {
       #expect(Self.words(.walk(WalkFault(reason, level: 1), Self.stage1), request) == nil)
     }
+    // Completer Abort, and no event while REC_CFG_ATS is 0.
     #expect(
-      Self.words(.walk(WalkFault(.tableUnreachable, level: 1), Self.stage1), request) != nil)
+      Self.words(.walk(WalkFault(.tableUnreachable, level: 1), Self.stage1), request) == nil)
+    #expect(Self.words(.lookup(.smmuV3(.badContextDescriptor)), request) == nil)
+    #expect(Self.words(.unknownRequester, request) == nil)
+  }
+
+  @Test("H2: a translated transaction of a stream without ATS is F_TRANSL_FORBIDDEN (7.3.8)")
+  func translatedTransactions() {
+    #expect(
+      Self.words(.translatedForbidden, Self.request(.write, substream: 5, kind: .translated))
+        == Words4(0x0000_0077_0000_0007, 0, 0x7FFF_DEAD_BEEF, 0))
+    #expect(
+      Self.words(.translatedForbidden, Self.request(.read, kind: .translated))
+        == Words4(0x0000_0077_0000_0007, 0x0000_0008_0000_0000, 0x7FFF_DEAD_BEEF, 0))
+    #expect(Self.words(.unknownRequester, Self.request(kind: .translated)) == nil)
   }
 
   @Test("H2: a guest is told events of its own stage, with its name for the stream")
