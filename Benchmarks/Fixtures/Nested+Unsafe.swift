@@ -97,7 +97,7 @@ private func fill<First: PageTableFormat>(
           _ = try memory.compareExchange(place, expected: 0, desired: entry)
           used += 1
         }
-        table = First.tableAddress(try memory.load(place), root.configuration)
+        table = First.address(try memory.load(place), root.configuration)
       }
     }
   }

@@ -69,8 +69,16 @@ public enum AMDv1: MarkingFormat {
     }
     guard next == 0 else { return next < level ? nil : .reservedBits }
     let shift = shift(level: level)
-    return shift > 51 || entry & addressMask & ((1 << UInt64(shift)) &- 1) != 0
+    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift)) &- 1
+    return shift > 51 || entry & addressMask & inside != 0
       ? .reservedBits : nil
+  }
+
+  @inlinable @inline(__always)
+  public static func pointsToTable(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> Bool {
+    isPresent(entry) && nextLevel(entry) == level &- 1 && level != 1
   }
 
   @inlinable @inline(__always)
@@ -86,14 +94,7 @@ public enum AMDv1: MarkingFormat {
   }
 
   @inlinable @inline(__always)
-  public static func leafAddress(
-    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
-  ) -> UInt64 {
-    entry & addressMask & ~((1 << UInt64(leafShift(entry, level: level))) &- 1)
-  }
-
-  @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
+  public static func address(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
     entry & addressMask
   }
 

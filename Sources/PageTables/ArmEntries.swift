@@ -36,9 +36,8 @@ public protocol ArmConfiguration: TableConfiguration {
   var updatesDirtyState: Bool { get set }
   /// AFFD: an access flag that is clear is no fault.
   var ignoresAccessFlag: Bool { get set }
-  /// IPS or S2PS: width of output addresses, in bits: at most 48, or with the granule of
-  /// 64 KiB 52.
-  var outputBits: UInt8 { get set }
+  /// The bits of an address that output addresses have not: from their width up.
+  var beyondOutput: UInt64 { get set }
 }
 
 extension ArmConfiguration {
@@ -50,6 +49,13 @@ extension ArmConfiguration {
     self.updatesAccessFlag = updatesAccessFlag
     self.updatesDirtyState = updatesDirtyState
     self.outputBits = UInt8(min(max(outputBits, 32), 52))
+  }
+
+  /// IPS or S2PS: width of output addresses, in bits, 32 to 52; more than 48 only with the granule
+  /// of 64 KiB.
+  @inlinable public var outputBits: UInt8 {
+    get { UInt8(truncatingIfNeeded: beyondOutput.trailingZeroBitCount) }
+    set { beyondOutput = .max << UInt64(min(max(newValue, 32), 52)) }
   }
 
   @inlinable public var updatesEntries: Bool { updatesAccessFlag }
@@ -101,7 +107,7 @@ extension ArmFormat {
 
   @inlinable
   public static func physicalBits(_ configuration: Configuration) -> Int {
-    min(max(Int(configuration.outputBits), 32), Granule.shift == 16 ? 52 : 48)
+    min(Int(configuration.outputBits), Granule.shift == 16 ? 52 : 48)
   }
 
   /// Pages and blocks, alone and contiguous. Blocks of 4 TiB, which only 52-bit addresses
@@ -137,14 +143,21 @@ extension ArmFormat {
     _ entry: UInt64, level: Int, _ configuration: Configuration
   ) -> WalkFault.Reason? {
     if entry & tableBit == 0, !hasBlocks(level: level, configuration) { return .notPresent }
-    let width = UInt64(physicalBits(configuration))
-    if width < 48, (entry & addressMask) >> width != 0 { return .addressSize }
+    if entry & addressMask & configuration.beyondOutput != 0 { return .addressSize }
     if isLeaf(entry, level: level), entry & accessFlag == 0, !configuration.updatesAccessFlag,
       !configuration.ignoresAccessFlag
     {
       return .accessFlag
     }
     return nil
+  }
+
+  @inlinable @inline(__always)
+  public static func pointsToTable(
+    _ entry: UInt64, level: Int, _ configuration: Configuration
+  ) -> Bool {
+    let relevant = validBit | tableBit | addressMask & configuration.beyondOutput
+    return entry & relevant == validBit | tableBit && level != 1
   }
 
   /// 4 KiB: 2 MiB and 1 GiB; 16 KiB: 32 MiB; 64 KiB: 512 MiB, and 4 TiB where addresses have
@@ -173,18 +186,20 @@ extension ArmFormat {
   /// A contiguous leaf is one, whichever of its entries is looked at: what hardware may do, and
   /// all the same where they agree.
   @inlinable @inline(__always)
-  public static func leafAddress(
-    _ entry: UInt64, level: Int, _ configuration: Configuration
-  ) -> UInt64 {
-    tableAddress(entry, configuration)
-      & ~((1 << UInt64(leafShift(entry, level: level))) &- 1)
+  public static func leafMask(_ entry: UInt64, level: Int) -> UInt64 {
+    // Of two masks one: the address waits for the entry and no more.
+    let shift = UInt64(truncatingIfNeeded: shift(level: level))
+    let contiguous = UInt64(truncatingIfNeeded: contiguousShift(level: level))
+    let all: UInt64 = 1 &<< (shift &+ contiguous)
+    return (entry & contiguousBit != 0 ? all : 1 &<< shift) &- 1
   }
 
   /// Bits 12 to 15 hold 48 to 51 where the granule is 64 KiB and addresses have 52 bits.
   @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64, _ configuration: Configuration) -> UInt64 {
+  public static func address(_ entry: UInt64, _ configuration: Configuration) -> UInt64 {
     let address = entry & addressMask
-    if Granule.shift == 16, configuration.outputBits >= 52 {
+    // A branch: the next level does not wait for it.
+    if Granule.shift == 16, _slowPath(configuration.beyondOutput & 1 << 48 == 0) {
       return address | (entry & 0xF000) << 36
     }
     return address

@@ -10,7 +10,7 @@ public struct ArmStage1Switches: ArmConfiguration {
   public var updatesAccessFlag = false
   public var updatesDirtyState = false
   public var ignoresAccessFlag = false
-  public var outputBits: UInt8 = 48
+  public var beyondOutput: UInt64 = .max << 48
   /// WXN: what can be written cannot be executed.
   public var neverExecutesWritable = false
   /// HAD0 or HAD1: entries that point to tables restrict nothing.
@@ -67,20 +67,26 @@ public enum ArmStage1<Granule: ArmGranule>: ArmFormat {
   /// - Parameter entry: Of a leaf, with the bits set that no table withholds.
   @inlinable @inline(__always)
   static func leafRights(_ entry: UInt64, _ switches: ArmStage1Switches) -> Rights {
-    var rights = Rights.all
-    if entry & userBit == 0 || entry & tableNoUser == 0 {
-      rights.subtract(.userAccess)
-    }
-    let isReadOnly =
-      entry & readOnlyBit != 0 && (entry & dirtyManagedBit == 0 || !switches.keepsDirtyState)
-    if isReadOnly || entry & tableReadOnly == 0 { rights.subtract(.writes) }
-    if entry & userExecuteNeverBit != 0 || entry & tableUXN == 0 {
-      rights.subtract(.userExecute)
-    }
-    if entry & privilegedExecuteNeverBit != 0 || entry & tablePXN == 0 {
-      rights.subtract(.privilegedExecute)
-    }
-    return rights
+    // Without a branch: walks are waited for.
+    let user = right(.userRead, entry, userBit) & right(.userRead, entry, tableNoUser)
+    let dirty = switches.keepsDirtyState ? right(.privilegedWrite, entry, dirtyManagedBit) : 0
+    let write =
+      (right(.privilegedWrite, ~entry, readOnlyBit) | dirty)
+      & right(.privilegedWrite, entry, tableReadOnly)
+    return Rights(
+      rawValue: user | user << 1 & write >> 3 | Rights.privilegedRead.rawValue | write
+        | right(.userExecute, ~entry, userExecuteNeverBit)
+        & right(.userExecute, entry, tableUXN)
+        | right(.privilegedExecute, ~entry, privilegedExecuteNeverBit)
+        & right(.privilegedExecute, entry, tablePXN))
+  }
+
+  /// A right where an entry has a bit, else none.
+  @inlinable @inline(__always)
+  static func right(_ right: Rights, _ entry: UInt64, _ bit: UInt64) -> UInt8 {
+    let shift = bit.trailingZeroBitCount &- right.rawValue.trailingZeroBitCount
+    return UInt8(truncatingIfNeeded: entry &>> UInt64(truncatingIfNeeded: shift))
+      & right.rawValue
   }
 
   @inlinable @inline(__always)
@@ -97,8 +103,11 @@ public enum ArmStage1<Granule: ArmGranule>: ArmFormat {
   /// What unprivileged requests may write, privileged ones never execute (D8.4.1.2.3).
   @inlinable @inline(__always)
   public static func effective(_ rights: Rights, _ switches: ArmStage1Switches) -> Rights {
-    var allowed = rights
-    if rights.contains(.userWrite) { allowed.subtract(.privilegedExecute) }
+    // User write is bit 1, privileged execute bit 5.
+    var allowed = Rights(rawValue: rights.rawValue & ~((rights.rawValue & 2) << 4))
+    guard switches.neverExecutesWritable || switches.preventsPrivilegedAccess else {
+      return allowed
+    }
     if switches.neverExecutesWritable {
       if rights.contains(.userWrite) { allowed.subtract(.userExecute) }
       if rights.contains(.privilegedWrite) { allowed.subtract(.privilegedExecute) }

@@ -10,7 +10,7 @@ public struct ArmStage2Switches: ArmConfiguration {
   public var updatesAccessFlag = false
   public var updatesDirtyState = false
   public var ignoresAccessFlag = false
-  public var outputBits: UInt8 = 48
+  public var beyondOutput: UInt64 = .max << 48
   /// FEAT_XNX (SMMU_IDR3.XNX): bit 53 tells unprivileged from privileged execution.
   public var distinguishesExecution = true
 

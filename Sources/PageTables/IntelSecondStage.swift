@@ -47,9 +47,14 @@ public enum IntelSecondStage: MarkingFormat {
   ) -> WalkFault.Reason? {
     guard entry & pageSizeBit != 0, level != 1 else { return nil }
     if level > 3 { return .reservedBits }
-    return entry & addressMask & ((1 << UInt64(shift(level: level))) &- 1) == 0
-      ? nil : .reservedBits
+    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- 1
+    return entry & addressMask & inside == 0 ? nil : .reservedBits
   }
+
+  @inlinable @inline(__always)
+  public static func pointsToTable(
+    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
+  ) -> Bool { isPresent(entry) && entry & pageSizeBit == 0 && level != 1 }
 
   @inlinable @inline(__always)
   public static func isLeaf(_ entry: UInt64, level: Int) -> Bool {
@@ -60,12 +65,7 @@ public enum IntelSecondStage: MarkingFormat {
   public static func leafShift(_ entry: UInt64, level: Int) -> Int { shift(level: level) }
 
   @inlinable @inline(__always)
-  public static func leafAddress(
-    _ entry: UInt64, level: Int, _ switches: UpdateSwitch
-  ) -> UInt64 { entry & addressMask }
-
-  @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
+  public static func address(_ entry: UInt64, _ switches: UpdateSwitch) -> UInt64 {
     entry & addressMask
   }
 

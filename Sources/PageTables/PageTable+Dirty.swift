@@ -70,7 +70,7 @@ extension PageTable {
       }
       let start = (base &+ UInt64(index)) << shift
       readDirty(
-        table, TablePage(address: Format.tableAddress(entry, table.configuration)),
+        table, TablePage(address: Format.address(entry, table.configuration)),
         level: level &- 1, first: max(first, start),
         last: min(last, start | ((1 << shift) &- 1)), clear: clear, gather: &gather, report)
       index &+= 1

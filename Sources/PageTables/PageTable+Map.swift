@@ -117,7 +117,7 @@ extension PageTable {
       } else if Format.isLeaf(entry, level: current) {
         throw .occupied(IOVA(root.extended(address)))
       } else {
-        page = TablePage(address: Format.tableAddress(entry, root.configuration))
+        page = TablePage(address: Format.address(entry, root.configuration))
       }
       current &-= 1
     }

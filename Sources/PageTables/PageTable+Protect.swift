@@ -55,7 +55,7 @@ extension PageTable {
         index &+= count
       } else {
         protect(
-          table, TablePage(address: Format.tableAddress(entry, table.configuration)),
+          table, TablePage(address: Format.address(entry, table.configuration)),
           level: level &- 1, first: max(first, start),
           last: min(last, start | ((1 << shift) &- 1)), permissions: permissions,
           gather: &gather)

@@ -59,7 +59,7 @@ extension PageTable {
         continue
       }
       let start = (base &+ UInt64(index)) << shift
-      let child = TablePage<Format>(address: Format.tableAddress(entry, table.configuration))
+      let child = TablePage<Format>(address: Format.address(entry, table.configuration))
       bytes &+= clear(
         table, child, level: level &- 1, first: max(first, start),
         last: min(last, start | ((1 << shift) &- 1)), gather: &gather)

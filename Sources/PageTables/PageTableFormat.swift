@@ -86,15 +86,20 @@ public protocol PageTableFormat: Sendable {
   /// every such entry of level 1.
   static func isLeaf(_ entry: UInt64, level: Int) -> Bool
 
+  /// Whether an entry is present, without defect, and points to a table one level below: most of
+  /// what walks see, and so the formats tell it by one comparison.
+  static func pointsToTable(_ entry: UInt64, level: Int, _ configuration: Configuration) -> Bool
+
   /// log2 of the bytes that a leaf maps. Where that is more than an entry of its level stands
   /// for, the leaf takes consecutive entries.
   static func leafShift(_ entry: UInt64, level: Int) -> Int
 
-  /// First address that a leaf maps to.
-  static func leafAddress(_ entry: UInt64, level: Int, _ configuration: Configuration) -> UInt64
+  /// The address bits that lie within a leaf: as many as `leafShift` says.
+  static func leafMask(_ entry: UInt64, level: Int) -> UInt64
 
-  /// Address of the table that an entry points to.
-  static func tableAddress(_ entry: UInt64, _ configuration: Configuration) -> UInt64
+  /// Address of the table, or of the memory, that an entry points to. Of memory its `leafMask` says
+  /// which bits count.
+  static func address(_ entry: UInt64, _ configuration: Configuration) -> UInt64
 
   /// Level of the table that an entry of `level` points to: lower. More than one lower only
   /// in formats that skip levels.
@@ -203,6 +208,11 @@ extension PageTableFormat {
 
   @inlinable @inline(__always)
   public static func fetchesAsWrites(_ configuration: Configuration) -> Bool { false }
+
+  @inlinable @inline(__always)
+  public static func leafMask(_ entry: UInt64, level: Int) -> UInt64 {
+    (1 &<< UInt64(truncatingIfNeeded: leafShift(entry, level: level))) &- 1
+  }
 
   @inlinable @inline(__always)
   public static func leafStep(shift: Int, level: Int) -> UInt64 { 0 }

@@ -79,11 +79,7 @@ extension RISCVFormat {
   public static func defect(
     _ entry: UInt64, level: Int, _ switches: RISCVSwitches
   ) -> WalkFault.Reason? {
-    // All of what an entry that points to a table must not have: one test for most.
-    let mapping = readBit | writeBit | executeBit | userBit | accessedBit | dirtyBit
-    if entry & (mapping | reservedMask | memoryTypeMask | napotBit) == 0 {
-      return level == 1 ? .notPresent : nil
-    }
+    if entry & notOfTables == 0 { return level == 1 ? .notPresent : nil }
     // Not a leaf, or W without R.
     if entry & (readBit | executeBit) == 0 || entry & (readBit | writeBit) == writeBit {
       return .reservedBits
@@ -95,12 +91,24 @@ extension RISCVFormat {
     return entry & napotBit != 0 && level > 1 ? .reservedBits : nil
   }
 
+  /// All of what an entry that points to a table must not have.
+  @inlinable static var notOfTables: UInt64 {
+    readBit | writeBit | executeBit | userBit | accessedBit | dirtyBit | reservedMask
+      | memoryTypeMask | napotBit
+  }
+
+  @inlinable @inline(__always)
+  public static func pointsToTable(
+    _ entry: UInt64, level: Int, _ switches: RISCVSwitches
+  ) -> Bool { entry & (validBit | notOfTables) == validBit && level != 1 }
+
   /// Steps 6 and 7: a misaligned superpage, a reserved Svnapot size, A or D missing.
   @inlinable @inline(__always)
   public static func leafDefect(
     _ entry: UInt64, level: Int, writes: Bool, _ switches: RISCVSwitches
   ) -> WalkFault.Reason? {
-    if address(entry) & ((1 << UInt64(shift(level: level))) &- 1) != 0 { return .misaligned }
+    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- 1
+    if address(entry, switches) & inside != 0 { return .misaligned }
     if entry & napotBit != 0, entry & (15 << 10) != napotSize { return .reservedBits }
     if switches.updatesEntries { return nil }
     if entry & accessedBit == 0 { return .accessFlag }
@@ -118,19 +126,9 @@ extension RISCVFormat {
   }
 
   @inlinable @inline(__always)
-  public static func leafAddress(
-    _ entry: UInt64, level: Int, _ switches: RISCVSwitches
-  ) -> UInt64 {
-    address(entry) & ~((1 << UInt64(leafShift(entry, level: level))) &- 1)
+  public static func address(_ entry: UInt64, _ switches: RISCVSwitches) -> UInt64 {
+    (entry & pageNumberMask) << 2
   }
-
-  @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64, _ switches: RISCVSwitches) -> UInt64 {
-    address(entry)
-  }
-
-  @inlinable @inline(__always)
-  public static func address(_ entry: UInt64) -> UInt64 { (entry & pageNumberMask) << 2 }
 
   /// W without R is reserved.
   @inlinable

@@ -38,6 +38,14 @@ extension TableRoot {
     while true {
       let place = table &+ UInt64(truncatingIfNeeded: index(offset, level: level)) &* 8
       var entry = try Self.load(place, level: level, in: memory)
+      if !(marks && Format.marksTables),
+        Format.pointsToTable(entry, level: level, configuration)
+      {
+        allowed &= Format.allowance(entry, level: level, configuration)
+        table = Format.address(entry, configuration)
+        level &-= 1
+        continue
+      }
       var isLeaf: Bool
       var rights: UInt64
       while true {
@@ -76,15 +84,15 @@ extension TableRoot {
         if !writes, !isReadyForWrites(entry, level: level, marks: marks) {
           effective.subtract(.writes)
         }
-        let shift = Format.leafShift(entry, level: level)
-        let inside = offset & ((1 << UInt64(truncatingIfNeeded: shift)) &- 1)
+        let inside = Format.leafMask(entry, level: level)
+        let address = Format.address(entry, configuration)
         return Translation(
-          physical: PhysicalAddress(
-            Format.leafAddress(entry, level: level, configuration) | inside),
-          leafShift: UInt8(truncatingIfNeeded: shift), rights: effective)
+          physical: PhysicalAddress(address & ~inside | offset & inside),
+          leafShift: UInt8(truncatingIfNeeded: Format.leafShift(entry, level: level)),
+          rights: effective)
       }
       allowed = rights
-      table = Format.tableAddress(entry, configuration)
+      table = Format.address(entry, configuration)
       // The engine's own tables skip none.
       if Format.skipsLevels, Memory.self != HostTableMemory.self {
         let child = Format.childLevel(entry, level: level)

@@ -117,7 +117,8 @@ public struct TableRoot<Format: PageTableFormat>: Sendable {
   /// Number of the entry for an offset in a table of a level.
   @inlinable @inline(__always)
   func index(_ offset: UInt64, level: Int) -> Int {
-    let index = Int(truncatingIfNeeded: offset >> UInt64(Format.shift(level: level)))
+    let shift = UInt64(truncatingIfNeeded: Format.shift(level: level))
+    let index = Int(truncatingIfNeeded: offset &>> shift)
     // Offsets are no wider than the root is large.
     if Format.extraRootBits != 0, level == levels { return index }
     return index & ((1 << Format.indexBits) &- 1)

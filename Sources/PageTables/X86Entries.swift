@@ -95,10 +95,19 @@ extension X86Format {
       } else if level > 3 {
         return .reservedBits
       } else {
-        reserved |= (1 << UInt64(shift(level: level))) &- (1 << 13)
+        reserved |= (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- (1 << 13)
       }
     }
     return entry & reserved == 0 ? nil : .reservedBits
+  }
+
+  @inlinable @inline(__always)
+  public static func pointsToTable(
+    _ entry: UInt64, level: Int, _ switches: X86Switches
+  ) -> Bool {
+    let relevant =
+      presentBit | pageSizeBit | switches.reserved | reservedTableBits(level: level)
+    return entry & relevant == presentBit && level != 1
   }
 
   @inlinable @inline(__always)
@@ -110,14 +119,7 @@ extension X86Format {
   public static func leafShift(_ entry: UInt64, level: Int) -> Int { shift(level: level) }
 
   @inlinable @inline(__always)
-  public static func leafAddress(
-    _ entry: UInt64, level: Int, _ switches: X86Switches
-  ) -> UInt64 {
-    entry & addressMask & ~((1 << UInt64(shift(level: level))) &- 1)
-  }
-
-  @inlinable @inline(__always)
-  public static func tableAddress(_ entry: UInt64, _ switches: X86Switches) -> UInt64 {
+  public static func address(_ entry: UInt64, _ switches: X86Switches) -> UInt64 {
     entry & addressMask
   }
 

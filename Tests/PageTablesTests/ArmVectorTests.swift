@@ -99,8 +99,8 @@ struct ArmVectorTests {
       entry: 0x0060_0400_0000_AF45)
     read(block, Format.self, wide)
     #expect(Format.defect(block.entry, level: 3, .init()) == .notPresent)
-    #expect(Format.tableAddress(0x1234_5678_F003, .init()) == 0x1234_5678_0000)
-    #expect(Format.tableAddress(0x1234_5678_F003, wide) == 0xF_1234_5678_0000)
+    #expect(Format.address(0x1234_5678_F003, .init()) == 0x1234_5678_0000)
+    #expect(Format.address(0x1234_5678_F003, wide) == 0xF_1234_5678_0000)
   }
 
   @Test("B2: stage 2: S2AP, MemAttr 1111, XN[1]; reads and writes apart")

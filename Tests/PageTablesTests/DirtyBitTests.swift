@@ -154,7 +154,7 @@ private func entries<Format: PageTableFormat>(
     let entry = page.load(root.index(address, level: level))
     entries.append(entry)
     if !Format.isPresent(entry) || Format.isLeaf(entry, level: level) { break }
-    page = TablePage(address: Format.tableAddress(entry, root.configuration))
+    page = TablePage(address: Format.address(entry, root.configuration))
   }
   return entries
 }

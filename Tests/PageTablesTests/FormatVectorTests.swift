@@ -37,7 +37,7 @@ struct FormatVectorTests {
       #expect(entry == 0x7F12_3456_7003)
       #expect(!IntelSecondStage.isLeaf(entry, level: level))
       #expect(!IntelSecondStage.refuses(entry, level: level))
-      #expect(IntelSecondStage.tableAddress(entry, .init()) == 0x7F12_3456_7000)
+      #expect(IntelSecondStage.address(entry, .init()) == 0x7F12_3456_7000)
     }
   }
 
@@ -102,7 +102,7 @@ struct FormatVectorTests {
       #expect(entry == 0x6000_7F12_3456_7001 | UInt64(level - 1) << 9)
       #expect(!AMDv1.isLeaf(entry, level: level))
       #expect(!AMDv1.refuses(entry, level: level))
-      #expect(AMDv1.tableAddress(entry, .init()) == 0x7F12_3456_7000)
+      #expect(AMDv1.address(entry, .init()) == 0x7F12_3456_7000)
     }
   }
 

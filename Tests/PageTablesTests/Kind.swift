@@ -123,7 +123,8 @@ func read<Format: PageTableFormat>(
     Format.leafDefect(entry, level: leaf.level, writes: false, configuration) == nil,
     sourceLocation: sourceLocation)
   #expect(
-    Format.leafAddress(entry, level: leaf.level, configuration) == leaf.address,
+    Format.address(entry, configuration) & ~Format.leafMask(entry, level: leaf.level)
+      == leaf.address,
     sourceLocation: sourceLocation)
   #expect(
     Format.leafShift(entry, level: leaf.level) == leaf.shift, sourceLocation: sourceLocation)

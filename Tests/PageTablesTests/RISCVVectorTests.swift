@@ -88,7 +88,7 @@ struct RISCVVectorTests {
       #expect(entry == 0x1FC4_8D15_9C01)
       #expect(!RISCVFirstStage.isLeaf(entry, level: level))
       #expect(!RISCVFirstStage.refuses(entry, level: level))
-      #expect(RISCVFirstStage.tableAddress(entry, .init()) == 0x7F12_3456_7000)
+      #expect(RISCVFirstStage.address(entry, .init()) == 0x7F12_3456_7000)
     }
   }
 

@@ -54,7 +54,7 @@ struct TwoStageTests {
         let entry = TablePage<IntelSecondStage>(address: address).load(index)
         tables.words[address + UInt64(index) * 8] = entry
         if entry != 0, !IntelSecondStage.isLeaf(entry, level: level) {
-          copy(IntelSecondStage.tableAddress(entry, .init()), level - 1)
+          copy(IntelSecondStage.address(entry, .init()), level - 1)
         }
       }
     }

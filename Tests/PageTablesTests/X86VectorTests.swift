@@ -85,7 +85,9 @@ struct X86VectorTests {
     }
     // Bit 12 of a large leaf is PAT, no address.
     #expect(!IntelFirstStage.refuses(0x1087, level: 2))
-    #expect(IntelFirstStage.leafAddress(0x1087, level: 2, .init()) == 0)
+    #expect(
+      IntelFirstStage.address(0x1087, .init()) & ~IntelFirstStage.leafMask(0x1087, level: 2)
+        == 0)
     for level in 1...5 {
       let narrow = X86Switches(writeProtects: true, physicalBits: 39)
       #expect(IntelFirstStage.refuses(0x80_0000_0007, level: level, narrow))

@@ -93,7 +93,7 @@ final class NestedBench: @unchecked Sendable {
     for level in stride(from: levels, to: leafLevel, by: -1) {
       let place = table + index(iova, level, levels, format) * 8
       if self[place] == 0 { self[place] = Format.tableEntry(page(), level: level) }
-      table = Format.tableAddress(self[place], configuration)
+      table = Format.address(self[place], configuration)
     }
     let place = table + index(iova, leafLevel, levels, format) * 8
     self[place] = Format.leafEntry(
