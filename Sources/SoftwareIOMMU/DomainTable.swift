@@ -211,12 +211,18 @@ final class DomainTable<Format: EngineFormat>: Sendable {
 
   /// Returns once the ports of users' tables on top of this one that are chosen use nothing of
   /// what they are told to forget (MODEL G2).
+  /// - Returns: Whether all devices with ATS confirmed in time.
+  @discardableResult
   func invalidateNested(
     _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) {
+  ) -> Bool {
     state.withLock { state in
       for port in state.nested where isChosen(port.source) { forgotten.post(to: port.channel) }
-      for port in state.nested where isChosen(port.source) { port.channel.wait() }
+      var isConfirmed = true
+      for port in state.nested where isChosen(port.source) {
+        if !port.channel.wait() { isConfirmed = false }
+      }
+      return isConfirmed
     }
   }
 

@@ -26,11 +26,13 @@ final class GuestDevices: Sendable {
 extension DomainTable {
   /// Makes the ports of tables on top of this one forget, and says so in the event log. When it
   /// returns, they use nothing of it any more (MODEL G2).
+  /// - Returns: Whether all devices with ATS confirmed in time.
+  @discardableResult
   func forget(
     _ forgotten: NestedForgetting, noting events: EventLog,
     where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) {
-    invalidateNested(forgotten, where: isChosen)
+  ) -> Bool {
+    let isConfirmed = invalidateNested(forgotten, where: isChosen)
     let range =
       switch forgotten {
       case .translations(let range), .iotlb(let range): range
@@ -39,5 +41,6 @@ extension DomainTable {
     events.append(
       .invalidate(
         iommu: kind.iommu, iova: IOVA(range.first), length: range.last &- range.first &+ 1))
+    return isConfirmed
   }
 }

@@ -147,12 +147,16 @@ final class PortChannel: Sendable {
   ///
   /// Blocks while the port is inside a transaction: at most for one chunk of a copy; and until a
   /// device that confirms by hand has, or its time is up.
-  func wait() {
-    if let device, !device.isConfirmed() { cutOff() }
+  /// - Returns: Whether the device confirmed, where it had to: else it is cut off now.
+  @discardableResult
+  func wait() -> Bool {
+    let isConfirmed = device?.isConfirmed() ?? true
+    if !isConfirmed { cutOff() }
     let seen = sequence.load(ordering: .sequentiallyConsistent)
-    guard seen & 1 == 1 else { return }
+    guard seen & 1 == 1 else { return isConfirmed }
     var backoff = Backoff()
     while sequence.load(ordering: .acquiring) == seen { backoff.pause() }
+    return isConfirmed
   }
 
   /// The port takes its mail, inside a transaction and holding no translation. Only the port's

@@ -12,8 +12,9 @@ import PageTables
 /// Thread-safe: whoever writes the tail carries the commands out, one thread at a time.
 ///
 /// Each command is done when the next one begins: what it invalidates no DMA uses any more (MODEL
-/// G2), so that a fence has nothing to wait for. ATS.PRGR changes nothing: page requests are
-/// answered where they were delivered.
+/// G2), so that a fence has nothing to wait for. Of a device that did not confirm an ATS.INVAL in
+/// time the next fence tells, and is carried out once `cmd_to` is cleared. ATS.PRGR changes nothing:
+/// page requests are answered where they were delivered.
 public final class RISCVCommandQueue: Sendable {
   /// Bits of `cqcsr`, but for those that software alone writes.
   public struct Status: OptionSet, Hashable, Sendable {
@@ -22,7 +23,8 @@ public final class RISCVCommandQueue: Sendable {
 
     /// cqmf: a command could not be read, or a fence's data not be written.
     public static let memoryFault = Status(rawValue: 1 << 8)
-    /// cmd_to: a device did not confirm an invalidation in time.
+    /// cmd_to: a device did not confirm an invalidation in time; the head stays at the fence after
+    /// it.
     public static let timeout = Status(rawValue: 1 << 9)
     /// cmd_ill: an illegal command.
     public static let illegal = Status(rawValue: 1 << 10)
@@ -39,6 +41,8 @@ public final class RISCVCommandQueue: Sendable {
     var tail: UInt32 = 0
     var isOn = false
     var status: Status = []
+    /// A device did not confirm in time, and no fence has told of it.
+    var isOverdue = false
   }
 
   private let owner: RISCVVirtualIOMMU
@@ -80,6 +84,7 @@ public final class RISCVCommandQueue: Sendable {
       if isEnabled, !state.isOn {
         state.head = 0
         state.status = []
+        state.isOverdue = false
       }
       state.isOn = isEnabled
     }
@@ -119,7 +124,12 @@ public final class RISCVCommandQueue: Sendable {
       }
       do throws(RISCVCommandError) {
         let command = try RISCVCommand(decoding: words, directory: directory)
-        guard carryOut(command, &state.status) else {
+        if case .fence = command, state.isOverdue {
+          state.isOverdue = false
+          state.status.insert(.timeout)
+          return
+        }
+        guard carryOut(command, &state) else {
           state.status.insert(.memoryFault)
           return
         }
@@ -132,7 +142,7 @@ public final class RISCVCommandQueue: Sendable {
   }
 
   /// - Returns: False where what it was to write cannot be written.
-  private func carryOut(_ command: RISCVCommand, _ status: inout Status) -> Bool {
+  private func carryOut(_ command: RISCVCommand, _ state: inout State) -> Bool {
     switch command {
     case .invalidateFirstStage(_, _, let address):
       // Whatever the GSCID and PSCID: a global entry has none. What devices keep is ATS.INVAL's.
@@ -142,7 +152,7 @@ public final class RISCVCommandQueue: Sendable {
       if let address = fence.address, !owner.service.store(fence.data, at: address) {
         return false
       }
-      if fence.signals { status.insert(.fenceInterrupt) }
+      if fence.signals { state.status.insert(.fenceInterrupt) }
     case .invalidateDevice(nil): owner.forget(.configuration) { _ in true }
     case .invalidateDevice(let device?):
       if let device = owner.devices[UInt64(device)] {
@@ -158,11 +168,12 @@ public final class RISCVCommandQueue: Sendable {
     case .invalidateDeviceTLB(let destination, let payload):
       let number = UInt64(destination.segment ?? 0) << 16 | UInt64(destination.requester)
       if let device = owner.devices[number] {
-        owner.forget(.translations(Self.range(payload))) {
+        let isConfirmed = owner.forget(.translations(Self.range(payload))) {
           $0.requester == device
             && (destination.process == nil || payload & 1 != 0
               || $0.pasid?.rawValue == destination.process)
         }
+        if !isConfirmed { state.isOverdue = true }
       }
     case .pageGroupResponse: break
     }

@@ -45,9 +45,11 @@ public final class RISCVVirtualIOMMU: VirtualIOMMU {
 
   public func destroy() { service.stop() }
 
+  /// As `DomainTable.forget`.
+  @discardableResult
   func forget(
     _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) {
+  ) -> Bool {
     parent.table.forget(forgotten, noting: eventLog, where: isChosen)
   }
 }

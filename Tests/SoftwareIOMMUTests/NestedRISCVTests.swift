@@ -41,8 +41,11 @@ struct NestedRISCVTests {
     let notices = Notices<RISCVCommandQueue.Status>()
     static let device: UInt64 = 0x0102
 
-    init(hasWiredInterrupts: Bool = true) throws {
-      guest = try Guest(NestedRISCVTests.configuration)
+    init(
+      _ configuration: SoftwareIOMMU.Configuration = NestedRISCVTests.configuration,
+      hasWiredInterrupts: Bool = true
+    ) throws {
+      guest = try Guest(configuration)
       virtual = try #require(
         guest.virtualIOMMU(type: RISCVVirtualIOMMU.type) as? RISCVVirtualIOMMU)
       (root, target, ring) = (guest.page(), guest.page(), guest.page())
@@ -198,6 +201,45 @@ struct NestedRISCVTests {
     try guest.bench.iommu.setContext(of: Bench.device, pasid: nil, to: .blocked)
     #expect(
       reason { () throws(DMAFault) in try early.store(UInt8(1), at: IOVA(0x5000)) } == .blocked)
+    #expect(guest.isIntact)
+  }
+
+  @Test(
+    "G1: a device that does not confirm ATS.INVAL in time: the next IOFENCE.C tells (3.1.2, cmd_to)"
+  )
+  func unconfirmed() throws {
+    var configuration = Self.configuration
+    configuration.pageRequests = true
+    configuration.invalidationTimeout = .milliseconds(30)
+    let rig = try Rig(configuration)
+    let guest = rig.guest
+    let place = guest.page()
+    guest.bench.iommu.setFeatures(.init(translationCache: true), of: Bench.device)
+    try rig.attach(1 << 1, Self.iosatp(rig.root))
+    let port = guest.bench.port
+    try port.store(UInt64(1), at: IOVA(0x5000))
+    func fence(_ data: UInt64) -> (UInt64, UInt64) { (2 | 1 << 10 | data << 32, place >> 2) }
+    let invalidation = (4 | Rig.device << 40, 0x5000) as (UInt64, UInt64)
+    // By its mail, at once.
+    rig.run(invalidation, fence(1))
+    #expect(rig.notices.take().isEmpty)
+    #expect(guest[place] == 1)
+    try port.store(UInt64(2), at: IOVA(0x5000))
+    port.confirmsByHand = true
+    rig.run(invalidation, (1, 0), fence(2), fence(3))
+    #expect(rig.notices.take() == [.timeout])
+    #expect(rig.queue.head == 4, "at the fence")
+    #expect(guest[place] == 1, "which has not completed")
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt64(3), at: IOVA(0x5000)) } == .blocked)
+    #expect(guest[rig.target] == 2)
+    rig.queue.clear(.timeout)
+    #expect(rig.notices.take().isEmpty)
+    #expect(rig.queue.head == 6)
+    #expect(guest[place] == 3)
+    // Nobody waits for it again.
+    rig.run(invalidation, fence(4))
+    #expect(guest[place] == 4)
     #expect(guest.isIntact)
   }
 
