@@ -129,25 +129,25 @@ public final class AMDCommandBuffer: Sendable {
     case .invalidateDeviceTableEntry(let device):
       // The entry was given when the device was attached; its guest CR3 entries were read.
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.configuration) { $0.requester == device }
+        owner.parent.table.forget(.configuration) { $0.requester == device }
       }
     case .invalidatePages(_, let pages, let directories):
       // PDE is for all above the leaves: of a guest's tables for the guest CR3 entry too.
       // What devices keep is INVALIDATE_IOTLB_PAGES'.
-      owner.forget(directories ? .configuration : .iotlb(Self.range(pages))) {
+      owner.parent.table.forget(directories ? .configuration : .iotlb(Self.range(pages))) {
         Self.isOne($0, of: pages)
       }
     case .invalidateIOTLB(let device, _, _, let pages):
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.translations(Self.range(pages))) {
+        owner.parent.table.forget(.translations(Self.range(pages))) {
           $0.requester == device && Self.isOne($0, of: pages)
         }
       }
     case .prefetch(let device, _, let pages, true):
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.iotlb(Self.range(pages))) { $0.requester == device }
+        owner.parent.table.forget(.iotlb(Self.range(pages))) { $0.requester == device }
       }
-    case .invalidateAll: owner.forget(.configuration) { _ in true }
+    case .invalidateAll: owner.parent.table.forget(.configuration)
     case .prefetch, .invalidateInterruptTable, .completePageRequest: break
     }
     return true

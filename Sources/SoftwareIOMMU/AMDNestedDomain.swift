@@ -69,7 +69,7 @@ final class AMDNestedDomain: SoftwareNestedDomain {
   let ports = NestedPorts()
   /// The guest CR3 table has all PASIDs.
   let hasPASIDs = true
-  private let below: AMDv1Domain
+  let below: AMDv1Domain
   private let device: AMDNestedDevice
 
   var parent: any SoftwareDomain { below }

@@ -14,14 +14,11 @@ public final class AMDVirtualIOMMU: VirtualIOMMU {
   let iommu: AMDCapabilities
   let devices = GuestDevices()
   let service: QueueService
-  let eventLog: EventLog
 
-  init(on parent: AMDv1Domain, iommu: AMDCapabilities, service: QueueService, events: EventLog)
-  {
+  init(on parent: AMDv1Domain, iommu: AMDCapabilities, service: QueueService) {
     self.parent = parent
     self.iommu = iommu
     self.service = service
-    eventLog = events
   }
 
   public func makeNestedDomain(
@@ -40,10 +37,4 @@ public final class AMDVirtualIOMMU: VirtualIOMMU {
   }
 
   public func destroy() { service.stop() }
-
-  func forget(
-    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) {
-    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
-  }
 }

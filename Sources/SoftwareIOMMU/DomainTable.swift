@@ -209,14 +209,15 @@ final class DomainTable<Format: EngineFormat>: Sendable {
     }
   }
 
-  /// Returns once the ports of users' tables on top of this one that are chosen use nothing of
-  /// what they are told to forget (MODEL G2).
+  /// Makes ports of users' tables on top of this one forget, and says so in the event log. When
+  /// it returns, those that are chosen use nothing of it any more (MODEL G2).
   /// - Returns: Whether all devices with ATS confirmed in time.
   @discardableResult
-  func invalidateNested(
-    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
+  func forget(
+    _ forgotten: NestedForgetting,
+    where isChosen: (SoftwareIOMMU.Source) -> Bool = { _ in true }
   ) -> Bool {
-    state.withLock { state in
+    let isConfirmed = state.withLock { state -> Bool in
       for port in state.nested where isChosen(port.source) { forgotten.post(to: port.channel) }
       var isConfirmed = true
       for port in state.nested where isChosen(port.source) {
@@ -224,6 +225,8 @@ final class DomainTable<Format: EngineFormat>: Sendable {
       }
       return isConfirmed
     }
+    note(forgotten.range)
+    return isConfirmed
   }
 
   var footprint: (pages: Int, bytes: Int) {

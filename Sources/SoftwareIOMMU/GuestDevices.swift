@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a guest calls its devices, and how what is cached for them is forgotten.
+// What a guest calls its devices.
 
 import IOMMU
-import PageTables
 
 /// The devices of one virtual IOMMU by the guest's names for them. Thread-safe.
 final class GuestDevices: Sendable {
@@ -20,27 +19,5 @@ final class GuestDevices: Sendable {
   /// What the guest calls a device.
   func virtualID(of device: RequesterID) -> UInt64? {
     devices.withLock { $0.first { $0.value == device }?.key }
-  }
-}
-
-extension DomainTable {
-  /// Makes the ports of tables on top of this one forget, and says so in the event log. When it
-  /// returns, they use nothing of it any more (MODEL G2).
-  /// - Returns: Whether all devices with ATS confirmed in time.
-  @discardableResult
-  func forget(
-    _ forgotten: NestedForgetting, noting events: EventLog,
-    where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) -> Bool {
-    let isConfirmed = invalidateNested(forgotten, where: isChosen)
-    let range =
-      switch forgotten {
-      case .translations(let range), .iotlb(let range): range
-      case .configuration: IOVARange.all
-      }
-    events.append(
-      .invalidate(
-        iommu: kind.iommu, iova: IOVA(range.first), length: range.last &- range.first &+ 1))
-    return isConfirmed
   }
 }

@@ -97,6 +97,14 @@ enum NestedForgetting: Sendable {
   /// What they have read of tables of PASIDs, and all translations.
   case configuration
 
+  /// The addresses that are concerned.
+  var range: IOVARange {
+    switch self {
+    case .translations(let range), .iotlb(let range): range
+    case .configuration: .all
+    }
+  }
+
   func post(to channel: PortChannel) {
     switch self {
     case .translations(let range): channel.post(range)

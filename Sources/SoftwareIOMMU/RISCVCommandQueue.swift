@@ -146,29 +146,29 @@ public final class RISCVCommandQueue: Sendable {
     switch command {
     case .invalidateFirstStage(_, _, let address):
       // Whatever the GSCID and PSCID: a global entry has none. What devices keep is ATS.INVAL's.
-      owner.forget(.iotlb(address.map { IOVARange($0, shift: 12) } ?? .all)) { _ in true }
-    case .invalidateSecondStage: owner.forget(.iotlb(.all)) { _ in true }
+      owner.parent.table.forget(.iotlb(address.map { IOVARange($0, shift: 12) } ?? .all))
+    case .invalidateSecondStage: owner.parent.table.forget(.iotlb(.all))
     case .fence(let fence):
       if let address = fence.address, !owner.service.store(fence.data, at: address) {
         return false
       }
       if fence.signals { state.status.insert(.fenceInterrupt) }
-    case .invalidateDevice(nil): owner.forget(.configuration) { _ in true }
+    case .invalidateDevice(nil): owner.parent.table.forget(.configuration)
     case .invalidateDevice(let device?):
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.configuration) { $0.requester == device }
+        owner.parent.table.forget(.configuration) { $0.requester == device }
       }
     case .invalidateProcess(let device, let process):
       // Transactions without a process may be those of process 0 (DPE).
       if let device = owner.devices[UInt64(device)] {
-        owner.forget(.configuration) {
+        owner.parent.table.forget(.configuration) {
           $0.requester == device && ($0.pasid?.rawValue ?? 0) == process
         }
       }
     case .invalidateDeviceTLB(let destination, let payload):
       let number = UInt64(destination.segment ?? 0) << 16 | UInt64(destination.requester)
       if let device = owner.devices[number] {
-        let isConfirmed = owner.forget(.translations(Self.range(payload))) {
+        let isConfirmed = owner.parent.table.forget(.translations(Self.range(payload))) {
           $0.requester == device
             && (destination.process == nil || payload & 1 != 0
               || $0.pasid?.rawValue == destination.process)

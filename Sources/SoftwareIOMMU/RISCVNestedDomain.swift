@@ -103,7 +103,7 @@ final class RISCVNestedDomain: SoftwareNestedDomain {
   let hasPASIDs = true
   /// The user's EN_ATS.
   var enablesATS: Bool { device.context.enablesATS }
-  private let below: RISCVSecondStageDomain
+  let below: RISCVSecondStageDomain
   private let device: RISCVNestedDevice
 
   var parent: any SoftwareDomain { below }

@@ -16,16 +16,13 @@ public final class RISCVVirtualIOMMU: VirtualIOMMU {
   let iommu: RISCVCapabilities
   let devices = GuestDevices()
   let service: QueueService
-  let eventLog: EventLog
 
   init(
-    on parent: RISCVSecondStageDomain, iommu: RISCVCapabilities, service: QueueService,
-    events: EventLog
+    on parent: RISCVSecondStageDomain, iommu: RISCVCapabilities, service: QueueService
   ) {
     self.parent = parent
     self.iommu = iommu
     self.service = service
-    eventLog = events
   }
 
   public func makeNestedDomain(
@@ -44,12 +41,4 @@ public final class RISCVVirtualIOMMU: VirtualIOMMU {
   }
 
   public func destroy() { service.stop() }
-
-  /// As `DomainTable.forget`.
-  @discardableResult
-  func forget(
-    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) -> Bool {
-    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
-  }
 }

@@ -20,7 +20,6 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
 
   let parent: ArmStage2Domain
   let smmu: SMMUCapabilities
-  private let eventLog: EventLog
   /// Where the guest is told of faults.
   let events: VirtualEvents
 
@@ -30,13 +29,12 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   let devices = GuestDevices()
 
   init(
-    on parent: ArmStage2Domain, smmu: SMMUCapabilities, eventLog: EventLog,
-    events: VirtualEvents, namesAll: Bool = false
+    on parent: ArmStage2Domain, smmu: SMMUCapabilities, events: VirtualEvents,
+    namesAll: Bool = false
   ) {
     self.namesAll = namesAll
     self.parent = parent
     self.smmu = smmu
-    self.eventLog = eventLog
     self.events = events
   }
 
@@ -111,27 +109,29 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
     return (requests.count, nil)
   }
 
+  /// The VMID is the parent's: what is forgotten is of all that nest on it, whatever their ASID,
+  /// for a global entry has none.
   private func carryOut(_ words: Words2, _ index: UInt32) throws(IOMMUError) {
     switch words[0] & 0xFF {
     // CMD_TLBI_NSNH_ALL, which becomes NH_ALL; NH_ALL, NH_ASID.
-    case 0x30, 0x10, 0x11: forget(.iotlb(.all)) { _ in true }
+    case 0x30, 0x10, 0x11: parent.table.forget(.iotlb(.all))
     // NH_VA, NH_VAA. What devices keep (EATS) is CMD_ATC_INV's.
-    case 0x12, 0x13: forget(.iotlb(range(of: words))) { _ in true }
+    case 0x12, 0x13: parent.table.forget(.iotlb(range(of: words)))
     case 0x40:
       let device = try device(words, index)
       let range = IOVARange(
         words[1] & ~0xFFF, shift: 12 + Int(truncatingIfNeeded: words[1] & 0x3F))
-      forget(.translations(range)) { $0.requester == device }
+      parent.table.forget(.translations(range)) { $0.requester == device }
     case 0x05:
       let device = try device(words, index)
       let substream = UInt32(truncatingIfNeeded: words[0] >> 12 & 0xF_FFFF)
       // Without a substream descriptor 0 may be in use (S1DSS, or no table).
-      forget(.configuration) {
+      parent.table.forget(.configuration) {
         $0.requester == device && ($0.pasid?.rawValue ?? 0) == substream
       }
     case 0x06:
       let device = try device(words, index)
-      forget(.configuration) { $0.requester == device }
+      parent.table.forget(.configuration) { $0.requester == device }
     default:
       throw IOMMUError(
         .ioError,
@@ -149,14 +149,6 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
         "command \(index) names stream \(hex(stream)), which is no virtual device's")
     }
     return device
-  }
-
-  /// The VMID is the parent's: what is forgotten is of all that nest on it, whatever their ASID,
-  /// for a global entry has none.
-  private func forget(
-    _ forgotten: NestedForgetting, where isChosen: (SoftwareIOMMU.Source) -> Bool
-  ) {
-    parent.table.forget(forgotten, noting: eventLog, where: isChosen)
   }
 
   /// What a command by address drops: at least what it says, and everything where hardware would

@@ -75,16 +75,16 @@ extension SoftwareIOMMU {
       let parent = try nestParent(parent, as: AMDv1Domain.self)
       return AMDVirtualIOMMU(
         on: parent, iommu: configuration.amdCapabilities,
-        service: QueueService(on: parent, memory: memory), events: events)
+        service: QueueService(on: parent, memory: memory))
     case .riscv:
       let parent = try nestParent(parent, as: RISCVSecondStageDomain.self)
       return RISCVVirtualIOMMU(
         on: parent, iommu: configuration.riscvCapabilities,
-        service: QueueService(on: parent, memory: memory), events: events)
+        service: QueueService(on: parent, memory: memory))
     case .smmuV3, .intel:
       return SMMUVirtualIOMMU(
         on: try nestParent(parent, as: ArmStage2Domain.self),
-        smmu: configuration.smmuCapabilities, eventLog: events, events: resources.events)
+        smmu: configuration.smmuCapabilities, events: resources.events)
     }
   }
 

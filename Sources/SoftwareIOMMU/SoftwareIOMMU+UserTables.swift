@@ -67,7 +67,7 @@ extension SoftwareIOMMU {
       // A slice of the SMMU for this table alone, in which devices have their own names.
       let owner = SMMUVirtualIOMMU(
         on: try nestParent(parent, as: ArmStage2Domain.self), smmu: smmu,
-        eventLog: events, events: VirtualEvents(), namesAll: true)
+        events: VirtualEvents(), namesAll: true)
       return try owner.makeNestedDomain(
         attributes: attributes,
         data: UserData(
@@ -220,7 +220,7 @@ extension AMDNestedDomain {
   func invalidate(
     _ request: CacheInvalidation, of device: RequesterID?
   ) throws(IOMMUError) {
-    (parent as? AMDv1Domain)?.table.forget(request, of: device)
+    below.table.forget(request, of: device)
   }
 }
 
@@ -228,7 +228,7 @@ extension RISCVNestedDomain {
   func invalidate(
     _ request: CacheInvalidation, of device: RequesterID?
   ) throws(IOMMUError) {
-    (parent as? RISCVSecondStageDomain)?.table.forget(request, of: device)
+    below.table.forget(request, of: device)
   }
 }
 
@@ -237,7 +237,7 @@ extension DomainTable {
   /// by PASID.
   fileprivate func forget(_ request: CacheInvalidation, of device: RequesterID?) {
     if request.caches.contains(.pasid) {
-      invalidateNested(.configuration) { source in
+      forget(.configuration) { source in
         guard source.requester == device else { return false }
         guard case .pasid(let pasid) = request.granularity else { return true }
         // DMA without a PASID is that of entry 0.
@@ -251,9 +251,9 @@ extension DomainTable {
         IOVARange.all
       }
     if request.caches.contains(.iotlb) {
-      invalidateNested(.translations(range)) { _ in true }
+      forget(.translations(range))
     } else if request.caches.contains(.deviceTLB) {
-      invalidateNested(.translations(range)) { $0.requester == device }
+      forget(.translations(range)) { $0.requester == device }
     }
   }
 }
