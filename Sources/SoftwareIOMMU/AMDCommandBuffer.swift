@@ -129,23 +129,23 @@ public final class AMDCommandBuffer: Sendable {
     case .invalidateDeviceTableEntry(let device):
       // The entry was given when the device was attached; its guest CR3 entries were read.
       if let device = owner.devices[UInt64(device)] {
-        owner.parent.table.forget(.configuration) { $0.requester == device }
+        owner.parent.table.forget(.configuration) { $0.source.requester == device }
       }
     case .invalidatePages(_, let pages, let directories):
       // PDE is for all above the leaves: of a guest's tables for the guest CR3 entry too.
       // What devices keep is INVALIDATE_IOTLB_PAGES'.
       owner.parent.table.forget(directories ? .configuration : .iotlb(Self.range(pages))) {
-        Self.isOne($0, of: pages)
+        Self.isOne($0.source, of: pages)
       }
     case .invalidateIOTLB(let device, _, _, let pages):
       if let device = owner.devices[UInt64(device)] {
         owner.parent.table.forget(.translations(Self.range(pages))) {
-          $0.requester == device && Self.isOne($0, of: pages)
+          $0.source.requester == device && Self.isOne($0.source, of: pages)
         }
       }
     case .prefetch(let device, _, let pages, true):
       if let device = owner.devices[UInt64(device)] {
-        owner.parent.table.forget(.iotlb(Self.range(pages))) { $0.requester == device }
+        owner.parent.table.forget(.iotlb(Self.range(pages))) { $0.source.requester == device }
       }
     case .invalidateAll: owner.parent.table.forget(.configuration)
     case .prefetch, .invalidateInterruptTable, .completePageRequest: break

@@ -66,7 +66,6 @@ final class AMDNestedDomain: SoftwareNestedDomain {
   /// `IOMMU_HWPT_DATA_AMD_GUEST`.
   static let dataType: UInt32 = 3
 
-  let ports = NestedPorts()
   /// The guest CR3 table has all PASIDs.
   let hasPASIDs = true
   let below: AMDv1Domain

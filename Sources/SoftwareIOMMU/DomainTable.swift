@@ -197,13 +197,13 @@ final class DomainTable<Format: EngineFormat>: Sendable {
     }
   }
 
-  func attachNested(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
-    state.withLock { $0.nested.append(NestedPort(source: source, channel: channel)) }
-  }
+  func attachNested(_ port: NestedPort) { state.withLock { $0.nested.append(port) } }
 
-  func detachNested(_ channel: PortChannel) {
+  func detachNested(_ channel: PortChannel, of table: ObjectIdentifier) {
     state.withLock { state in
-      if let index = state.nested.firstIndex(where: { $0.channel === channel }) {
+      if let index = state.nested.firstIndex(where: {
+        $0.channel === channel && $0.table == table
+      }) {
         state.nested.remove(at: index)
       }
     }
@@ -215,13 +215,13 @@ final class DomainTable<Format: EngineFormat>: Sendable {
   @discardableResult
   func forget(
     _ forgotten: NestedForgetting,
-    where isChosen: (SoftwareIOMMU.Source) -> Bool = { _ in true }
+    where isChosen: (NestedPort) -> Bool = { _ in true }
   ) -> Bool {
     let isConfirmed = state.withLock { state -> Bool in
-      for port in state.nested where isChosen(port.source) { forgotten.post(to: port.channel) }
+      for port in state.nested where isChosen(port) { forgotten.post(to: port.channel) }
       var isConfirmed = true
-      for port in state.nested where isChosen(port.source) {
-        if !port.channel.wait() { isConfirmed = false }
+      for port in state.nested where isChosen(port) && !port.channel.wait() {
+        isConfirmed = false
       }
       return isConfirmed
     }

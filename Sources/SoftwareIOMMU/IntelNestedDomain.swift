@@ -26,7 +26,6 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   /// none of these apart.
   private static let leafFlag: UInt64 = 1
 
-  let ports = NestedPorts()
   /// A first-stage table is one PASID's, or that of requests without one.
   let hasPASIDs = false
   private let table: IntelNestedTable
@@ -34,7 +33,6 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   /// Nil for what no device can be attached to.
   private let root: IntelNestedRoot?
   private let refusal: NestedTableError?
-  private let events: EventLog
 
   var parent: any SoftwareDomain { below }
 
@@ -42,8 +40,7 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   ///   says is looked at when a device is attached.
   /// - Throws: `EOPNOTSUPP` for data of another type, `EINVAL` for a wrong length, `EFAULT`.
   init(
-    _ data: UserData, on parent: IntelSecondStageDomain, unit: IntelCapabilities,
-    events: EventLog
+    _ data: UserData, on parent: IntelSecondStageDomain, unit: IntelCapabilities
   ) throws(IOMMUError) {
     guard data.type == Self.dataType else {
       throw IOMMUError(
@@ -58,7 +55,6 @@ final class IntelNestedDomain: SoftwareNestedDomain {
     do throws(NestedTableError) { try table.check(unit) } catch { refusal = error }
     self.table = table
     self.refusal = refusal
-    self.events = events
     below = parent
     // FSPTPTR has bits 12 and up only; those of the host's width and above are reserved in it,
     // but the address is the guest's: what the parent does not map is not reached.
@@ -98,11 +94,7 @@ final class IntelNestedDomain: SoftwareNestedDomain {
         let entry = try requests.bytes(
           index, type: Self.invalidateType, minimum: 24, known: 24)
         if let range = try Self.range(of: entry, index) {
-          ports.invalidate(range)
-          events.append(
-            .invalidate(
-              iommu: parent.kind.iommu, iova: IOVA(range.first),
-              length: range.last &- range.first &+ 1))
+          below.table.forget(.translations(range)) { $0.table == ObjectIdentifier(self) }
         }
       } catch {
         return (index, error)

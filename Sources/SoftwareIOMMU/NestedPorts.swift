@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What all tables have in common that users own: the parent below, and the ports that go through
-// them, to be told what to forget.
+// What all tables have in common that users own: the parent below, which knows the ports that go
+// through them, to be told what to forget.
 
 import IOMMU
 
@@ -11,7 +11,6 @@ protocol SoftwareNestedDomain: NestedDomain {
   var parent: any SoftwareDomain { get }
   /// What a port of this table goes through.
   var portContext: PortContext { get }
-  var ports: NestedPorts { get }
   /// Whether it stands for all PASIDs of a device that have no context of their own (MODEL B9).
   var hasPASIDs: Bool { get }
   /// Whether devices with ATS may keep translations of it.
@@ -27,39 +26,13 @@ extension SoftwareNestedDomain {
 
   /// From now on invalidations wait for this port too, and unmaps of the parent.
   func attach(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
-    ports.add(channel)
-    parent.attachNested(channel, of: source)
+    parent.attachNested(
+      NestedPort(table: ObjectIdentifier(self), source: source, channel: channel))
   }
 
   /// The port has left the table.
   func detach(_ channel: PortChannel) {
-    parent.detachNested(channel)
-    ports.remove(channel)
-  }
-}
-
-/// The ports of one user's table. Thread-safe; the lock is held while ports are waited for, and
-/// ports never take it.
-final class NestedPorts: Sendable {
-  /// Each attachment once, as in `DomainState`.
-  private let channels = RankedMutex<[PortChannel]>(.domain, [])
-
-  func add(_ channel: PortChannel) { channels.withLock { $0.append(channel) } }
-
-  func remove(_ channel: PortChannel) {
-    channels.withLock { channels in
-      if let index = channels.firstIndex(where: { $0 === channel }) {
-        channels.remove(at: index)
-      }
-    }
-  }
-
-  /// Returns once no port can use what it knew of a range before (MODEL G2).
-  func invalidate(_ range: IOVARange) {
-    channels.withLock { channels in
-      for channel in channels { channel.post(range) }
-      for channel in channels { channel.wait() }
-    }
+    parent.detachNested(channel, of: ObjectIdentifier(self))
   }
 }
 
@@ -84,6 +57,8 @@ extension IOVARange {
 
 /// A port of a user's table, with whose it is.
 struct NestedPort: Sendable {
+  /// The `SoftwareNestedDomain`, which outlives the attachment.
+  let table: ObjectIdentifier
   let source: SoftwareIOMMU.Source
   let channel: PortChannel
 }

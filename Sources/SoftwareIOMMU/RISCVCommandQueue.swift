@@ -156,22 +156,22 @@ public final class RISCVCommandQueue: Sendable {
     case .invalidateDevice(nil): owner.parent.table.forget(.configuration)
     case .invalidateDevice(let device?):
       if let device = owner.devices[UInt64(device)] {
-        owner.parent.table.forget(.configuration) { $0.requester == device }
+        owner.parent.table.forget(.configuration) { $0.source.requester == device }
       }
     case .invalidateProcess(let device, let process):
       // Transactions without a process may be those of process 0 (DPE).
       if let device = owner.devices[UInt64(device)] {
         owner.parent.table.forget(.configuration) {
-          $0.requester == device && ($0.pasid?.rawValue ?? 0) == process
+          $0.source.requester == device && ($0.source.pasid?.rawValue ?? 0) == process
         }
       }
     case .invalidateDeviceTLB(let destination, let payload):
       let number = UInt64(destination.segment ?? 0) << 16 | UInt64(destination.requester)
       if let device = owner.devices[number] {
         let isConfirmed = owner.parent.table.forget(.translations(Self.range(payload))) {
-          $0.requester == device
+          $0.source.requester == device
             && (destination.process == nil || payload & 1 != 0
-              || $0.pasid?.rawValue == destination.process)
+              || $0.source.pasid?.rawValue == destination.process)
         }
         if !isConfirmed { state.isOverdue = true }
       }

@@ -98,7 +98,6 @@ struct RISCVNestedRoot: Sendable {
 
 /// A user's device context.
 final class RISCVNestedDomain: SoftwareNestedDomain {
-  let ports = NestedPorts()
   /// All processes of a device go by its context.
   let hasPASIDs = true
   /// The user's EN_ATS.

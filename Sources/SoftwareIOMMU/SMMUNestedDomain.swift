@@ -118,7 +118,6 @@ enum SMMUStreamFault: Error, Hashable, Sendable {
 
 /// A user's stream table entry, of one virtual IOMMU.
 final class SMMUNestedDomain: SoftwareNestedDomain {
-  let ports = NestedPorts()
   /// The table of context descriptors has all substreams; without one there are none to have.
   let hasPASIDs = true
   /// The user's EATS.

@@ -121,17 +121,17 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
       let device = try device(words, index)
       let range = IOVARange(
         words[1] & ~0xFFF, shift: 12 + Int(truncatingIfNeeded: words[1] & 0x3F))
-      parent.table.forget(.translations(range)) { $0.requester == device }
+      parent.table.forget(.translations(range)) { $0.source.requester == device }
     case 0x05:
       let device = try device(words, index)
       let substream = UInt32(truncatingIfNeeded: words[0] >> 12 & 0xF_FFFF)
       // Without a substream descriptor 0 may be in use (S1DSS, or no table).
       parent.table.forget(.configuration) {
-        $0.requester == device && ($0.pasid?.rawValue ?? 0) == substream
+        $0.source.requester == device && ($0.source.pasid?.rawValue ?? 0) == substream
       }
     case 0x06:
       let device = try device(words, index)
-      parent.table.forget(.configuration) { $0.requester == device }
+      parent.table.forget(.configuration) { $0.source.requester == device }
     default:
       throw IOMMUError(
         .ioError,

@@ -25,8 +25,9 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   /// - Returns: Whether the access may be tried again.
   func recover(_ iova: UInt64, _ access: Permissions) -> Bool
   /// The same for a port of a user's table on top of it, which forgets everything at each.
-  func attachNested(_ channel: PortChannel, of source: SoftwareIOMMU.Source)
-  func detachNested(_ channel: PortChannel)
+  func attachNested(_ port: NestedPort)
+  /// - Parameter table: As `NestedPort` has it.
+  func detachNested(_ channel: PortChannel, of table: ObjectIdentifier)
   /// Table pages in use, and bytes held for them.
   var footprint: (pages: Int, bytes: Int) { get }
 }
@@ -54,10 +55,10 @@ extension FormattedDomain {
   func recover(_ iova: UInt64, _ access: Permissions) -> Bool { table.recover(iova, access) }
   func attach(_ channel: PortChannel) { table.attach(channel) }
   func detach(_ channel: PortChannel) { table.detach(channel) }
-  func attachNested(_ channel: PortChannel, of source: SoftwareIOMMU.Source) {
-    table.attachNested(channel, of: source)
+  func attachNested(_ port: NestedPort) { table.attachNested(port) }
+  func detachNested(_ channel: PortChannel, of table: ObjectIdentifier) {
+    self.table.detachNested(channel, of: table)
   }
-  func detachNested(_ channel: PortChannel) { table.detachNested(channel) }
   func setDirtyTracking(_ enabled: Bool) { table.setDirtyTracking(enabled) }
   func readDirty(
     _ range: ClosedRange<UInt64>, clear: Bool,

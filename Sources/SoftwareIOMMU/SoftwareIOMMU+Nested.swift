@@ -48,7 +48,7 @@ extension SoftwareIOMMU {
     }
     return try IntelNestedDomain(
       data, on: try nestParent(parent, as: IntelSecondStageDomain.self),
-      unit: configuration.intelCapabilities, events: events)
+      unit: configuration.intelCapabilities)
   }
 
   public func supportsVirtualIOMMU(type: UInt32, for device: RequesterID) -> Bool {

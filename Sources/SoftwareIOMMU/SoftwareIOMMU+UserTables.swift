@@ -237,11 +237,11 @@ extension DomainTable {
   /// by PASID.
   fileprivate func forget(_ request: CacheInvalidation, of device: RequesterID?) {
     if request.caches.contains(.pasid) {
-      forget(.configuration) { source in
-        guard source.requester == device else { return false }
+      forget(.configuration) { port in
+        guard port.source.requester == device else { return false }
         guard case .pasid(let pasid) = request.granularity else { return true }
         // DMA without a PASID is that of entry 0.
-        return (source.pasid?.rawValue ?? 0) == pasid.rawValue
+        return (port.source.pasid?.rawValue ?? 0) == pasid.rawValue
       }
     }
     let range =
@@ -253,7 +253,7 @@ extension DomainTable {
     if request.caches.contains(.iotlb) {
       forget(.translations(range))
     } else if request.caches.contains(.deviceTLB) {
-      forget(.translations(range)) { $0.requester == device }
+      forget(.translations(range)) { $0.source.requester == device }
     }
   }
 }
