@@ -61,13 +61,10 @@ public enum HardwareEvent: Hashable, Sendable {
 
   /// Little-endian, as many as the record has.
   public var bytes: [UInt8] {
-    let words = words
-    let count =
-      switch self {
-      case .intel, .amd: 16
-      case .smmuV3, .riscv: 32
-      }
-    return (0..<count).map { UInt8(truncatingIfNeeded: words[$0 / 8] >> UInt64($0 % 8 * 8)) }
+    switch self {
+    case .intel, .amd: words.lowHalf.littleEndianBytes
+    case .smmuV3, .riscv: words.littleEndianBytes
+    }
   }
 
   /// The family's number for what happened: reason code, event code, event number or cause.

@@ -89,8 +89,7 @@ extension SMMUEvent {
     guard !(code.hasStage && flags.contains(.stage2)) else { return nil }
     var event = self
     event.stream = stream
-    let words = event.words
-    return (0..<32).map { UInt8(truncatingIfNeeded: words[$0 / 8] >> UInt64($0 % 8 * 8)) }
+    return event.words.littleEndianBytes
   }
 }
 

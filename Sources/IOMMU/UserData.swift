@@ -3,6 +3,7 @@
 // Structures that a user hands to an IOMMU driver through the engine, which knows only their
 // type and length (Linux: `iommu_user_data`, `iommu_user_data_array`).
 
+import PageTables
 import SystemPackage
 
 /// Where a user's structure lies. The binary face reads the client's memory; in process it is
@@ -40,6 +41,12 @@ public struct UserData: Sendable {
     self.type = type
     self.length = length
     self.memory = memory
+  }
+
+  /// A structure of 64-bit words.
+  package init(type: UInt32, words: [UInt64]) {
+    let bytes = words.littleEndianBytes
+    self.init(type: type, length: UInt32(bytes.count), memory: UserBytes(bytes))
   }
 
   /// The structure as bytes, little-endian, `known` bytes long: a shorter one is filled up
@@ -99,6 +106,13 @@ public struct UserDataArray: Sendable {
     self.entryLength = entryLength
     self.count = count
     self.memory = memory
+  }
+
+  /// Structures of 64-bit words, all of one length.
+  package init(type: UInt32, entries: [[UInt64]]) {
+    self.init(
+      type: type, entryLength: UInt32((entries.first?.count ?? 0) * 8),
+      count: UInt32(entries.count), memory: UserBytes(entries.joined().littleEndianBytes))
   }
 
   /// One entry as bytes, little-endian, `known` bytes long: a shorter one is filled up with

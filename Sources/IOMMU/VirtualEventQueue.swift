@@ -3,6 +3,7 @@
 // What a virtual IOMMU tells its guest: events in a queue of limited depth, numbered, so that the
 // reader knows how many were lost (MODEL H2; Linux: `struct iommufd_veventq`).
 
+import PageTables
 import SystemPackage
 
 /// A queue of events of one kind, an object of a context. Thread-safe.
@@ -110,9 +111,7 @@ public final class VirtualEventQueue: Sendable {
 
   private static func header(of event: Event) -> [UInt8] {
     let flags = event.data == nil ? lostEvents : 0
-    return [flags, event.sequence].flatMap { word in
-      (0..<4).map { UInt8(truncatingIfNeeded: word >> UInt32($0 * 8)) }
-    }
+    return [flags, event.sequence].littleEndianBytes
   }
 
   private func takeOldest() -> Event? {

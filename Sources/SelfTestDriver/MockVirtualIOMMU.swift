@@ -60,7 +60,7 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
     area[word: 0] = word
     do throws(IOMMUError) {
       try data.respond(
-        [UInt8](word) + [UInt8](word) + [UInt8](area.offset) + [UInt8](area.length),
+        [word, word].littleEndianBytes + [area.offset, area.length].littleEndianBytes,
         type: type, minimum: 8)
     } catch {
       areas.remove(area)
@@ -102,7 +102,8 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
 
   /// Reports `struct iommu_viommu_event_selftest`.
   func report(_ virtualID: UInt64) throws(IOMMUError) {
-    try events.report([UInt8](UInt32(truncatingIfNeeded: virtualID)), type: Self.eventType)
+    try events.report(
+      UInt32(truncatingIfNeeded: virtualID).littleEndianBytes, type: Self.eventType)
   }
 
   // MARK: Invalidation
@@ -213,11 +214,4 @@ final class MockHardwareQueue: HardwareQueue {
   }
 
   func destroy() { owner.forget(index) }
-}
-
-extension [UInt8] {
-  /// The bytes of a number, little-endian.
-  fileprivate init(_ value: some FixedWidthInteger) {
-    self = (0..<value.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }
-  }
 }

@@ -110,10 +110,7 @@ public final class AMDCommandBuffer: Sendable {
     var notices: [Notice] = interrupts ? [.completionWait] : []
     if let event {
       state.isRunning = false
-      let words = event.words
-      notices.append(
-        .event(
-          (0..<16).map { UInt8(truncatingIfNeeded: words[$0 / 8] >> UInt64($0 % 8 * 8)) }))
+      notices.append(.event(event.words.littleEndianBytes))
     }
     return notices
   }

@@ -6,6 +6,7 @@
 
 import HardwareTables
 import IOMMU
+import PageTables
 
 extension SoftwareIOMMU.Configuration {
   /// Whether requests may go through a first stage: the engine's, a user's, or that of a PASID.
@@ -22,21 +23,15 @@ extension SoftwareIOMMU.Configuration {
   var hardwareInformation: HardwareInformation {
     switch architecture {
     case .intel:
-      let words = intelInformation.words
-      return HardwareInformation(type: 1, data: bytes((0..<3).map { words[$0] }))
+      return HardwareInformation(type: 1, data: intelInformation.words.littleEndianBytes)
     case .smmuV3:
-      let words = smmuInformation.words
-      return HardwareInformation(type: 2, data: bytes((0..<5).map { words[$0] }))
+      return HardwareInformation(
+        type: 2, data: Array(smmuInformation.words.littleEndianBytes.prefix(40)))
     case .amd:
-      let words = amdInformation.words
-      return HardwareInformation(type: 4, data: bytes((0..<2).map { words[$0] }))
+      return HardwareInformation(type: 4, data: amdInformation.words.littleEndianBytes)
     case .riscv:
       return HardwareInformation(type: 0, data: [])
     }
-  }
-
-  private func bytes(_ words: [UInt64]) -> [UInt8] {
-    words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
   }
 }
 

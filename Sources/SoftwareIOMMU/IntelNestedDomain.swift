@@ -130,10 +130,3 @@ final class IntelNestedDomain: SoftwareNestedDomain {
     return IOVARange(first: address, last: isTooLong || isPastEnd ? .max : last)
   }
 }
-
-extension [UInt8] {
-  /// The 64-bit word, little-endian, that begins at an offset.
-  func word64(at offset: Int) -> UInt64 {
-    (0..<8).reduce(0) { $0 | UInt64(self[offset + $1]) << UInt64($1 * 8) }
-  }
-}

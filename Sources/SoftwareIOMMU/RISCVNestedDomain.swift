@@ -28,10 +28,8 @@ public struct RISCVNestedContext: Hashable, Sendable {
 
   /// For `Context.allocateHWPT`: the three words, little-endian.
   public var userData: UserData {
-    let bytes = [translationControl, attributes, firstStageContext].flatMap { word in
-      (0..<8).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) }
-    }
-    return UserData(type: Self.dataType, length: 24, memory: UserBytes(bytes))
+    UserData(
+      type: Self.dataType, words: [translationControl, attributes, firstStageContext])
   }
 
   fileprivate static let allowedControl: UInt64 = 0b11_0111_0111 & ~(1 << 7)

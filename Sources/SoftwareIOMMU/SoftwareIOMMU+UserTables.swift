@@ -257,27 +257,3 @@ extension DomainTable {
     }
   }
 }
-
-extension UserData {
-  /// A structure of 64-bit words.
-  init(type: UInt32, words: [UInt64]) {
-    let bytes = words.flatMap(\.littleEndianBytes)
-    self.init(type: type, length: UInt32(bytes.count), memory: UserBytes(bytes))
-  }
-}
-
-extension UserDataArray {
-  /// Structures of 64-bit words, all of one length.
-  init(type: UInt32, entries: [[UInt64]]) {
-    self.init(
-      type: type, entryLength: UInt32((entries.first?.count ?? 0) * 8),
-      count: UInt32(entries.count),
-      memory: UserBytes(entries.joined().flatMap(\.littleEndianBytes)))
-  }
-}
-
-extension UInt64 {
-  fileprivate var littleEndianBytes: [UInt8] {
-    (0..<8).map { UInt8(truncatingIfNeeded: self >> ($0 * 8)) }
-  }
-}

@@ -182,7 +182,7 @@ private final class AccessorPort: BusPort {
   }
 
   func store(_ value: UInt64, at address: IOVA) throws(BusError) {
-    try bus.store(Self.bytes(value), at: address)
+    try bus.store(value.littleEndianBytes, at: address)
   }
 
   func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
@@ -194,15 +194,11 @@ private final class AccessorPort: BusPort {
   }
 
   func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
-    let word = Self.bytes(pattern)
+    let word = pattern.littleEndianBytes
     try bus.forEachPiece(of: length) { (offset, count) throws(BusError) in
       try bus.store(
         (0..<count).map { word[$0 % 8] }, at: IOVA(address.rawValue &+ offset))
     }
-  }
-
-  private static func bytes(_ value: UInt64) -> [UInt8] {
-    (0..<8).map { UInt8(truncatingIfNeeded: value >> UInt64($0 * 8)) }
   }
 }
 

@@ -5,6 +5,7 @@
 
 import CLinuxABI
 import IOMMU
+import PageTables
 import SoftDevices
 import SoftwareIOMMU
 import SystemPackage
@@ -208,7 +209,7 @@ final class PortalRig {
     let words: [UInt64] = [
       UInt64(pasid) | 1 << 32 | 1 << 40, completion, source, destination, length, 0, 0, 0,
     ]
-    return words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
+    return words.littleEndianBytes
   }
 
   /// One ENQCMD of a copy from IOVA 0 to 0x1000.

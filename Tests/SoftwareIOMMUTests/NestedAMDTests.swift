@@ -30,7 +30,7 @@ extension NestedBench {
     words[1] = 9 | (gcr3 >> 15 & 0xFFFF) << 16 | (gcr3 >> 31) << 43
     words[2] = levels << 54
     change(&words)
-    let all = words.flatMap { bytes($0) } + bytes(0)
+    let all = (words + [0]).littleEndianBytes
     return UserData(
       type: type, length: UInt32(length), memory: UserBytes(Array(all.prefix(length))))
   }

@@ -185,9 +185,7 @@ private struct FuzzWords {
       words[index] ^= 1 << UInt64.random(in: 0..<64, using: &random)
     }
     if Int.random(in: 0..<20, using: &random) == 0 { words = words.map { _ in random.next() } }
-    return UserData(
-      type: type, length: UInt32(words.count * 8),
-      memory: UserBytes(words.flatMap { bytes($0) }))
+    return UserData(type: type, words: words)
   }
 }
 

@@ -128,5 +128,5 @@ func refusal(_ call: () throws(IOMMUError) -> Void) -> String? {
 
 /// Words as bytes, little-endian.
 func bytes(_ words: UInt64...) -> [UInt8] {
-  words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
+  words.littleEndianBytes
 }
