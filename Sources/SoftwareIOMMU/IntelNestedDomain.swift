@@ -21,7 +21,7 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   /// `IOMMU_HWPT_DATA_VTD_S1`.
   static let dataType: UInt32 = 1
   /// `IOMMU_HWPT_INVALIDATE_DATA_VTD_S1`.
-  private static let invalidateType: UInt32 = 0
+  static let invalidateType: UInt32 = 0
   /// `IOMMU_VTD_INV_FLAGS_LEAF`: caches of entries that point to tables may keep them. We have
   /// none of these apart.
   private static let leafFlag: UInt64 = 1

@@ -14,9 +14,9 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   /// `IOMMU_VIOMMU_TYPE_ARM_SMMUV3`.
   static let type: UInt32 = 1
   /// `IOMMU_HWPT_DATA_ARM_SMMUV3`.
-  private static let dataType: UInt32 = 2
+  static let dataType: UInt32 = 2
   /// `IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3`.
-  private static let invalidateType: UInt32 = 1
+  static let invalidateType: UInt32 = 1
 
   let parent: ArmStage2Domain
   let smmu: SMMUCapabilities

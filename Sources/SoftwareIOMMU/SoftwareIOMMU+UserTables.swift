@@ -59,8 +59,8 @@ extension SoftwareIOMMU {
       return try makeNestedDomain(
         for: device, parent: parent, attributes: attributes,
         data: UserData(
-          // IOMMU_HWPT_DATA_VTD_S1: flags, the table, its width, 0.
-          type: 1, words: [0, table.root, UInt64(table.width)]))
+          // Flags, the table, its width, 0.
+          type: IntelNestedDomain.dataType, words: [0, table.root, UInt64(table.width)]))
     case .armContextDescriptors, .armContextDescriptors4K, .armContextDescriptors64K:
       guard configuration.architecture == .smmuV3, configuration.nests else { break }
       let smmu = configuration.smmuCapabilities
@@ -71,8 +71,8 @@ extension SoftwareIOMMU {
       return try owner.makeNestedDomain(
         attributes: attributes,
         data: UserData(
-          // IOMMU_HWPT_DATA_ARM_SMMUV3.
-          type: 2, words: Self.streamTableEntry(table, hasATS: smmu.hasATS)))
+          type: SMMUVirtualIOMMU.dataType,
+          words: Self.streamTableEntry(table, hasATS: smmu.hasATS)))
     case .amdGuestCR3, .amdGuestCR3FiveLevels:
       guard configuration.architecture == .amd, configuration.nests else { break }
       return try AMDNestedDomain(
@@ -151,7 +151,8 @@ extension IntelNestedDomain {
     _ request: CacheInvalidation, of device: RequesterID?
   ) throws(IOMMUError) {
     let failure = invalidate(
-      UserDataArray(type: 0, entries: [Self.entry(for: request.granularity)])
+      UserDataArray(
+        type: Self.invalidateType, entries: [Self.entry(for: request.granularity)])
     ).failure
     if let failure { throw failure }
   }
@@ -168,9 +169,9 @@ extension SMMUNestedDomain {
   func invalidate(
     _ request: CacheInvalidation, of device: RequesterID?
   ) throws(IOMMUError) {
-    // IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3.
     let failure = owner.invalidate(
-      UserDataArray(type: 1, entries: Self.commands(for: request, of: device))
+      UserDataArray(
+        type: SMMUVirtualIOMMU.invalidateType, entries: Self.commands(for: request, of: device))
     ).failure
     if let failure { throw failure }
   }
