@@ -2,8 +2,9 @@
 //
 // The use cases of the /dev/ioasid proposal of 2021 (MODEL K1), in its order and with its calls:
 // 4.1 one space, 4.2 several, 4.3 one nested on another in software, 4.4 in hardware, by a page
-// table of the guest's, 4.5 the same with page faults. A VMM gives two copy engines to a guest; "guest" is what this program plays when it programs an engine with the guest's
-// addresses. Linux never had these calls: /dev/ioasid is there under `iommu run`.
+// table of the guest's, 4.5 the same with page faults. A VMM gives two copy engines to a guest;
+// "guest" is what this program plays when it programs an engine with the guest's addresses. Linux
+// never had these calls: /dev/ioasid is there under `iommu run`.
 
 #define _GNU_SOURCE
 #include <sys/mman.h>

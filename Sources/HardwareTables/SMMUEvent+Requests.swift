@@ -20,9 +20,9 @@ extension SMMUEvent {
   /// blocked substream's descriptor is not valid. This architecture has no interrupt window: who
   /// misuses ours is told that nothing is mapped there.
   ///
-  /// Of ATS translation requests there is F_BAD_ATS_TREQ alone, where the stream has none (STE.EATS),
-  /// and of translated transactions F_TRANSL_FORBIDDEN, as SMMU_CR2.REC_CFG_ATS is 0 (3.9.1.2,
-  /// 3.9.1.3); Linux leaves it so.
+  /// Of ATS translation requests there is F_BAD_ATS_TREQ alone, where the stream has none
+  /// (STE.EATS), and of translated transactions F_TRANSL_FORBIDDEN, as SMMU_CR2.REC_CFG_ATS is 0
+  /// (3.9.1.2, 3.9.1.3); Linux leaves it so.
   /// - Returns: Nil where the architecture records nothing: for blocked streams, and for those.
   public init?(_ fault: RequestFault, of request: DeviceRequest) {
     if fault == .translatedForbidden {

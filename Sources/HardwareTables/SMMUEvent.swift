@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Records of an SMMUv3's event queue: Arm System Memory Management Unit Architecture version 3
-// (IHI 0070), sections 7.3.1 to 7.3.19, but F_BAD_ATS_TREQ and E_PAGE_REQUEST, of which nothing here
-// has reason to tell: see Faults.md of SoftwareIOMMU.
+// (IHI 0070), sections 7.3.1 to 7.3.19, but F_BAD_ATS_TREQ and E_PAGE_REQUEST, of which nothing
+// here has reason to tell: see Faults.md of SoftwareIOMMU.
 
 /// A record of the event queue: 32 bytes. Fields that its event has not are written as 0.
 public struct SMMUEvent: Hashable, Sendable {

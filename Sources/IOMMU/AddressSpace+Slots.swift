@@ -55,7 +55,8 @@ extension AddressSpace: MemorySlotFollower {
   var followedMachine: VirtualMachine? { state.withLock { $0.followed?.machine } }
 
   /// Refuses what only the owner of a space's mappings may do.
-  /// - Throws: `EPERM` where slots or a user's table are the owner, `ENOENT` where the space was destroyed.
+  /// - Throws: `EPERM` where slots or a user's table are the owner, `ENOENT` where the space was
+  ///   destroyed.
   @inline(__always)
   func checkOpen(_ state: borrowing State) throws(IOMMUError) {
     guard state.specials.isDisjoint(with: [.destroyed, .following, .userTable]) else {

@@ -57,8 +57,8 @@ extension SoftwareIOMMU {
     public var maximumTablePages: Int
     /// Page requests that wait to be passed on at most; at least the 32 of a group.
     public var pageRequestQueueLength = 512
-    /// How long an invalidation waits for a device with ATS that confirms by hand, before the device
-    /// is cut off. PCI Express allows a minute; drivers do not wait that long.
+    /// How long an invalidation waits for a device with ATS that confirms by hand, before the
+    /// device is cut off. PCI Express allows a minute; drivers do not wait that long.
     public var invalidationTimeout: Duration = .milliseconds(300)
 
     /// - Parameters:

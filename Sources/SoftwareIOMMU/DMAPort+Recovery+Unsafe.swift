@@ -49,8 +49,9 @@ extension DMAPort {
   /// Makes an access that missed possible. Returns where it may be tried again; translations from
   /// before are not valid any more.
   ///
-  /// Inside a transaction, which it leaves meanwhile: so that of an unmap, of a switch and of whoever
-  /// maps the page none waits for this port. Inside a caller's own transaction nothing can be done.
+  /// Inside a transaction, which it leaves meanwhile: so that of an unmap, of a switch and of
+  /// whoever maps the page none waits for this port. Inside a caller's own transaction nothing can
+  /// be done.
   /// - Parameter length: Bytes that the access is to reach from there on, at least 1.
   /// - Throws: The fault, which is counted; or one with `missingPages`, or of an access that its
   ///   device has cancelled, which are not.
@@ -65,7 +66,8 @@ extension DMAPort {
     leave()
     let switches = requesters.pageRequests.switches
     let resolution = requesters.resolve(source)
-    // A switch that has ended meanwhile has left mail: the context is not the one that was missed in.
+    // A switch that has ended meanwhile has left mail: the context is not the one that was missed
+    // in.
     let isStale = channel.pending.load(ordering: .sequentiallyConsistent)
     enter()
     if isStale { return }
@@ -143,8 +145,8 @@ extension DMAPort {
 
   // MARK: Ports that several share
 
-  /// Makes an access that throws what misses, with `missingPages`, for the caller to ask for when it
-  /// has let go of the port.
+  /// Makes an access that throws what misses, with `missingPages`, for the caller to ask for when
+  /// it has let go of the port.
   package func deferringMisses<Result>(
     _ body: (DMAPort) throws(DMAFault) -> Result
   ) throws(DMAFault) -> Result {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Translations that a device keeps itself (MODEL G1, G2; PCI Express, 10.3: ATS invalidation; VT-d
-// revision 4.1, section 6.5.2.5): it is told what to forget, and says when it has. A device that does
-// not say so in time is cut off, as the IOMMU may take no longer to complete an invalidation.
+// revision 4.1, section 6.5.2.5): it is told what to forget, and says when it has. A device that
+// does not say so in time is cut off, as the IOMMU may take no longer to complete an invalidation.
 
 import IOMMU
 import Synchronization

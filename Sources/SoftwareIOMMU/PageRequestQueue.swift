@@ -171,8 +171,8 @@ final class PageRequestQueue: Sendable {
   /// Called with no lock held, outside of all transactions.
   /// - Parameters:
   ///   - addresses: Of pages, at least one; as many as `features` allow a group.
-  ///   - switches: From before `answerer` was looked up: after a switch it may be another, and nobody
-  ///     would end a wait that begins then.
+  ///   - switches: From before `answerer` was looked up: after a switch it may be another, and
+  ///     nobody would end a wait that begins then.
   func request(
     _ addresses: [UInt64], access: PageRequest.Access, from source: SoftwareIOMMU.Source,
     to answerer: PageAnswerer, since switches: UInt64, features: SoftwareIOMMU.DeviceFeatures,

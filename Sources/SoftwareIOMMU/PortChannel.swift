@@ -11,8 +11,8 @@
 // waits until the port left the transaction or read its mail. Idle ports are not waited for.
 //
 // What a port remembers is the IOMMU's IOTLB for its device, or, of a device with ATS, the device's
-// own cache: then invalidations of the IOTLB are nothing to it, those of the device TLB are, and the
-// device confirms them. It does so by taking its mail, or by hand (DeviceCache).
+// own cache: then invalidations of the IOTLB are nothing to it, those of the device TLB are, and
+// the device confirms them. It does so by taking its mail, or by hand (DeviceCache).
 
 import IOMMU
 import Synchronization

@@ -20,8 +20,8 @@ protocol SoftwareDomain: DirtyTrackingDomain {
   func detach(_ channel: PortChannel)
   /// Whether accesses that miss are to be told to the table. Constant.
   var recoversMisses: Bool { get }
-  /// An access missed, because the table wanted to know of it. Called with no lock held but the turn
-  /// of a port's user, outside of all transactions.
+  /// An access missed, because the table wanted to know of it. Called with no lock held but the
+  /// turn of a port's user, outside of all transactions.
   /// - Returns: Whether the access may be tried again.
   func recover(_ iova: UInt64, _ access: Permissions) -> Bool
   /// The same for a port of a user's table on top of it, which forgets everything at each.

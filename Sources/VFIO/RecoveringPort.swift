@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A port that asks for pages that are missing, and goes on when they are there (MODEL H1). Outermost
-// of a function's ports: while it waits, nobody's turn, list or transaction is held.
+// A port that asks for pages that are missing, and goes on when they are there (MODEL H1).
+// Outermost of a function's ports: while it waits, nobody's turn, list or transaction is held.
 
 import IOMMU
 import PageTables

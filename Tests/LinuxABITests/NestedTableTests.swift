@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// HWPT_ALLOC and HWPT_INVALIDATE of users' tables, errno by errno, as a program gets them on an IOMMU
-// of each kind (MODEL B2, G1).
+// HWPT_ALLOC and HWPT_INVALIDATE of users' tables, errno by errno, as a program gets them on an
+// IOMMU of each kind (MODEL B2, G1).
 
 import CLinuxABI
 import Glibc

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// docs/page-tables.md says of every format and feature where it is specified and what tests it: this
-// is what keeps it true.
+// docs/page-tables.md says of every format and feature where it is specified and what tests it:
+// this is what keeps it true.
 
 import Foundation
 import Testing

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What IOMMUs record of devices that translate ahead (MODEL H2; PCI Express, 10.2.3; VT-d 4.1, 7.1.3;
-// 48882, 2.1.3.2 and 2.5.9; IHI 0070, 3.9.1.2 and 3.9.1.3; RISC-V IOMMU 1.0, 3.6): of their
+// What IOMMUs record of devices that translate ahead (MODEL H2; PCI Express, 10.2.3; VT-d 4.1,
+// 7.1.3; 48882, 2.1.3.2 and 2.5.9; IHI 0070, 3.9.1.2 and 3.9.1.3; RISC-V IOMMU 1.0, 3.6): of their
 // translation requests next to nothing, of what they keep too long all.
 
 import HardwareTables

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Hostile users of the driver (MODEL B2, B5): random bytes as their tables of contexts and of pages,
-// and as what they give to name them, over a parent that maps a few pages among others. No DMA
-// reads or writes anything else, whatever the format.
+// Hostile users of the driver (MODEL B2, B5): random bytes as their tables of contexts and of
+// pages, and as what they give to name them, over a parent that maps a few pages among others. No
+// DMA reads or writes anything else, whatever the format.
 
 import FuzzSupport
 import HardwareTables
@@ -12,8 +12,8 @@ import Testing
 @testable import IOMMU
 @testable import SoftwareIOMMU
 
-/// Pages of this process, of which a parent maps some: to be written, or to be read only. The others
-/// hold a pattern that nobody may see or change.
+/// Pages of this process, of which a parent maps some: to be written, or to be read only. The
+/// others hold a pattern that nobody may see or change.
 private final class FuzzArena {
   static let pages = 40
   static let secret: UInt64 = 0x5EC2_E75E_C2E7_5EC2

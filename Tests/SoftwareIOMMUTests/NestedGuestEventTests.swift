@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Records of AMD's and RISC-V's IOMMUs where tables of users are at fault, or the parent below them,
-// against vectors by hand (MODEL H2, B5): 48882, 2.5.3; RISC-V IOMMU 1.0, 2.3 and 3.2, in the order of
-// its steps.
+// Records of AMD's and RISC-V's IOMMUs where tables of users are at fault, or the parent below
+// them, against vectors by hand (MODEL H2, B5): 48882, 2.5.3; RISC-V IOMMU 1.0, 2.3 and 3.2, in the
+// order of its steps.
 
 import HardwareTables
 import IOMMU
@@ -104,8 +104,8 @@ extension NestedEventTests {
     #expect(
       rig.record(0x7123, reading: true)
         == RISCVRig.words(21, reading: true, 0x7123, Self.outside | 0x120))
-    // Fetches of the first stage's entries: the cause stays that of the access. They are reads, with
-    // SADE too (3.2, note).
+    // Fetches of the first stage's entries: the cause stays that of the access. They are reads,
+    // with SADE too (3.2, note).
     rig.guest[rig.root + 8] = Self.outside >> 2 | 1
     let iova: UInt64 = 1 << 39 | 5 << 30
     #expect(rig.record(iova) == RISCVRig.words(23, iova, Self.outside | 5 * 8 | 1))

@@ -86,7 +86,8 @@ struct ioasid_device_info_cap_pasid {
 
 /// A child maps addresses of its parent's; the device goes through one table that holds both.
 #define IOASID_NESTING_SOFTWARE 1u
-/// A child's table is the user's; the device goes through it, and at each step through the parent's.
+/// A child's table is the user's; the device goes through it, and at each step through the
+/// parent's.
 #define IOASID_NESTING_HARDWARE 2u
 
 /// How an ioasid that the device is attached to may be nested: IOASID_NESTING_…
@@ -197,10 +198,10 @@ struct ioasid_dma_unmap {
 #define IOASID_CACHE_DEVICE_TLB 2u
 #define IOASID_CACHE_PASID 4u
 
-/// INVALIDATE_CACHE, of tables that the user owns. `vpasid` is looked at with IOASID_INVALIDATE_PASID,
-/// and of a PASID table with IOASID_INVALIDATE_RANGE; 0 is DMA without a PASID. `cookie` is looked at
-/// with IOASID_INVALIDATE_DEVICE, and for device TLBs and the PASID cache. `addr` and `size` are
-/// looked at with IOASID_INVALIDATE_RANGE.
+/// INVALIDATE_CACHE, of tables that the user owns. `vpasid` is looked at with
+/// IOASID_INVALIDATE_PASID, and of a PASID table with IOASID_INVALIDATE_RANGE; 0 is DMA without a
+/// PASID. `cookie` is looked at with IOASID_INVALIDATE_DEVICE, and for device TLBs and the PASID
+/// cache. `addr` and `size` are looked at with IOASID_INVALIDATE_RANGE.
 struct ioasid_invalidate_cache {
   uint32_t argsz;
   uint32_t flags;
