@@ -27,26 +27,18 @@ final class AMDNestedDevice: Sendable {
   }
 }
 
-/// What a port keeps of it: a reference that is not counted. Whoever posts it keeps the device
-/// alive until the port has taken a later one.
-@safe
-struct AMDNestedRoot: Sendable {
-  private let device: Unmanaged<AMDNestedDevice>
+/// What a port keeps of it.
+typealias AMDNestedRoot = Uncounted<AMDNestedDevice>
 
-  init(_ device: AMDNestedDevice) { unsafe self.device = .passUnretained(device) }
-
+extension AMDNestedRoot {
   @inline(__always)
-  var parent: PageTableRoot<AMDv1> {
-    // SAFETY: the device lives, see above.
-    unsafe device._withUnsafeGuaranteedRef { $0.parent }
-  }
+  var parent: PageTableRoot<AMDv1> { with { $0.parent } }
 
   /// What becomes of the requests of a PASID: reads the user's guest CR3 table.
   func configuration(
     pasid: UInt32?, in memory: PhysicalMemory
   ) throws(AMDFault) -> CachedConfiguration {
-    // SAFETY: as in `parent`.
-    let (entry, iommu) = unsafe device._withUnsafeGuaranteedRef { ($0.entry, $0.iommu) }
+    let (entry, iommu) = with { ($0.entry, $0.iommu) }
     try entry.check(iommu)
     let found = try entry.translation(
       pasid: pasid, iommu, in: ParentTables(parent, in: memory))

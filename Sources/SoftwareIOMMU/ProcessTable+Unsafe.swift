@@ -31,21 +31,17 @@ final class ProcessTable: SharedDomain {
   }
 }
 
-/// What a port keeps of a process's table: a value without a reference, as of other tables.
-/// Whoever posts it keeps the table alive until the port has taken a later one.
-@safe
-struct ProcessRoot: Sendable {
-  private let table: Unmanaged<ProcessTable>
+/// What a port keeps of a process's table.
+typealias ProcessRoot = Uncounted<ProcessTable>
 
-  init(_ table: ProcessTable) { unsafe self.table = .passUnretained(table) }
-
+extension ProcessRoot {
   /// - Returns: How many bytes were read, at least one.
   /// - Throws: Why the first byte cannot be read.
   func read(
     _ address: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(DMAFault.Reason) -> UInt64 {
-    // SAFETY: the table lives, see above; the buffer is the caller's.
-    let process = unsafe table._withUnsafeGuaranteedRef { $0.process }
+    let process = with { $0.process }
+    // SAFETY: the buffer is the caller's.
     let count = unsafe process.copyOut(from: address, into: buffer)
     guard count > 0 else { throw DMAFault.Reason(process.obstacle(at: address, to: .read)) }
     return UInt64(min(count, buffer.count))
@@ -55,8 +51,8 @@ struct ProcessRoot: Sendable {
   func write(
     _ address: UInt64, from buffer: UnsafeRawBufferPointer
   ) throws(DMAFault.Reason) -> UInt64 {
+    let process = with { $0.process }
     // SAFETY: as in `read`.
-    let process = unsafe table._withUnsafeGuaranteedRef { $0.process }
     let count = unsafe process.copyIn(to: address, from: buffer)
     guard count > 0 else { throw DMAFault.Reason(process.obstacle(at: address, to: .write)) }
     return UInt64(min(count, buffer.count))

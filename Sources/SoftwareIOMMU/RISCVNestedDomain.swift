@@ -51,33 +51,24 @@ final class RISCVNestedDevice: Sendable {
   }
 }
 
-/// What a port keeps of it: a reference that is not counted. Whoever posts it keeps the device
-/// alive until the port has taken a later one.
-@safe
-struct RISCVNestedRoot: Sendable {
-  private let device: Unmanaged<RISCVNestedDevice>
+/// What a port keeps of it.
+typealias RISCVNestedRoot = Uncounted<RISCVNestedDevice>
 
-  init(_ device: RISCVNestedDevice) { unsafe self.device = .passUnretained(device) }
-
+extension RISCVNestedRoot {
   @inline(__always)
-  var parent: PageTableRoot<PageTables.RISCVSecondStage> {
-    // SAFETY: the device lives, see above.
-    unsafe device._withUnsafeGuaranteedRef { $0.parent }
-  }
+  var parent: PageTableRoot<PageTables.RISCVSecondStage> { with { $0.parent } }
 
   /// DTF: what a transaction is ended for is not recorded. Whoever has a context at all is never
   /// ended for what is recorded all the same (3.2, table of causes).
   var hidesFaults: Bool {
-    // SAFETY: as in `parent`.
-    unsafe device._withUnsafeGuaranteedRef { $0.context.disablesTranslationFaults }
+    with { $0.context.disablesTranslationFaults }
   }
 
   /// What becomes of the transactions of a process: reads the user's process directory (2.3).
   func configuration(
     process: UInt32?, transaction: RISCVTransactionType, in memory: PhysicalMemory
   ) throws(RISCVFault) -> CachedConfiguration {
-    // SAFETY: as in `parent`.
-    let (context, iommu) = unsafe device._withUnsafeGuaranteedRef { ($0.context, $0.iommu) }
+    let (context, iommu) = with { ($0.context, $0.iommu) }
     try context.check(process: process, transaction: transaction)
     let found = try context.translation(
       process: process, isSupervisor: false, transaction: transaction, iommu: iommu,

@@ -63,35 +63,22 @@ final class SMMUNestedStream: Sendable {
   }
 }
 
-/// What a port keeps of it: a reference that is not counted. Whoever posts it keeps the stream
-/// alive until the port has taken a later one.
-@safe
-struct SMMUNestedRoot: Sendable {
-  private let stream: Unmanaged<SMMUNestedStream>
+/// What a port keeps of it.
+typealias SMMUNestedRoot = Uncounted<SMMUNestedStream>
 
-  init(_ stream: SMMUNestedStream) { unsafe self.stream = .passUnretained(stream) }
-
+extension SMMUNestedRoot {
   @inline(__always)
-  var parent: PageTableRoot<ArmStage2<Granule4KiB>> {
-    // SAFETY: the stream lives, see above.
-    unsafe stream._withUnsafeGuaranteedRef { $0.parent }
-  }
+  var parent: PageTableRoot<ArmStage2<Granule4KiB>> { with { $0.parent } }
 
   /// Inside a transaction: as `SMMUNestedStream.tell`.
-  func tell(_ fault: DMAFault) {
-    // SAFETY: as in `parent`.
-    unsafe stream._withUnsafeGuaranteedRef { $0.tell(fault) }
-  }
+  func tell(_ fault: DMAFault) { with { $0.tell(fault) } }
 
   /// What becomes of the transactions of a substream: reads the user's tables.
   /// - Throws: Why they are ended; nil for an abort without an event.
   func configuration(
     substream: UInt32?, in memory: PhysicalMemory
   ) throws(SMMUStreamFault) -> CachedConfiguration {
-    // SAFETY: as in `parent`.
-    let (entry, isBad, smmu) = unsafe stream._withUnsafeGuaranteedRef {
-      ($0.entry, $0.isBad, $0.smmu)
-    }
+    let (entry, isBad, smmu) = with { ($0.entry, $0.isBad, $0.smmu) }
     guard !isBad else { throw .recorded(.badStreamTableEntry) }
     do throws(SMMUFault) {
       switch try entry.outcome(substream: substream, smmu) {
