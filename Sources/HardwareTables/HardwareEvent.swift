@@ -3,9 +3,16 @@
 // One record of a fault in whatever family's encoding, as a queue of events holds it and as a
 // person is told of it (MODEL H2).
 
-/// Whose tables, commands and records an IOMMU has.
+/// Whose tables, registers, commands and records an IOMMU has.
 public enum HardwareFamily: String, Hashable, Sendable, CaseIterable {
-  case intel, amd, smmuV3, riscv
+  /// Intel VT-d.
+  case intel
+  /// AMD-Vi.
+  case amd
+  /// Arm SMMUv3.
+  case smmuV3
+  /// The RISC-V IOMMU.
+  case riscv
 }
 
 /// What an IOMMU recorded of a request that it ended.

@@ -2,21 +2,12 @@
 //
 // What one software IOMMU is: a machine file's data, checked.
 
+import HardwareTables
 import IOMMU
 import PageTables
 
 extension SoftwareIOMMU {
-  /// Whose tables, registers, commands and records an IOMMU has.
-  public enum Architecture: String, Hashable, Sendable, CaseIterable {
-    /// Intel VT-d.
-    case intel
-    /// AMD-Vi.
-    case amd
-    /// Arm SMMUv3.
-    case smmuV3
-    /// The RISC-V IOMMU.
-    case riscv
-  }
+  public typealias Architecture = HardwareFamily
 
   /// Which of an IOMMU's two translations a table is for.
   public enum Stage: String, Hashable, Sendable, CaseIterable {

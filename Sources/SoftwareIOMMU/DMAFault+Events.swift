@@ -6,18 +6,6 @@ import HardwareTables
 import IOMMU
 import PageTables
 
-extension SoftwareIOMMU.Architecture {
-  /// Whose records it has.
-  public var family: HardwareFamily {
-    switch self {
-    case .intel: .intel
-    case .amd: .amd
-    case .smmuV3: .smmuV3
-    case .riscv: .riscv
-    }
-  }
-}
-
 extension DMAFault {
   /// The request that was ended. The StreamID of an SMMUv3 and the `device_id` of a RISC-V IOMMU
   /// are the requester ID.
@@ -34,7 +22,7 @@ extension DMAFault {
   public func event(of configuration: SoftwareIOMMU.Configuration) -> HardwareEvent? {
     cause.flatMap {
       HardwareEvent(
-        $0, of: request, by: configuration.architecture.family,
+        $0, of: request, by: configuration.architecture,
         isScalable: configuration.isScalable)
     }
   }

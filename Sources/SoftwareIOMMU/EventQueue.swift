@@ -37,7 +37,7 @@ public final class EventQueue: Sendable {
       }
     state = RankedMutex(
       .hardwareEvents,
-      State(ring: EventRing(configuration.architecture.family, count: count ?? usual)))
+      State(ring: EventRing(configuration.architecture, count: count ?? usual)))
   }
 
   /// Records a fault, or loses it.
