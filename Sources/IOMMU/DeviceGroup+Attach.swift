@@ -126,12 +126,12 @@ extension DeviceGroup {
         try check(table, slot: slot, owner: object.owner, state)
         try Self.withPASID(pasid, assignedTo: devices, owner: object.owner) {
           () throws(IOMMUError) in
-          attachment.ports = Self.openPorts(of: [object], to: table, pasid: pasid)
+          attachment.ports = try Self.openPorts(of: [object], to: table, pasid: pasid)
           try Self.switchAll(
             devices, pasid: pasid, to: attachment.route, from: { _ in .blocked })
         }
       } else {
-        let ports = Self.openPorts(of: [object], to: table, pasid: pasid)
+        let ports = try Self.openPorts(of: [object], to: table, pasid: pasid)
         attachment.ports.merge(ports) { $1 }
         if !ports.isEmpty {
           try FailurePoint.pass(.attachment)
@@ -167,13 +167,21 @@ extension DeviceGroup {
 
   /// Places for the page requests of devices that are about to be attached to a table; none
   /// where it has no fault queue.
+  /// - Throws: `ENODEV` for a device whose page requests cannot reach the IOMMU. Whether they are
+  ///   made and taken at all is the driver's to say.
   private static func openPorts(
     of objects: [DeviceObject], to table: HWPT, pasid: PASID?
-  ) -> [RequesterID: PageRequestPort] {
+  ) throws(IOMMUError) -> [RequesterID: PageRequestPort] {
     guard let queue = table.faultQueue else { return [:] }
-    // Page requests do not come through a bridge that takes a device's requester id away.
+    if let object = objects.first(where: { $0.device.isBehindAlias }) {
+      throw IOMMUError(
+        .noSuchDevice,
+        "page requests of \(object.name) do not reach the IOMMU: the bridge above it sends its "
+          + "DMA on as \(object.device.requester); attach it to a page table without a fault queue"
+      )
+    }
     return Dictionary(
-      objects.filter { !$0.device.isBehindAlias }.map { object in
+      objects.map { object in
         let port = PageRequestPort(queue: queue, table: table, object: object, pasid: pasid)
         queue.open(port)
         return (object.device.requester, port)
@@ -191,8 +199,8 @@ extension DeviceGroup {
     try check(table, fits: devices)
     try new.checkSnooping(of: devices)
     if moves { try reserve(for: old.devices, in: table.addressSpace) }
-    new.ports = Self.openPorts(of: old.devices, to: table, pasid: pasid)
     do throws(IOMMUError) {
+      new.ports = try Self.openPorts(of: old.devices, to: table, pasid: pasid)
       try check(table, slot: slot, owner: old.devices.first?.owner, state)
       try Self.switchAll(devices, pasid: pasid, to: new.route, from: { _ in old.route })
     } catch {

@@ -119,6 +119,7 @@ extension MachineParser {
     }
     checkPorts(devices, topology)
     checkSubgroups(devices, topology)
+    checkServices(devices, topology)
     checkIOMMUs(
       devices.map { ($0.value.address, $0.value.group, $0.value.iommu, $0.node) }
         + bridges.map { ($0.value.address, $0.value.group, $0.value.iommu, $0.node) })
@@ -152,6 +153,21 @@ extension MachineParser {
         device.node.mapping?["subgroup"] ?? device.node,
         "found sub-group \(device.value.subgroup) for a device whose DMA carries \(requester); no "
           + "IOMMU tells it from its neighbours")
+    }
+  }
+
+  /// A bridge that takes requester ids away passes on no ATS, and so no page requests.
+  private func checkServices(
+    _ devices: [Placed<DeviceDescription>], _ topology: MachineTopology
+  ) {
+    for device in devices where device.value.services.ats {
+      let requester = topology.requester(of: device.value.address)
+      guard requester != device.value.address else { continue }
+      let key = device.value.services.pageRequests ? "page-requests" : "ats"
+      reader.report(
+        device.node.mapping?[key] ?? device.node,
+        "found \(key) of a device whose DMA carries \(requester): the bridge above it passes on "
+          + "none; leave it out, or put the device below a port")
     }
   }
 

@@ -83,10 +83,14 @@ final class WorkQueue: Sendable {
     monitor.change { state in
       state.waiting = []
       state.isHeld = false
-      state.errors = 0
       waits.cancel()
     }
-    monitor.wait { state in state.current == nil ? () as Void? : nil }
+    monitor.wait { state -> Void? in
+      guard state.current == nil else { return nil }
+      // The command that was in hand may have failed meanwhile.
+      state.errors = 0
+      return ()
+    }
   }
 
   /// Ends the thread. When it returns, no DMA goes on, now or later.
@@ -139,7 +143,7 @@ final class WorkQueue: Sendable {
     do throws(BusError) {
       try port.store(UInt64(status.rawValue) | done << 8, at: IOVA(words[1]))
     } catch {
-      return false
+      return waits.isCancelled
     }
     return status == .success
   }
@@ -161,6 +165,8 @@ final class WorkQueue: Sendable {
           try port.fill(destination, pattern: words[2], length: piece)
         }
       } catch {
+        // Its wait for a page was ended with it.
+        if waits.isCancelled { return nil }
         return error.access.contains(.write) ? .destinationFault : .sourceFault
       }
       done += UInt64(piece)

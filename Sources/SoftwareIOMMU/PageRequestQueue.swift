@@ -104,6 +104,8 @@ final class PageRequestQueue: Sendable {
     /// Those before it were taken.
     var first = 0
     var devices: [RequesterID: Device] = [:]
+    /// Threads that the queue had no room for, until it is empty.
+    var crowd: [DeviceWait] = []
     var counts = PageRequestCounts()
     /// How often a source's context was another.
     var switches: UInt64 = 0
@@ -115,9 +117,16 @@ final class PageRequestQueue: Sendable {
 
     var length: Int { records.count - first }
 
+    /// Lets all try again.
+    mutating func disperse() {
+      for wait in crowd { wait.wake() }
+      crowd = []
+    }
+
     mutating func take() -> Record? {
       guard first < records.count else {
         isOverflowing = false
+        disperse()
         return nil
       }
       defer {
@@ -159,7 +168,7 @@ final class PageRequestQueue: Sendable {
   private enum Entry {
     case group(PageGroup, number: UInt32)
     case full
-    case overflow(isFirst: Bool)
+    case overflow(isFirst: Bool, isEmpty: Bool)
     case stale, stopped
   }
 
@@ -191,15 +200,22 @@ final class PageRequestQueue: Sendable {
         state.devices[source.requester]?.waiting.removeAll { $0 === wait }
       }
       return goesOn ? .tryAgain : .cancelled
-    case .overflow(let isFirst):
+    case .overflow(let isFirst, let isEmpty):
       if isFirst {
         events.append(
           .note(
             "\(iommu): the page request queue is full; it answers for its devices to try again")
         )
       }
-      Backoff.rest()
-      return .tryAgain
+      // Not at once, or those who try hold up the one who empties it. A group that is larger than
+      // the queue waits for nobody.
+      if isEmpty {
+        Backoff.rest()
+        return .tryAgain
+      }
+      let goesOn = wait.sleep(since: ticket)
+      state.withLock { state in state.crowd.removeAll { $0 === wait } }
+      return goesOn ? .tryAgain : .cancelled
     case .group(_, let number):
       events.append(
         .pageRequest(
@@ -261,7 +277,9 @@ final class PageRequestQueue: Sendable {
       guard state.length + addresses.count <= capacity else {
         state.counts.overflows &+= 1
         defer { state.isOverflowing = true }
-        return .overflow(isFirst: !state.isOverflowing)
+        let isEmpty = state.length == 0
+        if !isEmpty { state.crowd.append(group.wait) }
+        return .overflow(isFirst: !state.isOverflowing, isEmpty: isEmpty)
       }
       device.outstanding += addresses.count
       device.groups[number] = group
@@ -295,6 +313,7 @@ final class PageRequestQueue: Sendable {
       if !state.hasThread {
         state.records = state.records[state.first...].filter { $0.group !== group }
         state.first = 0
+        state.disperse()
       }
       return state.hasThread
     }
@@ -323,6 +342,7 @@ final class PageRequestQueue: Sendable {
     state.withLock { state in
       state.switches &+= 1
       for wait in state.devices[device]?.waiting ?? [] { wait.wake() }
+      state.disperse()
     }
   }
 
@@ -361,6 +381,7 @@ final class PageRequestQueue: Sendable {
         for group in device.groups.values { group.end(.invalid) }
         for wait in device.waiting { wait.wake() }
       }
+      state.disperse()
       state.records = []
       state.first = 0
       defer { state.thread = nil }

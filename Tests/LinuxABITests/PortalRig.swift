@@ -21,6 +21,7 @@ final class PortalRig {
   let caller: LocalCaller
   let iommuFile: any OpenFile
   let iommufd: Int32
+  private let pageRequests: Bool
   let node = VirtualMachineNode()
   static let region: UInt64 = 1 << 45
   static let config: UInt64 = 1 << 45 | 7 << 40
@@ -36,10 +37,12 @@ final class PortalRig {
     var endpoint: any BindableDevice { function.device! }
   }
 
-  init() throws {
+  /// - Parameter pageRequests: Whether its devices ask for pages that they miss.
+  init(pageRequests: Bool = false) throws {
     iommu = SoftwareIOMMU(
-      name: "dmar0", configuration: .init(pasidBits: 8), memory: system.memory,
-      events: system.events)
+      name: "dmar0", configuration: .init(pasidBits: 8, pageRequests: pageRequests),
+      memory: system.memory, events: system.events)
+    self.pageRequests = pageRequests
     caller = try LocalCaller(byteCount: 8 << 20)
     iommuFile = try IOMMUNode(system: system).open(flags: 2, by: caller)
     iommufd = caller.add(iommuFile)
@@ -53,6 +56,7 @@ final class PortalRig {
   func parent(kind: DeviceKind? = nil) throws -> PhysicalDevice {
     defer { slot += 1 }
     let requester = RequesterID(bus: 0xE0, device: slot, function: 0)
+    iommu.setFeatures(.init(pageRequests: pageRequests), of: requester)
     return try system.addDevice(
       name: "\(requester)", requester: requester, driver: iommu, group: system.addGroup(),
       kind: kind)
@@ -119,10 +123,11 @@ final class PortalRig {
     return alloc.out_ioas_id
   }
 
-  func table(_ device: Device, _ space: UInt32) -> UInt32 {
+  func table(_ device: Device, _ space: UInt32, faultQueue: UInt32? = nil) -> UInt32 {
     var cmd = iommu_hwpt_alloc()
     cmd.size = 48
-    cmd.flags = IOMMU_HWPT_ALLOC_PASID
+    cmd.flags = IOMMU_HWPT_ALLOC_PASID | (faultQueue == nil ? 0 : IOMMU_HWPT_FAULT_ID_VALID)
+    cmd.fault_id = faultQueue ?? 0
     cmd.dev_id = device.id
     cmd.pt_id = space
     #expect(caller.ioctl(iommuFile, IOMMU_HWPT_ALLOC, &cmd) == 0)

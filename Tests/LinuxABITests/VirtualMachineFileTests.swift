@@ -261,6 +261,28 @@ import Testing
     #expect(rig.read(dedicated, at: WorkQueueEngine.Register.occupancy) == 0)
   }
 
+  @Test("H3: a reset drops a command that waits for its page, and counts no error")
+  func resetWhileWaiting() throws {
+    let rig = try PortalRig(pageRequests: true)
+    let device = try rig.device(.physicalWithWorkQueue)
+    var queue = iommu_fault_alloc()
+    queue.size = 16
+    #expect(rig.caller.ioctl(rig.iommuFile, IOMMU_FAULT_QUEUE_ALLOC, &queue) == 0)
+    let table = rig.table(device, rig.space(0x10_0000), faultQueue: queue.out_fault_id)
+    #expect(rig.attach(device, 5, table) == 0)
+    for round in 1...20 as ClosedRange<UInt64> {
+      let command = PortalRig.copy(5, from: 1 << 40, to: 0, length: 64)
+      #expect(
+        rig.write(device, at: PortalRig.region + WorkQueueEngine.portalOffset, command) == 64)
+      while rig.iommu.pageRequestCounts.groups < round {}
+      #expect(rig.caller.ioctl(device.file, VFIO_DEVICE_RESET, at: 0) == 0)
+      #expect(rig.write(device, at: PortalRig.config + 4, [6, 0]) == 2)
+      #expect(rig.read(device, at: WorkQueueEngine.Register.occupancy) == 0)
+      #expect(rig.read(device, at: WorkQueueEngine.Register.errors) == 0)
+      #expect(rig.completion(0x10_0000) == 0, "it was dropped, not ended")
+    }
+  }
+
   @Test("E4: what a command cannot do is in its completion", arguments: [5, 7])
   func failures(kind: UInt8) throws {
     let device = try rig.device(try #require(DeviceKind(rawValue: kind)))

@@ -62,6 +62,25 @@ struct TranslationServicesTests {
     }
   }
 
+  @Test(
+    "H1: below a bridge that takes requester ids away there is no ATS, and no page request",
+    arguments: ["page-requests: true", "ats: true"])
+  func belowBridge(device: String) {
+    #expect {
+      _ = try MachineDescription(
+        file: "test.yaml",
+        bytes: Array(
+          """
+          iommus: [{name: dmar0, kind: intel, page-requests: true}]
+          bridges: [{address: "e0:06.0", bus: 0xe2, kind: pcie-to-pci}]
+          devices: [{model: copy-engine, address: "e2:04.0", \(device)}]
+          """.utf8))
+    } throws: {
+      "\($0)".contains("test.yaml:3:")
+        && "\($0)".contains("the bridge above it passes on none")
+    }
+  }
+
   /// An extended capability of a function as sysfs shows it; nil where it has none.
   private func capability(_ id: UInt16, _ bytes: [UInt8]) -> Int? {
     var offset = 0x100

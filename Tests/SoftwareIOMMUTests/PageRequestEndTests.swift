@@ -157,6 +157,63 @@ struct PageRequestEndTests {
     #expect(rig.iommu.pageRequestCounts.requests == 1, "it has asked nobody")
   }
 
+  @Test("H1: a device whose requester id a bridge takes away has no table with a fault queue")
+  func belowBridge() throws {
+    let rig = try PageRequestRig()
+    let alias = RequesterID(bus: 0xE2, device: 0, function: 0)
+    rig.iommu.setFeatures(.init(pageRequests: true), of: alias)
+    let device = try rig.system.addDevice(
+      name: "below", address: RequesterID(bus: 0xE2, device: 4, function: 0), requester: alias,
+      driver: rig.iommu, group: rig.system.addGroup())
+    let binding = try rig.context.register(device)
+    let table = try rig.context.allocateHWPT(
+      for: binding.id, from: rig.ioas, faultQueue: rig.queue.id)
+    func isRefused(_ error: any Error) -> Bool {
+      (error as? IOMMUError)?.errno == .noSuchDevice
+        && "\(error)".contains("the bridge above it")
+    }
+    #expect {
+      _ = try binding.group.attach(to: table)
+    } throws: {
+      isRefused($0)
+    }
+    let plain = try rig.context.allocateHWPT(for: binding.id, from: rig.ioas)
+    _ = try binding.group.attach(to: plain)
+    #expect {
+      _ = try binding.group.attach(to: table)
+    } throws: {
+      isRefused($0)
+    }
+  }
+
+  @Test("H3: who finds the queue full tries again when it is empty")
+  func crowd() throws {
+    let rig = try PageRequestRig(
+      features: .init(pageRequests: true, outstandingRequests: 512, pagesPerGroup: 32),
+      queueLength: 32, pages: 512)
+    // A port for each thread.
+    let accesses = try (0..<16).map { number in
+      let pasid = PASID(rawValue: UInt32(20 + number))
+      try rig.binding.group.attachOrReplace(pasid, to: rig.table)
+      let port = rig.port(pasid: rig.binding.device.physicalPASID(for: pasid))
+      let first = UInt64(0x10_0000 + number * 0x2_0000)
+      return BackgroundAccess { () throws(DMAFault) in
+        try port.fill(IOVA(first), pattern: .max, length: 32 * 4096)
+      }
+    }
+    var answered = 0
+    while accesses.contains(where: { !$0.isDone }) {
+      guard let group = try rig.readOrNothing() else { continue }
+      let first = group.requests[0].address.rawValue
+      let page = Int((first - 0x10_0000) >> 12)
+      try rig.map(page: page, pages: group.requests.count, at: first)
+      try rig.respond(group, .success)
+      answered += 1
+    }
+    #expect(answered >= 16 && accesses.allSatisfy { $0.end() == nil })
+    #expect(rig.memory[512 * 4096 - 1] == 0xFF)
+  }
+
   @Test("H3: a queue that is full answers for its devices to try again; none is lost")
   func overflow() throws {
     // Groups of 8 pages, and room for one: what two ports ask at a time overflows it.
