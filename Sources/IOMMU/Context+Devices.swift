@@ -189,6 +189,7 @@ extension Context {
   }
 
   /// The first automatic table of the space that takes the device, or a new one.
+  /// - Returns: The page table.
   func attachAutomatically(
     _ change: AttachmentChange, to space: AddressSpace, _ configuration: inout Configuration
   ) throws(IOMMUError) -> ObjectID {
@@ -198,8 +199,26 @@ extension Context {
     let queue = configuration.faultQueues[space.id]
     let hasPASIDs =
       space.attributes.allowsPASIDs && change.object.device.capabilities.pasidBits > 0
-    for table in configuration.automaticTables[space.id] ?? []
-    where table.faultQueue === queue && (!hasPASIDs || table.attributes.contains(.pasid)) {
+    let tables = (configuration.automaticTables[space.id] ?? []).filter {
+      $0.faultQueue === queue && (!hasPASIDs || $0.attributes.contains(.pasid))
+    }
+    return try attach(change, toOneOf: tables, &configuration) {
+      configuration throws(IOMMUError) in
+      let table = try makeTable(
+        for: change.object, space: space, attributes: hasPASIDs ? .pasid : [], data: nil,
+        faultQueue: queue?.id, isAutomatic: true)
+      configuration.automaticTables[space.id, default: []].append(table)
+      return table
+    }
+  }
+
+  /// Attaches a device to the first table that takes it, or to a new one.
+  /// - Returns: The page table.
+  func attach(
+    _ change: AttachmentChange, toOneOf tables: [HWPT], _ configuration: inout Configuration,
+    orMake make: (inout Configuration) throws(IOMMUError) -> HWPT
+  ) throws(IOMMUError) -> ObjectID {
+    for table in tables {
       do throws(IOMMUError) {
         try connect(change, to: table, &configuration)
         return table.id
@@ -207,10 +226,7 @@ extension Context {
         continue
       }
     }
-    let table = try makeTable(
-      for: change.object, space: space, attributes: hasPASIDs ? .pasid : [], data: nil,
-      faultQueue: queue?.id, isAutomatic: true)
-    configuration.automaticTables[space.id, default: []].append(table)
+    let table = try make(&configuration)
     do throws(IOMMUError) {
       try connect(change, to: table, &configuration)
     } catch {

@@ -177,23 +177,12 @@ extension Context {
   ) throws(IOMMUError) -> ObjectID {
     try check(use.table, of: space, fits: change)
     let queue = configuration.faultQueues[space.id]
-    for table in use.tables where table.faultQueue === queue {
-      do throws(IOMMUError) {
-        try connect(change, to: table, &configuration)
-        return table.id
-      } catch  where error.errno == .invalidArgument {
-        continue
-      }
+    let tables = use.tables.filter { $0.faultQueue === queue }
+    return try attach(change, toOneOf: tables, &configuration) {
+      configuration throws(IOMMUError) in
+      try makeUserTable(
+        for: change.object, space: space, use: use, faultQueue: queue, &configuration)
     }
-    let table = try makeUserTable(
-      for: change.object, space: space, use: use, faultQueue: queue, &configuration)
-    do throws(IOMMUError) {
-      try connect(change, to: table, &configuration)
-    } catch {
-      destroyIfUnused(table, &configuration)
-      throw error
-    }
-    return table.id
   }
 
   /// - Throws: `EINVAL`.
