@@ -5,6 +5,7 @@
 
 import CLinuxABI
 import IOMMU
+import PageTables
 import SystemPackage
 
 extension Command {
@@ -141,16 +142,14 @@ final class FaultQueueFile: EventFile {
 
   /// `struct iommu_hwpt_page_response`.
   private func respond(_ bytes: [UInt8]) throws(IOMMUError) {
-    func word(_ offset: Int) -> UInt32 {
-      bytes[offset..<offset + 4].reversed().reduce(0) { $0 << 8 | UInt32($1) }
-    }
-    guard let code = PageResponse.Code(rawValue: word(4)) else {
+    let (cookie, number): (UInt32, UInt32) = (bytes.number(at: 0), bytes.number(at: 4))
+    guard let code = PageResponse.Code(rawValue: number) else {
       throw IOMMUError(
         .invalidArgument,
         "a page response is \(IOMMUFD_PAGE_RESP_SUCCESS) (success) or "
-          + "\(IOMMUFD_PAGE_RESP_INVALID) (invalid), not \(word(4))")
+          + "\(IOMMUFD_PAGE_RESP_INVALID) (invalid), not \(number)")
     }
-    try queue.respond(to: word(0), with: code)
+    try queue.respond(to: cookie, with: code)
   }
 
   func close() {

@@ -19,8 +19,10 @@ extension SIMD where Scalar: FixedWidthInteger {
 }
 
 extension [UInt8] {
-  /// The 64-bit word that begins at an offset, which has eight bytes.
-  package func word64(at offset: Int) -> UInt64 {
-    (0..<8).reduce(0) { $0 | UInt64(self[offset + $1]) << UInt64($1 * 8) }
+  /// The number that begins at an offset, which has that many bytes.
+  package func number<Number: FixedWidthInteger>(
+    at offset: Int, as type: Number.Type = Number.self
+  ) -> Number {
+    (0..<Number.bitWidth / 8).reduce(0) { $0 | Number(self[offset + $1]) << ($1 * 8) }
   }
 }

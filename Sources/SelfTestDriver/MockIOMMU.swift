@@ -188,7 +188,7 @@ public final class MockIOMMU: IOMMUDriver {
     // The oldest length ends before the type.
     let bytes = try data.bytes(type: MockNestedDomain.dataType, minimum: 4, known: 8)
     // MOCK_IOMMUPT_DEFAULT and MOCK_IOMMUPT_HUGE.
-    switch bytes.word(at: 4) {
+    switch bytes.number(at: 4, as: UInt32.self) {
     case 0: return false
     case 1: return true
     case let other:

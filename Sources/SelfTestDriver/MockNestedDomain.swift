@@ -4,6 +4,7 @@
 // shows which invalidations arrived.
 
 import IOMMU
+import PageTables
 
 /// Linux: `struct mock_iommu_domain_nested`. Thread-safe.
 public final class MockNestedDomain: NestedDomain {
@@ -30,7 +31,7 @@ public final class MockNestedDomain: NestedDomain {
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 4, known: 8)
     self.virtualIOMMU = virtualIOMMU
-    cache = RankedMutex(.domain, Array(repeating: bytes.word(at: 0), count: Self.slots))
+    cache = RankedMutex(.domain, Array(repeating: bytes.number(at: 0), count: Self.slots))
   }
 
   /// What a slot of the cache holds; nil where there is no such slot.
@@ -63,7 +64,7 @@ public final class MockNestedDomain: NestedDomain {
 
   /// One `struct iommu_hwpt_invalidate_selftest`: flags and slot.
   private func invalidate(_ entry: [UInt8], _ index: UInt32) throws(IOMMUError) {
-    let (flags, slot) = (entry.word(at: 0), entry.word(at: 4))
+    let (flags, slot): (UInt32, UInt32) = (entry.number(at: 0), entry.number(at: 4))
     guard flags & ~Self.invalidatesAll == 0 else {
       throw IOMMUError(
         .operationNotSupported, "entry \(index) has flags \(hex(flags)); only 1 is known")
@@ -79,12 +80,5 @@ public final class MockNestedDomain: NestedDomain {
         cache[Int(slot)] = 0
       }
     }
-  }
-}
-
-extension [UInt8] {
-  /// The 32-bit word, little-endian, that begins at an offset.
-  func word(at offset: Int) -> UInt32 {
-    (0..<4).reduce(0) { $0 | UInt32(self[offset + $1]) << UInt32($1 * 8) }
   }
 }

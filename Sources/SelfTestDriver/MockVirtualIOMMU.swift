@@ -55,7 +55,7 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
   private static func answer(
     _ data: UserData, areas: MmapAreas
   ) throws(IOMMUError) -> MmapArea {
-    let word = try data.bytes(type: type, minimum: 8, known: 24).word(at: 0)
+    let word: UInt32 = try data.bytes(type: type, minimum: 8, known: 24).number(at: 0)
     let area = try areas.make(length: areaLength)
     area[word: 0] = word
     do throws(IOMMUError) {
@@ -140,7 +140,9 @@ public final class MockVirtualIOMMU: VirtualIOMMU {
 
   /// One `struct iommu_viommu_invalidate_selftest`: flags, device and slot.
   private func invalidate(_ entry: [UInt8], _ index: UInt32) throws(IOMMUError) {
-    let (flags, virtualID, slot) = (entry.word(at: 0), entry.word(at: 4), entry.word(at: 8))
+    let (flags, virtualID, slot): (UInt32, UInt32, UInt32) = (
+      entry.number(at: 0), entry.number(at: 4), entry.number(at: 8)
+    )
     guard flags & ~Self.invalidatesAll == 0 else {
       throw IOMMUError(
         .operationNotSupported, "entry \(index) has flags \(hex(flags)); only 1 is known")

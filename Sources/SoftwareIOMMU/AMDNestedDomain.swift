@@ -79,7 +79,7 @@ final class AMDNestedDomain: SoftwareNestedDomain {
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 32, known: 32)
     let words = Words4(
-      bytes.word64(at: 0), bytes.word64(at: 8), bytes.word64(at: 16), bytes.word64(at: 24))
+      bytes.number(at: 0), bytes.number(at: 8), bytes.number(at: 16), bytes.number(at: 24))
     do throws(NestedTableError) {
       device = AMDNestedDevice(
         try AMDNestedEntry(decoding: words, iommu), parent: parent.table.root, iommu: iommu)

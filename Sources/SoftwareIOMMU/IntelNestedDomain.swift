@@ -50,7 +50,7 @@ final class IntelNestedDomain: SoftwareNestedDomain {
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 24, known: 24)
     let table = IntelNestedTable(
-      decoding: bytes.word64(at: 0), bytes.word64(at: 8), bytes.word64(at: 16))
+      decoding: bytes.number(at: 0), bytes.number(at: 8), bytes.number(at: 16))
     var refusal: NestedTableError?
     do throws(NestedTableError) { try table.check(unit) } catch { refusal = error }
     self.table = table
@@ -109,8 +109,8 @@ final class IntelNestedDomain: SoftwareNestedDomain {
   private static func range(
     of entry: [UInt8], _ index: UInt32
   ) throws(IOMMUError) -> IOVARange? {
-    let (address, pages) = (entry.word64(at: 0), entry.word64(at: 8))
-    let rest = entry.word64(at: 16)
+    let (address, pages): (UInt64, UInt64) = (entry.number(at: 0), entry.number(at: 8))
+    let rest: UInt64 = entry.number(at: 16)
     guard rest & ~leafFlag == 0 else {
       throw IOMMUError(
         .operationNotSupported,

@@ -109,7 +109,7 @@ final class RISCVNestedDomain: SoftwareNestedDomain {
           + hex(data.type))
     }
     let bytes = try data.bytes(type: data.type, minimum: 24, known: 24)
-    let control = bytes.word64(at: 0)
+    let control: UInt64 = bytes.number(at: 0)
     guard control & 1 != 0, control & ~RISCVNestedContext.allowedControl == 0 else {
       throw IOMMUError(
         .invalidArgument,
@@ -118,8 +118,8 @@ final class RISCVNestedDomain: SoftwareNestedDomain {
     }
     let root = parent.table.root
     let words = Words4(
-      control | .bit(7, root.keepsDirty), .field(root.levels + 5, at: 60), bytes.word64(at: 8),
-      bytes.word64(at: 16))
+      control | .bit(7, root.keepsDirty), .field(root.levels + 5, at: 60), bytes.number(at: 8),
+      bytes.number(at: 16))
     let context = RISCVDeviceContext(words)
     if let rule = context.misconfiguration(iommu) {
       throw IOMMUError(

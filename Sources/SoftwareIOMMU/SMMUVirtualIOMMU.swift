@@ -49,7 +49,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
         "a user's stream table entry has all PASIDs of its device, and takes no attributes")
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 16, known: 16)
-    let words = Words2(bytes.word64(at: 0), bytes.word64(at: 8))
+    let words = Words2(bytes.number(at: 0), bytes.word64(at: 8))
     do throws(NestedTableError) {
       return SMMUNestedDomain(try SMMUNestedEntry(decoding: words), in: self)
     } catch {
@@ -94,7 +94,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
       // All of them are read before the first is looked at.
       for index in 0..<requests.count {
         let bytes = try requests.bytes(index, type: Self.invalidateType, upTo: 16)
-        commands.append(Words2(bytes.word64(at: 0), bytes.word64(at: 8)))
+        commands.append(Words2(bytes.number(at: 0), bytes.word64(at: 8)))
       }
     } catch {
       return (0, error)

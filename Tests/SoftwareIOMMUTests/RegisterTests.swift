@@ -6,6 +6,7 @@
 
 import HardwareTables
 import IOMMU
+import PageTables
 import Testing
 
 @testable import SoftwareIOMMU
@@ -14,9 +15,7 @@ typealias Configuration = SoftwareIOMMU.Configuration
 
 /// Words of 64 bits, little-endian.
 private func words(_ information: HardwareInformation) -> [UInt64] {
-  stride(from: 0, to: information.data.count, by: 8).map { start in
-    (0..<8).reduce(0) { $0 | UInt64(information.data[start + $1]) << UInt64(8 * $1) }
-  }
+  stride(from: 0, to: information.data.count, by: 8).map { information.data.number(at: $0) }
 }
 
 private func information(_ configuration: Configuration) -> HardwareInformation {
