@@ -9,9 +9,10 @@ import IOMMU
 import PageTables
 
 /// A guest's AMD IOMMU. Thread-safe.
-public final class AMDVirtualIOMMU: VirtualIOMMU {
+public final class AMDVirtualIOMMU: NamingVirtualIOMMU {
   let parent: AMDv1Domain
   let iommu: AMDCapabilities
+  /// By the guest's DeviceIDs.
   let devices = GuestDevices()
   let service: QueueService
 
@@ -25,15 +26,6 @@ public final class AMDVirtualIOMMU: VirtualIOMMU {
     attributes: PagingAttributes, data: UserData
   ) throws(IOMMUError) -> any NestedDomain {
     try AMDNestedDomain(data, on: parent, iommu: iommu)
-  }
-
-  /// - Parameter virtualID: The guest's DeviceID.
-  public func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
-    devices.add(device, virtualID: virtualID)
-  }
-
-  public func removeDevice(_ device: RequesterID, virtualID: UInt64) {
-    devices.remove(virtualID: virtualID)
   }
 
   public func destroy() { service.stop() }

@@ -21,3 +21,18 @@ final class GuestDevices: Sendable {
     devices.withLock { $0.first { $0.value == device }?.key }
   }
 }
+
+/// A virtual IOMMU whose devices go by the guest's names for them.
+protocol NamingVirtualIOMMU: VirtualIOMMU {
+  var devices: GuestDevices { get }
+}
+
+extension NamingVirtualIOMMU {
+  public func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
+    devices.add(device, virtualID: virtualID)
+  }
+
+  public func removeDevice(_ device: RequesterID, virtualID: UInt64) {
+    devices.remove(virtualID: virtualID)
+  }
+}

@@ -8,12 +8,13 @@ import IOMMU
 import PageTables
 
 /// A guest's RISC-V IOMMU. Thread-safe.
-public final class RISCVVirtualIOMMU: VirtualIOMMU {
+public final class RISCVVirtualIOMMU: NamingVirtualIOMMU {
   /// The type for `Context.allocateVirtualIOMMU`. Of this library's own: no ioctl takes it.
   public static let type: UInt32 = UserData.ownTypes.lowerBound
 
   let parent: RISCVSecondStageDomain
   let iommu: RISCVCapabilities
+  /// By the guest's `device_id`.
   let devices = GuestDevices()
   let service: QueueService
 
@@ -29,15 +30,6 @@ public final class RISCVVirtualIOMMU: VirtualIOMMU {
     attributes: PagingAttributes, data: UserData
   ) throws(IOMMUError) -> any NestedDomain {
     try RISCVNestedDomain(data, on: parent, iommu: iommu)
-  }
-
-  /// - Parameter virtualID: The guest's `device_id`.
-  public func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
-    devices.add(device, virtualID: virtualID)
-  }
-
-  public func removeDevice(_ device: RequesterID, virtualID: UInt64) {
-    devices.remove(virtualID: virtualID)
   }
 
   public func destroy() { service.stop() }

@@ -10,7 +10,7 @@ import PageTables
 import SystemPackage
 
 /// Thread-safe.
-final class SMMUVirtualIOMMU: VirtualIOMMU {
+final class SMMUVirtualIOMMU: NamingVirtualIOMMU {
   /// `IOMMU_VIOMMU_TYPE_ARM_SMMUV3`.
   static let type: UInt32 = 1
   /// `IOMMU_HWPT_DATA_ARM_SMMUV3`.
@@ -49,7 +49,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
         "a user's stream table entry has all PASIDs of its device, and takes no attributes")
     }
     let bytes = try data.bytes(type: Self.dataType, minimum: 16, known: 16)
-    let words = Words2(bytes.number(at: 0), bytes.word64(at: 8))
+    let words = Words2(bytes.number(at: 0), bytes.number(at: 8))
     do throws(NestedTableError) {
       return SMMUNestedDomain(try SMMUNestedEntry(decoding: words), in: self)
     } catch {
@@ -62,14 +62,6 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
   }
 
   // MARK: The guest's StreamIDs
-
-  func addDevice(_ device: RequesterID, virtualID: UInt64) throws(IOMMUError) {
-    devices.add(device, virtualID: virtualID)
-  }
-
-  func removeDevice(_ device: RequesterID, virtualID: UInt64) {
-    devices.remove(virtualID: virtualID)
-  }
 
   /// What the guest calls a device.
   func virtualID(of device: RequesterID) -> UInt64? {
@@ -94,7 +86,7 @@ final class SMMUVirtualIOMMU: VirtualIOMMU {
       // All of them are read before the first is looked at.
       for index in 0..<requests.count {
         let bytes = try requests.bytes(index, type: Self.invalidateType, upTo: 16)
-        commands.append(Words2(bytes.number(at: 0), bytes.word64(at: 8)))
+        commands.append(Words2(bytes.number(at: 0), bytes.number(at: 8)))
       }
     } catch {
       return (0, error)
