@@ -13,7 +13,8 @@ import Testing
 
 /// A guest's memory on a page table of the engine's, at the same addresses plus `base`.
 final class NestedBench: @unchecked Sendable {
-  // Unchecked: what is written while devices run is written by atomics.
+  // Unchecked: what is written while devices run is written by atomics; pages are handed out by the
+  // test's own thread.
   let bench: Bench
   let parent: any PagingDomain
   let pages: Int
@@ -113,6 +114,27 @@ final class NestedBench: @unchecked Sendable {
 
   func attach(_ domain: any NestedDomain, pasid: PASID? = nil) throws(IOMMUError) {
     try bench.iommu.setContext(of: Bench.device, pasid: pasid, to: .nested(domain))
+  }
+}
+
+extension NestedBench {
+  /// A device writes all the time at IOVA 0x5008, first to the first of two pages, while tables
+  /// send it to the other and back: when that is done, nothing of it reaches the page before.
+  /// - Parameter change: Sends the device to the page with an index, and invalidates.
+  func movePage(
+    among targets: [UInt64], behind port: DMAPort, change: (_ new: Int, _ round: UInt64) -> Void
+  ) {
+    let device = DeviceThread { try? port.store(UInt64(0x11), at: IOVA(0x5008)) }
+    defer { device.stop() }
+    for round in 0..<200 as Range<UInt64> {
+      let (old, new) = (Int(round % 2), Int((round + 1) % 2))
+      if round % 4 == 0 { device.wait(rounds: 2) }
+      change(new, round)
+      self[targets[old] + 8] = round
+      if round % 8 == 0 { device.wait(rounds: 2) }
+      #expect(self[targets[old] + 8] == round)
+    }
+    #expect(isIntact)
   }
 }
 

@@ -387,7 +387,6 @@ struct NestedIntelTests {
       } == .interruptWindow)
   }
 
-  /// Two pages change places behind a device that writes all the time.
   @Test("G2: after an invalidation returns, no DMA on another thread uses the old translation")
   func threads() throws {
     let guest = try Guest(.init(), pages: 64)
@@ -396,19 +395,10 @@ struct NestedIntelTests {
     let leaf = guest.mapIntel(0x5000, to: targets[0], in: root)
     let domain = try guest.intel(root)
     try guest.attach(domain)
-    let port = guest.bench.port
-    let device = DeviceThread { try? port.store(UInt64(0x11), at: IOVA(0x5008)) }
-    defer { device.stop() }
-    for round in 0..<200 {
-      let (old, new) = (targets[round % 2], targets[(round + 1) % 2])
-      if round % 4 == 0 { device.wait(rounds: 2) }
-      guest[leaf] = new | 7
+    guest.movePage(among: targets, behind: guest.bench.port) { new, _ in
+      guest[leaf] = targets[new] | 7
       #expect(domain.invalidate(Guest.intelInvalidations([(0x5000, 1, 1)])).failure == nil)
-      guest[old + 8] = UInt64(round)
-      if round % 8 == 0 { device.wait(rounds: 2) }
-      #expect(guest[old + 8] == UInt64(round))
     }
-    #expect(guest.isIntact)
   }
 
   @Test("B2: a table that is let go of leaves nothing behind, whatever goes first")
