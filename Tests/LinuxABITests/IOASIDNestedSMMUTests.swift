@@ -14,57 +14,47 @@ import Testing
 @testable import LinuxABI
 
 @Suite struct IOASIDNestedSMMUTests {
+  let guest: IOASIDGuest
   let rig: IOASIDRig
   let parent: Int32
-  static let memory: UInt64 = 0x10_0000
-  static let guest: UInt64 = 0x4000_0000
   static let iova: UInt64 = 0x1234_5000
 
   init() throws {
-    rig = try IOASIDRig(EngineRig(iommu: .init(architecture: .smmuV3, pasidBits: 8)))
-    #expect(rig.bind() == 0)
-    parent = rig.alloc()
-    #expect(rig.map(parent, Self.guest, to: Self.memory, length: 0x10_0000) == 0)
-  }
-
-  private func page(_ number: UInt64) -> UInt64 { Self.guest + number * 0x1000 }
-
-  private func put(_ value: UInt64, at guest: UInt64) {
-    rig.caller.put(value, at: guest - Self.guest + Self.memory)
+    guest = try IOASIDGuest(EngineRig(iommu: .init(architecture: .smmuV3, pasidBits: 8)))
+    (rig, parent) = (guest.rig, guest.parent)
   }
 
   /// Four levels from a page on, for one address (VMSAv8-64, granule 4 KiB): tables and pages are
   /// 3; of a page AP[1], SH 3 and AF.
   private func mapTable(from first: UInt64, to target: UInt64) {
-    for level in 0..<4 as Range<UInt64> {
-      let index = Self.iova >> (39 - 9 * level) & 511
-      let entry = level == 3 ? target | 1 << 6 | 3 << 8 | 1 << 10 : page(first + level + 1)
-      put(entry | 3, at: page(first + level) + index * 8)
+    guest.mapTable(Self.iova, from: first, to: target) {
+      $0 | 3 | ($1 ? 1 << 6 | 3 << 8 | 1 << 10 : 0)
     }
   }
 
   /// A context descriptor (IHI 0070, 5.4): T0SZ 16, 4 KiB, EPD1, V, IPS 48 bits, AA64, R, A, ASET.
   private func putDescriptor(_ number: UInt64, table: UInt64) {
-    put(table, at: page(1) + number * 64 + 8)
-    put(
+    guest.put(table, at: guest.page(1) + number * 64 + 8)
+    guest.put(
       16 | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 1 << 47 | number << 48,
-      at: page(1) + number * 64)
+      at: guest.page(1) + number * 64)
   }
 
   @Test("B9: a table of context descriptors has a table for each PASID, and one for none")
   func descriptors() {
     for (number, target) in [(0, 0x20), (3, 0x21)] as [(UInt64, UInt64)] {
-      mapTable(from: 8 + number * 4, to: page(target))
-      rig.caller.put(UInt32(target), at: Self.memory + target * 0x1000)
-      putDescriptor(number, table: page(8 + number * 4))
+      mapTable(from: 8 + number * 4, to: guest.page(target))
+      guest.mark(target)
+      putDescriptor(number, table: guest.page(8 + number * 4))
     }
-    let child = rig.allocTable(.armContextDescriptors, width: 5, parent: parent, root: page(1))
+    let child = rig.allocTable(
+      .armContextDescriptors, width: 5, parent: parent, root: guest.page(1))
     #expect(child > 0)
     #expect(rig.attach(child, pasid: 3) == -EINVAL && rig.attach(child) == 0)
     #expect(rig.word(Self.iova) == 0x20 && rig.word(Self.iova, pasid: 3) == 0x21)
     #expect(rig.word(Self.iova, pasid: 4) == nil, "no valid descriptor")
     #expect(rig.word(Self.iova, pasid: 40) == nil, "past the table")
-    #expect(rig.word(page(0x20)) == nil)
+    #expect(rig.word(guest.page(0x20)) == nil)
     #expect(rig.detach(child) == 0 && rig.word(Self.iova, pasid: 3) == nil)
     #expect(
       rig.allocTable(.armContextDescriptors, width: 9, parent: parent) == -EOPNOTSUPP,
@@ -76,35 +66,30 @@ import Testing
     "G1, B9: a changed descriptor holds once the PASID cache and the IOTLB were invalidated")
   func invalidation() throws {
     for number in 0..<2 as Range<UInt64> {
-      mapTable(from: 8 + number * 4, to: page(0x20 + number))
-      rig.caller.put(UInt32(number), at: Self.memory + (0x20 + number) * 0x1000)
+      mapTable(from: 8 + number * 4, to: guest.page(0x20 + number))
+      guest.put(number, at: guest.page(0x20 + number))
     }
-    putDescriptor(2, table: page(8))
-    let child = rig.allocTable(.armContextDescriptors, width: 2, parent: parent, root: page(1))
+    putDescriptor(2, table: guest.page(8))
+    let child = rig.allocTable(
+      .armContextDescriptors, width: 2, parent: parent, root: guest.page(1))
     #expect(rig.attach(child) == 0)
-    let port = rig.engine.iommu.port(for: rig.engine.requester, pasid: PASID(rawValue: 2))
-    func word() throws -> UInt32 {
-      var value: UInt32 = 0
-      try withUnsafeMutableBytes(of: &value) { try port.read(IOVA(Self.iova), into: $0) }
-      return value
-    }
-    #expect(try word() == 0)
-    putDescriptor(2, table: page(12))
-    #expect(try word() == 0, "cached")
+    #expect(rig.word(Self.iova, pasid: 2) == 0)
+    putDescriptor(2, table: guest.page(12))
+    #expect(rig.word(Self.iova, pasid: 2) == 0, "cached")
     let caches = IOASID_CACHE_PASID | IOASID_CACHE_IOTLB
     #expect(
       rig.invalidate(
         child, IOASID_INVALIDATE_PASID, caches, pasid: 2, cookie: IOASIDRig.cookie) == 0)
-    #expect(try word() == 1)
-    putDescriptor(2, table: page(8))
+    #expect(rig.word(Self.iova, pasid: 2) == 1)
+    putDescriptor(2, table: guest.page(8))
     #expect(
       rig.invalidate(child, IOASID_INVALIDATE_DEVICE, caches, cookie: IOASIDRig.cookie) == 0)
-    #expect(try word() == 0)
-    mapTable(from: 8, to: page(0x21))
+    #expect(rig.word(Self.iova, pasid: 2) == 0)
+    mapTable(from: 8, to: guest.page(0x21))
     #expect(
       rig.invalidate(
         child, IOASID_INVALIDATE_RANGE, IOASID_CACHE_IOTLB, pasid: 2, address: Self.iova,
         size: 0x1000) == 0)
-    #expect(try word() == 1)
+    #expect(rig.word(Self.iova, pasid: 2) == 1)
   }
 }

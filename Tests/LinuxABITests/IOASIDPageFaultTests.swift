@@ -14,38 +14,29 @@ import Testing
 @testable import LinuxABI
 
 @Suite(.serialized) struct IOASIDPageFaultTests {
-  static let memory: UInt64 = 0x10_0000
-  static let guest: UInt64 = 0x4000_0000
   static let iova: UInt64 = 0x7F12_3456_7000
 
+  let guest: IOASIDGuest
   let rig: IOASIDRig
   let parent: Int32
 
   init() throws {
     let requester = RequesterID(bus: 0xE0, device: 4, function: 0)
-    rig = try IOASIDRig(
+    guest = try IOASIDGuest(
       EngineRig(iommu: .init(pasidBits: 8, pageRequests: true)) {
         $0.setFeatures(.init(pageRequests: true), of: requester)
         return $0
       })
-    #expect(rig.bind() == 0)
-    parent = rig.alloc()
-    #expect(rig.map(parent, Self.guest, to: Self.memory, length: 0x10_0000) == 0)
+    (rig, parent) = (guest.rig, guest.parent)
     // Three levels of Intel's first stage; the leaf is not there.
     for level in 0..<3 as Range<UInt64> {
       let index = Self.iova >> (39 - 9 * level) & 511
-      put(page(level + 2) | 7, at: page(level + 1) + index * 8)
+      guest.put(guest.page(level + 2) | 7, at: guest.page(level + 1) + index * 8)
     }
   }
 
-  private func page(_ number: UInt64) -> UInt64 { Self.guest + number * 0x1000 }
-
-  private func put(_ value: UInt64, at guest: UInt64) {
-    rig.caller.put(value, at: guest - Self.guest + Self.memory)
-  }
-
   private func mapLeaf(to target: UInt64) {
-    put(target | 7, at: page(4) + (Self.iova >> 12 & 511) * 8)
+    guest.put(target | 7, at: guest.page(4) + (Self.iova >> 12 & 511) * 8)
   }
 
   /// A device's read, which waits for its page; nil where it is ended.
@@ -84,8 +75,8 @@ import Testing
     "H1: a device asks the user for a page of its own table, is answered, and goes on",
     arguments: [nil, 5] as [UInt32?])
   func faultIn(pasid: UInt32?) async throws {
-    rig.caller.put(UInt32(0xFA17), at: Self.memory + 0x8000)
-    let child = rig.allocTable(parent: parent, root: page(1))
+    guest.put(0xFA17, at: guest.page(8))
+    let child = rig.allocTable(parent: parent, root: guest.page(1))
     let file = try #require(
       try rig.caller.openFile(descriptor: rig.faultDescriptor(child)) as? any EventFile)
     #expect(rig.attach(child, pasid: pasid) == 0)
@@ -95,11 +86,11 @@ import Testing
     #expect(fault.dev_cookie == IOASIDRig.cookie)
     #expect(fault.fault.flags & IOMMU_PGFAULT_FLAGS_LAST_PAGE != 0)
     #expect(fault.fault.pasid == pasid ?? 0)
-    mapLeaf(to: page(8))
+    mapLeaf(to: guest.page(8))
     #expect(rig.respond(child, fault.fault.cookie) == 0)
     #expect(await first.value == 0xFA17)
     // What the user takes away again and will not bring back.
-    put(0, at: page(4) + (Self.iova >> 12 & 511) * 8)
+    guest.put(0, at: guest.page(4) + (Self.iova >> 12 & 511) * 8)
     #expect(
       rig.invalidate(child, IOASID_INVALIDATE_RANGE, 1, address: Self.iova, size: 4096) == 0)
     #expect(

@@ -7,6 +7,7 @@ import IOMMU
 import PageTables
 import SoftwareIOMMU
 import TestSupport
+import Testing
 
 @testable import LinuxABI
 
@@ -22,6 +23,24 @@ final class IOASIDRig {
     fd = engine.caller.add(file)
   }
 
+  /// A bound device behind an IOMMU that notes what it is asked.
+  static func notingTables() throws -> (rig: IOASIDRig, iommu: UserTableIOMMU) {
+    var made: UserTableIOMMU?
+    let engine = try EngineRig(iommu: .init(pasidBits: 8)) {
+      let driver = UserTableIOMMU(
+        $0,
+        formats: [
+          UserTable.Support(.intelFirstStage, widths: [48]),
+          UserTable.Support(.amdGuestCR3, widths: [9, 18]),
+        ])
+      made = driver
+      return driver
+    }
+    let rig = try IOASIDRig(engine)
+    #expect(rig.bind() == 0)
+    return (rig, try #require(made))
+  }
+
   var caller: LocalCaller { engine.caller }
 
   /// The sentence of a call that fails; nil where it does not.
@@ -35,21 +54,23 @@ final class IOASIDRig {
     }
   }
 
-  func bind(cookie: UInt64 = cookie) -> Int32 {
+  func bind(cookie: UInt64 = cookie, to fd: Int32? = nil) -> Int32 {
     var cmd = vfio_device_bind_iommu_fd(
-      argsz: 24, flags: 0, iommu_fd: fd, reserved: 0, cookie: cookie)
+      argsz: 24, flags: 0, iommu_fd: fd ?? self.fd, reserved: 0, cookie: cookie)
     return caller.ioctl(engine.file, VFIO_DEVICE_BIND_IOMMU_FD, &cmd)
   }
 
-  private func change(_ command: UInt32, _ ioasid: Int32, _ pasid: UInt32?) -> Int32 {
+  private func change(
+    _ command: UInt32, _ ioasid: Int32, _ pasid: UInt32?, fd: Int32? = nil
+  ) -> Int32 {
     var cmd = vfio_device_attach_ioasid(
-      argsz: 20, flags: pasid == nil ? 0 : VFIO_DEVICE_IOASID_VPASID, iommu_fd: fd,
+      argsz: 20, flags: pasid == nil ? 0 : VFIO_DEVICE_IOASID_VPASID, iommu_fd: fd ?? self.fd,
       ioasid: UInt32(bitPattern: ioasid), vpasid: pasid ?? 0)
     return caller.ioctl(engine.file, command, &cmd)
   }
 
-  func attach(_ ioasid: Int32, pasid: UInt32? = nil) -> Int32 {
-    change(VFIO_DEVICE_ATTACH_IOASID, ioasid, pasid)
+  func attach(_ ioasid: Int32, pasid: UInt32? = nil, fd: Int32? = nil) -> Int32 {
+    change(VFIO_DEVICE_ATTACH_IOASID, ioasid, pasid, fd: fd)
   }
 
   func detach(_ ioasid: Int32, pasid: UInt32? = nil) -> Int32 {
@@ -58,18 +79,19 @@ final class IOASIDRig {
 
   static func allocation(
     _ flags: UInt32 = 0, type: UInt32 = 1, width: UInt32 = 0, parent: Int32 = 0,
-    table: UInt64 = 0
+    reserved: UInt32 = 0, table: UInt64 = 0
   ) -> ioasid_alloc {
     ioasid_alloc(
       argsz: 32, flags: flags, type: type, addr_width: width,
-      parent: UInt32(bitPattern: parent), reserved: 0, table: table)
+      parent: UInt32(bitPattern: parent), reserved: reserved, table: table)
   }
 
   func alloc(
     _ flags: UInt32 = 0, type: UInt32 = 1, width: UInt32 = 0, parent: Int32 = 0,
-    table: UInt64 = 0
+    reserved: UInt32 = 0, table: UInt64 = 0
   ) -> Int32 {
-    var cmd = Self.allocation(flags, type: type, width: width, parent: parent, table: table)
+    var cmd = Self.allocation(
+      flags, type: type, width: width, parent: parent, reserved: reserved, table: table)
     return caller.ioctl(file, IOASID_ALLOC, &cmd)
   }
 
@@ -85,24 +107,33 @@ final class IOASIDRig {
   }
 
   func map(
-    _ ioasid: Int32, _ iova: UInt64, to address: UInt64, length: UInt64 = 0x1000
+    _ ioasid: Int32, _ iova: UInt64, to address: UInt64, length: UInt64 = 0x1000,
+    flags: UInt32 = 3
   ) -> Int32 {
     var cmd = ioasid_dma_map()
     cmd.argsz = 48
     cmd.ioasid = UInt32(bitPattern: ioasid)
     cmd.map = vfio_iommu_type1_dma_map(
-      argsz: 32, flags: 3, vaddr: address, iova: iova, size: length)
+      argsz: 32, flags: flags, vaddr: address, iova: iova, size: length)
     return caller.ioctl(file, IOASID_MAP_DMA, &cmd)
   }
 
   func unmap(_ ioasid: Int32, _ iova: UInt64, length: UInt64 = 0x1000) -> Int32 {
+    unmapped(ioasid, iova, length: length).result
+  }
+
+  /// With how many bytes were unmapped.
+  func unmapped(
+    _ ioasid: Int32, _ iova: UInt64, length: UInt64 = 0x1000
+  ) -> (result: Int32, size: UInt64) {
     var cmd = ioasid_dma_unmap()
     cmd.argsz = 40
     cmd.unmap_argsz = 24
     cmd.ioasid = UInt32(bitPattern: ioasid)
     cmd.iova = iova
     cmd.size = length
-    return caller.ioctl(file, IOASID_UNMAP_DMA, &cmd)
+    let result = caller.ioctl(file, IOASID_UNMAP_DMA, &cmd)
+    return (result, cmd.size)
   }
 
   func free(_ ioasid: Int32) -> Int32 {
@@ -159,6 +190,45 @@ final class IOASIDRig {
       return value
     } catch {
       return nil
+    }
+  }
+}
+
+/// A guest whose memory is mapped in a parent: room for tables of its own.
+struct IOASIDGuest {
+  let rig: IOASIDRig
+  let parent: Int32
+  /// Where its memory is for us, and for the guest.
+  static let memory: UInt64 = 0x10_0000
+  static let base: UInt64 = 0x4000_0000
+
+  init(_ engine: EngineRig) throws {
+    rig = try IOASIDRig(engine)
+    #expect(rig.bind() == 0)
+    parent = rig.alloc()
+    #expect(rig.map(parent, Self.base, to: Self.memory, length: 0x10_0000) == 0)
+  }
+
+  /// A page's address for the guest.
+  func page(_ number: UInt64) -> UInt64 { Self.base + number * 0x1000 }
+
+  func put(_ value: UInt64, at guest: UInt64) {
+    rig.caller.put(value, at: guest - Self.base + Self.memory)
+  }
+
+  /// Writes a page's number at its start.
+  func mark(_ number: UInt64) { put(number, at: page(number)) }
+
+  /// Four levels of 512 entries from a page on, for one address.
+  func mapTable(
+    _ iova: UInt64, from first: UInt64, to target: UInt64,
+    entry: (_ address: UInt64, _ isLeaf: Bool) -> UInt64
+  ) {
+    for level in 0..<4 as Range<UInt64> {
+      let index = iova >> (39 - 9 * level) & 511
+      put(
+        level == 3 ? entry(target, true) : entry(page(first + level + 1), false),
+        at: page(first + level) + index * 8)
     }
   }
 }
