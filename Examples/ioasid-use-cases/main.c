@@ -190,10 +190,9 @@ static bool guest_copies(struct engine *engine, uint8_t *memory, uint64_t dma, u
 static void nested_in_hardware(int fd, struct engine *engine, uint32_t gpa_ioasid, uint64_t gpa,
                                uint8_t *memory) {
   puts("4.4  I/O address spaces nested in hardware");
-  const uint32_t type = walks(fd, 2, IOASID_TYPE_INTEL_FIRST_STAGE) ? IOASID_TYPE_INTEL_FIRST_STAGE
-                                                                     : IOASID_TYPE_AMD_GUEST;
+  const uint32_t type = IOASID_TYPE_INTEL_FIRST_STAGE;
   if (!(walks(fd, 2, type) >> 48 & 1)) {
-    puts("     left out: the IOMMU walks no tables of users in the format of x86-64");
+    puts("     left out: the IOMMU takes no page tables of Intel's format");
     return;
   }
   check(ioctl(fd, IOASID_CHECK_EXTENSION, IOASID_EXT_USER_PAGE_TABLE) == 1, "the extension too");
@@ -247,10 +246,9 @@ static void nested_in_hardware(int fd, struct engine *engine, uint32_t gpa_ioasi
 static void guest_sva(int fd, struct engine *engine, uint32_t gpa_ioasid, uint64_t gpa,
                       uint8_t *memory) {
   puts("4.5  Guest SVA: page faults come to the user");
-  const uint32_t type = walks(fd, 2, IOASID_TYPE_INTEL_FIRST_STAGE) ? IOASID_TYPE_INTEL_FIRST_STAGE
-                                                                     : IOASID_TYPE_AMD_GUEST;
+  const uint32_t type = IOASID_TYPE_INTEL_FIRST_STAGE;
   if (!(walks(fd, 2, type) >> 48 & 1)) {
-    puts("     left out: the IOMMU walks no tables of users in the format of x86-64");
+    puts("     left out: the IOMMU takes no page tables of Intel's format");
     return;
   }
   const uint64_t gva = 0x7f0000000000;
@@ -322,7 +320,8 @@ static void guest_sva(int fd, struct engine *engine, uint32_t gpa_ioasid, uint64
 
 static void open_engine(struct engine *engine, const char *wanted) {
   if (!engine_find(engine, wanted)) {
-    fprintf(stderr, "ioasid-use-cases: %s is no copy engine that vfio-pci drives\n", wanted);
+    fprintf(stderr, "ioasid-use-cases: %s is no copy engine that vfio-pci drives; try: iommu run -- "
+                    "ioasid-use-cases\n", wanted);
     exit(1);
   }
   engine->device = open(engine->node, O_RDWR | O_CLOEXEC);

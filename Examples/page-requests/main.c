@@ -35,7 +35,7 @@ static void usage(FILE *stream) {
       "Copies memory with a DMA copy engine (PCI 8086:2021) that asks for each page (ATS and PRI).\n"
       "\n"
       "  --pages N     pages of 4 KiB to copy, 1 to 256 (default 8)\n"
-      "  --ending E    what becomes of the third request: serve (the default: all are), refuse,\n"
+      "  --ending E    what becomes of the third group of requests: serve (the default: all are), refuse,\n"
       "                detach, close (the fault queue), reset (the engine), or leave (exit)\n"
       "  --quiet       say nothing unless something fails\n"
       "  --help        print this\n"

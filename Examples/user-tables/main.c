@@ -145,7 +145,7 @@ static struct nested make_nested(struct engine *engine, uint32_t ioas, struct ta
 static const char *invalidate(struct engine *engine, const struct nested *nested,
                               const struct tables *tables, uint64_t page) {
   struct iommu_hwpt_vtd_s1_invalidate vtd = {.addr = page, .npages = 1,
-                                             .flags = 1 /* leaves only */};
+                                             .flags = IOMMU_VTD_INV_FLAGS_LEAF};
   // CMD_TLBI_NH_VA: ASID; the address, Leaf, TTL 3 of TG 4 KiB (IHI 0070, 4.4.3.2).
   struct iommu_viommu_arm_smmuv3_invalidate smmu = {
       .cmd = {0x12 | (uint64_t)GUEST_ID << 48, page | 1 | 3 << 8 | 1 << 10}};
@@ -153,7 +153,7 @@ static const char *invalidate(struct engine *engine, const struct nested *nested
   switch (tables->hardware->type) {
     case IOMMU_HW_INFO_TYPE_INTEL_VTD:
       call.hwpt_id = nested->table;
-      call.data_type = 0;  // IOMMU_HWPT_INVALIDATE_DATA_VTD_S1
+      call.data_type = IOMMU_HWPT_INVALIDATE_DATA_VTD_S1;
       call.data_uptr = (uintptr_t)&vtd;
       call.entry_len = sizeof vtd;
       break;

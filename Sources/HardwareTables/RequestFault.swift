@@ -63,7 +63,7 @@ public struct WalkedTables: Hashable, Sendable {
   func isRoot(_ fault: WalkFault) -> Bool {
     Int(fault.level) == (isSecond(fault) ? secondLevels : firstLevels)
   }
-  var isNested: Bool { firstLevels != nil && secondLevels != nil }
+  package var isNested: Bool { firstLevels != nil && secondLevels != nil }
   /// What the second stage was asked for; 0 where it did not fault.
   func intermediate(_ fault: WalkFault, of request: DeviceRequest) -> UInt64 {
     guard isSecond(fault) else { return 0 }

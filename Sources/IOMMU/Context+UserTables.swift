@@ -131,8 +131,8 @@ extension Context {
         widths.map {
           "the IOMMUs of this machine walk \(table.format) of \($0) bits, not of \(table.width)"
         }
-          ?? "no IOMMU of this machine walks \(table.format); DEVICE_GET_INFO says what a device's "
-          + "does")
+          ?? "no IOMMU of this machine takes \(table.format) by itself; DEVICE_GET_INFO says what a "
+          + "device's does, and which tables of PASIDs")
     }
   }
 

@@ -12,10 +12,12 @@ extension Context {
 
   /// Refuses to destroy an object that others need. The caller holds `configuration`.
   func inUse(_ id: ObjectID, _ object: ContextObject, users: Int) -> IOMMUError {
-    IOMMUError(
+    var names = names(ofUsersOf: id, object, spacesCalled: "IOAS")
+    // Whoever else needs a queue has it open.
+    if names.count < users, object.isRead { names.append("its open descriptor") }
+    return IOMMUError(
       .resourceBusy,
-      "object \(id), \(object.kind), is in use by "
-        + Self.list(names(ofUsersOf: id, object, spacesCalled: "IOAS"), of: users))
+      "object \(id), \(object.kind), is in use by \(Self.list(names, of: users))")
   }
 
   /// Who needs an object, in words, for an interface that does not speak of objects.
@@ -88,6 +90,14 @@ extension DeviceGroup {
 }
 
 extension ContextObject {
+  /// Whether it has a descriptor that records are read from.
+  fileprivate var isRead: Bool {
+    switch self {
+    case .faultQueue, .eventQueue: true
+    default: false
+    }
+  }
+
   /// What it is called where it needs the object of that id; nil where it does not.
   fileprivate func name(asUserOf id: ObjectID, spacesCalled word: String) -> String? {
     switch self {

@@ -87,7 +87,8 @@ public struct UserData: Sendable {
     guard length >= UInt32(minimum), length <= UInt32(known) else {
       throw IOMMUError(
         .invalidArgument,
-        "data of type \(hex(type)) is \(minimum) to \(known) bytes long, not \(length)")
+        "data of type \(hex(type)) is \(minimum == known ? "" : "\(minimum) to ")\(known) bytes "
+          + "long, not \(length)")
     }
   }
 }

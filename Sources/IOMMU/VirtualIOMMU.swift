@@ -91,7 +91,9 @@ extension VirtualIOMMU {
     (
       0,
       IOMMUError(
-        .operationNotSupported, "this kind of virtual IOMMU has no invalidations of its own")
+        .operationNotSupported,
+        "this kind of virtual IOMMU takes no invalidations by call (Linux has none for it): attach "
+          + "the changed table anew")
     )
   }
 

@@ -107,7 +107,8 @@ final class AMDNestedDomain: SoftwareNestedDomain {
       0,
       IOMMUError(
         .operationNotSupported,
-        "AMD's guests invalidate by the commands of their IOMMU, not by page table")
+        "AMD's guests invalidate by the commands of their IOMMU, which Linux takes by no call: "
+          + "attach the changed table anew")
     )
   }
 }

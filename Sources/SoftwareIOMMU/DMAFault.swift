@@ -95,10 +95,22 @@ extension DMAFault.Reason: CustomStringConvertible {
   }
 }
 
+extension DMAFault {
+  /// The reason, and of two stages whose tables have it so.
+  public var explanation: String {
+    guard case .walk(let walk, let tables)? = cause, tables.isNested else { return "\(reason)" }
+    guard walk.stage == .second else { return "in the user's table \(reason)" }
+    let place = hex(walk.ipa)
+    return walk.isTableFetch
+      ? "the user's table goes on at \(place), and in its parent \(reason)"
+      : "the user's table leads to \(place), and in its parent \(reason)"
+  }
+}
+
 extension DMAFault: CustomStringConvertible {
   public var description: String {
     let verb = access == .read ? "read" : access == .write ? "write" : "access"
     let source = pasid.map { "\(requester) (PASID \($0.rawValue))" } ?? "\(requester)"
-    return "\(source): \(verb) at \(iova) aborted: \(reason)"
+    return "\(source): \(verb) at \(iova) aborted: \(explanation)"
   }
 }

@@ -105,7 +105,7 @@ public final class FaultLog: Sendable {
         .fault(
           source: events.sources.source(fault.requester, fault.pasid), iova: fault.iova,
           access: fault.access,
-          reason: event.map { "\(fault.reason) (\($0))" } ?? "\(fault.reason)"))
+          reason: event.map { "\(fault.explanation) (\($0))" } ?? fault.explanation))
     }
   }
 

@@ -68,6 +68,19 @@ import Testing
   }
 
   @Test(
+    "H2: --explain says whose table a fault is in, the user's or its parent's",
+    arguments: ["intel", "amd", "smmuv3"])
+  func whoseFault(kind: String) throws {
+    let run = try iommu(
+      "run", "--explain", "--machine", machine(kind), "--", built("user-tables").path)
+    #expect(run.status == 0, "\(run.output)\(run.errors)")
+    #expect(run.errors.contains("in the user's table nothing is mapped there"), "\(run.errors)")
+    #expect(
+      run.errors.contains("the user's table leads to 0x40400000, and in its parent nothing"),
+      "\(run.errors)")
+  }
+
+  @Test(
     "B1: a program that maps and copies needs not know what the IOMMU is",
     arguments: ["intel", "amd", "smmuv3", "riscv"], ["first", "second"])
   func copies(kind: String, stage: String) throws {

@@ -125,9 +125,11 @@ struct ioasid_device_info_cap_user_table {
 // the address of the root table, in the parent; a multiple of 4096.
 /// Intel VT-d first stage. addr_width 48 (4 levels) or 57 (5).
 #define IOASID_TYPE_INTEL_FIRST_STAGE 2u
-/// AMD guest (v2). addr_width 48 or 57.
+/// AMD guest (v2). addr_width 48 or 57. No AMD IOMMU takes one by itself: put it into a
+/// GCR3_TABLE.
 #define IOASID_TYPE_AMD_GUEST 3u
-/// Arm SMMUv3 stage 1: VMSAv8-64, granule 4 KiB, TTBR0. addr_width 25 to 48, 64 - T0SZ.
+/// Arm SMMUv3 stage 1: VMSAv8-64, granule 4 KiB, TTBR0. addr_width 25 to 48, 64 - T0SZ. No SMMUv3
+/// takes one by itself: put it into a CD_TABLE.
 #define IOASID_TYPE_ARM_SMMUV3_STAGE1 4u
 /// RISC-V first stage. addr_width 39, 48 or 57: Sv39, Sv48, Sv57.
 #define IOASID_TYPE_RISCV_FIRST_STAGE 5u
