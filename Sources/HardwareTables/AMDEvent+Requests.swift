@@ -70,6 +70,8 @@ extension AMDEvent {
         .invalidDeviceRequest, device: device, tag: request.pasid ?? 0,
         flags: request.pasid == nil ? flags : flags.union(.guest),
         type: InvalidRequest.pretranslated.rawValue, address: request.address)
+    // INVALID_PPR_REQUEST (2.5.10), of which there is no record here.
+    case .pageRequestForbidden: return nil
     case .interruptWindow:
       let type: InvalidRequest = request.writes ? .reservedInterrupt : .interruptRead
       self.init(

@@ -14,6 +14,7 @@ extension IntelFaultRecord {
       case .untranslated: .untranslated
       case .translated: .translated
       case .translation: .translationRequest
+      case .page: .untranslated
       }
     let reads = request.access.permissions.contains(.read)
     self.init(
@@ -50,6 +51,8 @@ extension IntelFaultRecord {
       self.init(fault, of: request)
     // DTE, or TT, is clear.
     case .translatedForbidden: self.init(isScalable ? .sct5 : .lct5, of: request)
+    // The context entry is the host's: PRE is set where somebody answers, and else nobody asks.
+    case .pageRequestForbidden: return nil
     case .interruptWindow: self.init(isScalable ? .sgn8 : .lgn4, of: request)
     case .interrupt(let refusal, _):
       // FI has the index in bits 63 to 48; it is not defined where none was found (11.4.7.6).

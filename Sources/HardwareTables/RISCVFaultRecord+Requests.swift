@@ -42,6 +42,13 @@ extension RISCVFaultRecord {
       found = fault
     // EN_ATS is clear.
     case .translatedForbidden: found = RISCVFault(.transactionTypeDisallowed)
+    case .pageRequestForbidden:
+      // EN_PRI is clear. Of a message iotval has the code: of a page request 4 (2.7, 3.2).
+      self.init(
+        RISCVFault(.transactionTypeDisallowed), of: request,
+        disablesTranslationFaults: disablesTranslationFaults)
+      iotval = 4
+      return
     case .interruptWindow: found = RISCVFault(.accessFault(of: request))
     case .interrupt: found = RISCVFault(.messageEntryNotValid)
     }
@@ -115,6 +122,7 @@ extension RISCVTransactionType {
   public init(_ request: DeviceRequest) {
     switch request.kind {
     case .translation: self = .translationRequest
+    case .page: self = .message
     case .untranslated:
       self =
         request.isInstruction

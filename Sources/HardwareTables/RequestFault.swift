@@ -16,6 +16,8 @@ public struct DeviceRequest: Hashable, Sendable {
     /// answered so, and nothing is recorded (PCIe 10.2.3; VT-d 4.1, 7.1.3; AMD 48882, 2.1.3.2;
     /// IHI 0070, 3.9.1; RISC-V IOMMU 1.0, 3.6).
     case translation
+    /// A page request (PRI): a message.
+    case page
   }
 
   /// The requester ID, 16 bits, of VT-d and AMD; the StreamID of SMMUv3; the `device_id` of
@@ -91,6 +93,8 @@ public enum RequestFault: Hashable, Sendable {
   case lookup(LookupFault)
   /// A translated request, of a device whose ATS the IOMMU no longer serves.
   case translatedForbidden
+  /// A page request, of a device that may make none. It is answered "invalid request".
+  case pageRequestForbidden
   /// Reads of the interrupt window, and writes there that are not 4 aligned bytes.
   case interruptWindow(WalkedTables)
   /// Writes there that are no interrupt of the device.

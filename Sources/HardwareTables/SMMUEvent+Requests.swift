@@ -43,7 +43,7 @@ extension SMMUEvent {
     case .lookup(let fault):
       guard case .smmuV3(let fault) = fault else { return nil }
       self.init(fault, of: request)
-    case .translatedForbidden: return nil
+    case .translatedForbidden, .pageRequestForbidden: return nil
     case .interruptWindow(let tables), .interrupt(_, let tables):
       self.init(WalkFault(.notPresent, level: 1), tables, of: request)
     }

@@ -34,6 +34,9 @@ extension AMDNestedRoot {
   @inline(__always)
   var parent: PageTableRoot<AMDv1> { with { $0.parent } }
 
+  /// PPR of the user's entry.
+  var allowsPageRequests: Bool { with { $0.entry.allowsPageRequests } }
+
   /// What becomes of the requests of a PASID: reads the user's guest CR3 table.
   func configuration(
     pasid: UInt32?, in memory: PhysicalMemory

@@ -79,6 +79,7 @@ extension DMAPort {
   func kind(of cause: RequestFault?) -> DeviceRequest.Kind {
     switch cause {
     case .translatedForbidden?: .translated
+    case .pageRequestForbidden?: .page
     case .walk?, .lookup?: unsafe state.pointee.hasATS ? .translation : .untranslated
     case .unknownRequester?, .blocked?, .interruptWindow?, .interrupt?, nil: .untranslated
     }
@@ -96,6 +97,16 @@ extension DMAPort {
 }
 
 extension PortContext {
+  /// Whether a user's own entry keeps its device from asking for pages: PPR of AMD's, EN_PRI of
+  /// RISC-V's is clear. An SMMUv3 looks at no entry (IHI 0070, 8.1), and VT-d's is the host's.
+  var refusesPageRequests: Bool {
+    switch self {
+    case .amdNested(let root): !root.allowsPageRequests
+    case .riscvNested(let root): !root.allowsPageRequests
+    default: false
+    }
+  }
+
   /// The tables that a request goes through; nil where there are none.
   var walkedTables: WalkedTables? {
     switch self {

@@ -77,8 +77,15 @@ extension DMAPort {
       enter()
       if isThere { return }
     }
-    guard let answerer = resolution.answerer, !confirmsByHand, mayAsk(answerer, miss) else {
-      throw fail(miss, cause)
+    // Where its ATS is off (a user's EATS, EN_ATS), the device asks for no pages either.
+    guard let answerer = resolution.answerer, unsafe state.pointee.hasATS, !confirmsByHand,
+      mayAsk(answerer, miss)
+    else { throw fail(miss, cause) }
+    let context = unsafe state.pointee.context
+    guard !context.refusesPageRequests else {
+      // The request is answered by the IOMMU; DTF hides that too.
+      if case .riscvNested(let root) = context, root.hidesFaults { throw fail(miss, nil) }
+      throw fail(miss, .pageRequestForbidden)
     }
     let pages = missingPages(miss, length, atMost: resolution.features.pagesPerGroup)
     if unsafe state.pointee.defersMisses {

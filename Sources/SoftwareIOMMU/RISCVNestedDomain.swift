@@ -64,6 +64,9 @@ extension RISCVNestedRoot {
     with { $0.context.disablesTranslationFaults }
   }
 
+  /// EN_PRI of the user's device context.
+  var allowsPageRequests: Bool { with { $0.context.enablesPRI } }
+
   /// What becomes of the transactions of a process: reads the user's process directory (2.3).
   func configuration(
     process: UInt32?, transaction: RISCVTransactionType, in memory: PhysicalMemory

@@ -110,10 +110,10 @@ extension SoftwareIOMMU {
   private static func deviceContext(
     _ table: UserTable, _ iommu: RISCVCapabilities
   ) -> RISCVNestedContext {
-    // V; SADE; EN_ATS.
+    // V; SADE; EN_ATS and EN_PRI.
     var control: UInt64 = 1
     if iommu.has(.updatesAccessedDirty) { control |= 1 << 8 }
-    if iommu.has(.ats) { control |= 1 << 1 }
+    if iommu.has(.ats) { control |= 1 << 1 | 1 << 2 }
     let mode: UInt64
     if table.format.isPASIDTable {
       // PDTV, and DPE: requests without a PASID are those of process 0. PD8 to PD20 are 1 to 3.
