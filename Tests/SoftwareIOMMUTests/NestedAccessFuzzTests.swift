@@ -49,6 +49,14 @@ private final class FuzzArena {
     }
   }
 
+  /// Takes a page out of the parent, which is nobody's to read or write then.
+  func unmap(_ random: inout Random) {
+    guard let index = mapped.indices.randomElement(using: &random) else { return }
+    let page = mapped.remove(at: index)
+    parent.unmap(IOVA(page.ipa), length: 4096)
+    for index in 0..<512 { self[page.page, index] = Self.secret }
+  }
+
   subscript(page: Int, index: Int) -> UInt64 {
     get { buffer.bytes.load(fromByteOffset: page * 4096 + index * 8, as: UInt64.self) }
     set {
@@ -191,13 +199,41 @@ private struct FuzzWords {
 
 @Suite("B2, B5: hostile tables under a device", .serialized)
 struct NestedAccessFuzzTests {
-  /// - Returns: How many accesses got through.
-  private func round(
-    _ configuration: SoftwareIOMMU.Configuration, _ random: inout Random
-  ) throws -> Int {
-    let arena = try FuzzArena(configuration, &random)
-    let words = FuzzWords(
-      architecture: configuration.architecture, ipas: arena.mapped.map(\.ipa))
+  /// One machine with one hostile user.
+  private final class Round {
+    let arena: FuzzArena
+    let words: FuzzWords
+    let iommu: SoftwareIOMMU
+    var virtual: (any VirtualIOMMU)?
+    let ports: [DMAPort]
+    /// As it has to stay.
+    private var frozen: [UInt64]
+    private let configuration: SoftwareIOMMU.Configuration
+
+    init(_ configuration: SoftwareIOMMU.Configuration, _ random: inout Random) throws {
+      self.configuration = configuration
+      arena = try FuzzArena(configuration, &random)
+      words = FuzzWords(
+        architecture: configuration.architecture, ipas: arena.mapped.map(\.ipa))
+      iommu = arena.bench.iommu
+      if configuration.architecture != .intel {
+        virtual = try iommu.makeVirtualIOMMU(
+          type: configuration.architecture == .riscv ? RISCVVirtualIOMMU.type : 1,
+          for: Bench.device, parent: arena.parent, data: nil,
+          resources: VirtualIOMMUResources(areas: MmapAreas(), events: VirtualEvents()))
+        try virtual?.addDevice(Bench.device, virtualID: 0)
+      }
+      let iommu = iommu
+      ports =
+        [iommu.port(for: Bench.device)]
+        + FuzzPath.pasids.map {
+          iommu.port(for: Bench.device, pasid: PASID(rawValue: UInt32($0)))
+        }
+      frozen = []
+      for page in arena.mapped { write(page.page, &random) }
+      frozen = arena.frozen
+    }
+
     func write(_ page: Int, _ random: inout Random) {
       for line in 0..<64 where line < 8 || Int.random(in: 0..<8, using: &random) == 0 {
         for (index, word) in words.line(&random).enumerated() {
@@ -205,54 +241,122 @@ struct NestedAccessFuzzTests {
         }
       }
     }
-    for page in arena.mapped { write(page.page, &random) }
-    let frozen = arena.frozen
-    let iommu = arena.bench.iommu
-    let type: UInt32 = configuration.architecture == .riscv ? RISCVVirtualIOMMU.type : 1
-    var virtual: (any VirtualIOMMU)?
-    if configuration.architecture != .intel {
-      virtual = try iommu.makeVirtualIOMMU(
-        type: type, for: Bench.device, parent: arena.parent, data: nil,
-        resources: VirtualIOMMUResources(areas: MmapAreas(), events: VirtualEvents()))
-      try virtual?.addDevice(Bench.device, virtualID: 0)
+
+    /// Checks that nothing was written but what is the user's, and takes what is so from now on.
+    func check(_ change: () -> Void = {}) {
+      #expect(arena.frozen == frozen, "something that is not the user's was written")
+      change()
+      frozen = arena.frozen
     }
-    let ports =
-      [iommu.port(for: Bench.device)]
-      + [0, 1, 2, 64, 255].map {
-        iommu.port(for: Bench.device, pasid: PASID(rawValue: $0))
+
+    /// A way through that is nearly right, mostly all right; nil where too little is mapped.
+    func path(_ random: inout Random) -> FuzzPath? {
+      let writable = arena.mapped.filter(\.writable).map(\.ipa)
+      guard writable.count >= 8 else { return nil }
+      var path = FuzzPath(
+        configuration, tables: writable, targets: arena.mapped.map(\.ipa), &random)
+      if Int.random(in: 0..<8, using: &random) == 0 {
+        let index = Int.random(in: path.words.indices, using: &random)
+        path.words[index].value ^= 1 << UInt64.random(in: 0..<64, using: &random)
       }
-    var count = 0
-    for _ in 0..<12 {
+      for (address, value) in path.words {
+        arena[Int(address >> 12), Int(address & 4095) / 8] = value
+      }
+      return path
+    }
+
+    /// Sends the device through what the user names, as far as the driver takes it.
+    /// - Returns: Whether it does.
+    func attach(_ data: UserData) -> Bool {
       do throws(IOMMUError) {
-        let data = words.data(&random)
         let domain =
           if let virtual { try virtual.makeNestedDomain(attributes: [], data: data) } else {
             try iommu.makeNestedDomain(
               for: Bench.device, parent: arena.parent, attributes: [], data: data)
           }
         try iommu.setContext(of: Bench.device, pasid: nil, to: .nested(domain))
+        // A first stage of VT-d is one PASID's.
+        for port in ports[1...] where virtual == nil {
+          try iommu.setContext(of: Bench.device, pasid: port.pasid, to: .nested(domain))
+        }
+        return true
       } catch {
-        continue
-      }
-      for _ in 0..<24 {
-        count += access(try #require(ports.randomElement(using: &random)), &random)
-      }
-      if let page = arena.mapped.filter(\.writable).randomElement(using: &random) {
-        write(page.page, &random)
+        return false
       }
     }
-    #expect(arena.frozen == frozen, "something that is not the user's was written")
-    return count
+
+    /// Blocks the device, after which nobody has the user's table.
+    func detach() throws {
+      try iommu.setContext(of: Bench.device, pasid: nil, to: .blocked)
+      for port in ports[1...] where virtual == nil {
+        try iommu.setContext(of: Bench.device, pasid: port.pasid, to: .blocked)
+      }
+    }
+
+    func accesses(_ count: Int, near iova: UInt64?, _ random: inout Random) throws -> Int {
+      var through = 0
+      for _ in 0..<count {
+        let port = random.bool() ? ports[0] : try #require(ports.randomElement(using: &random))
+        let planted = Int.random(in: 0..<8, using: &random) == 0 ? nil : iova
+        if NestedAccessFuzzTests.access(port, near: planted, &random) { through += 1 }
+      }
+      return through
+    }
   }
 
-  private func access(_ port: DMAPort, _ random: inout Random) -> Int {
-    var iova: UInt64 = 0
-    for level in 1...5 where random.bool() {
-      iova |= UInt64.random(in: 0..<16, using: &random) << UInt64(3 + 9 * level)
+  /// - Returns: How many accesses got through of how many.
+  private func round(
+    _ configuration: SoftwareIOMMU.Configuration, _ random: inout Random
+  ) throws -> (through: Int, all: Int) {
+    let round = try Round(configuration, &random)
+    var (through, all) = (0, 0)
+    for _ in 0..<12 {
+      let path = Int.random(in: 0..<8, using: &random) == 0 ? nil : round.path(&random)
+      var data = round.words.data(&random)
+      if let path { data = UserData(type: data.type, words: path.data) }
+      guard round.attach(data) else { continue }
+      through += try round.accesses(24, near: path?.iova, &random)
+      all += 24
+      switch Int.random(in: 0..<8, using: &random) {
+      case 0:
+        // What the parent maps no more nobody reaches, whatever was translated before.
+        round.check { round.arena.unmap(&random) }
+        _ = try round.accesses(12, near: path?.iova, &random)
+        round.check()
+      case 1:
+        try round.detach()
+        #expect(try round.accesses(12, near: path?.iova, &random) == 0, "it is blocked")
+      default: break
+      }
+      if let page = round.arena.mapped.filter(\.writable).randomElement(using: &random) {
+        round.write(page.page, &random)
+      }
     }
-    iova |= UInt64.random(in: 0..<4096, using: &random)
-    if Int.random(in: 0..<8, using: &random) == 0 { iova |= 0xFFFF << 48 }
-    if Int.random(in: 0..<16, using: &random) == 0 { iova = random.next() }
+    // The user goes, its device last.
+    round.virtual?.removeDevice(Bench.device, virtualID: 0)
+    round.virtual?.destroy()
+    _ = try round.accesses(4, near: nil, &random)
+    try round.detach()
+    round.virtual = nil
+    #expect(try round.accesses(4, near: nil, &random) == 0, "nobody's table is left")
+    round.check()
+    return (through, all)
+  }
+
+  private static func access(
+    _ port: DMAPort, near planted: UInt64?, _ random: inout Random
+  ) -> Bool {
+    var iova: UInt64 = 0
+    if let planted {
+      iova = planted | UInt64.random(in: 0..<0x1800, using: &random)
+    } else {
+      for level in 1...5 where random.bool() {
+        iova |= UInt64.random(in: 0..<16, using: &random) << UInt64(3 + 9 * level)
+      }
+      iova |= UInt64.random(in: 0..<4096, using: &random)
+      if Int.random(in: 0..<8, using: &random) == 0 { iova |= 0xFFFF << 48 }
+      if Int.random(in: 0..<16, using: &random) == 0 { iova = random.next() }
+    }
     do throws(DMAFault) {
       switch Int.random(in: 0..<4, using: &random) {
       case 0: try port.store(random.next(), at: IOVA(iova))
@@ -262,9 +366,9 @@ struct NestedAccessFuzzTests {
         let found: UInt64 = try port.load(IOVA(iova & ~7))
         #expect(found != FuzzArena.secret, "something that is not the user's was read")
       }
-      return 1
+      return true
     } catch {
-      return 0
+      return false
     }
   }
 
@@ -279,13 +383,16 @@ struct NestedAccessFuzzTests {
     "B2, B5: random tables of contexts and of pages reach nothing that the parent does not map",
     arguments: configurations)
   func random(configuration: SoftwareIOMMU.Configuration) {
-    var count = 0
+    var (through, all) = (0, 0)
     Fuzzing.run(
-      "NestedAccessFuzzTests", parts: Self.configurations.count, least: 10
+      "NestedAccessFuzzTests", parts: Self.configurations.count, least: 20
     ) { random in
-      count += try round(configuration, &random)
+      let found = try round(configuration, &random)
+      through += found.through
+      all += found.all
     }
-    // Most words are nearly right, but none need be.
-    print("NestedAccessFuzzTests: \(count) accesses got through")
+    print("NestedAccessFuzzTests: \(through) of \(all) accesses got through")
+    // Where none does, nothing is shown: a round that is repeated alone may be such.
+    #expect(through * 4 >= all || all < 500, "the fuzzer has lost its way")
   }
 }
