@@ -28,14 +28,17 @@ import Testing
   /// Present, writable, user.
   private static func x86(_ address: UInt64, _ isLeaf: Bool) -> UInt64 { address | 7 }
 
-  @Test("B2: a RISC-V first-stage table of the user's, through the parent")
+  @Test(
+    "B2: a RISC-V first-stage table of the user's, through the parent; by PASID it takes a directory"
+  )
   func riscvFirstStage() throws {
     let guest = try Self.guest(.riscv)
     let rig = guest.rig
     guest.mapTable(Self.iova, from: 1, to: guest.page(0x20), entry: Self.riscv)
     guest.mark(0x20)
     let child = rig.allocTable(.riscvFirstStage, parent: guest.parent, root: guest.page(1))
-    #expect(child > 0 && rig.attach(child) == 0)
+    #expect(child > 0 && rig.attach(child, pasid: 3) == -EOPNOTSUPP)
+    #expect(rig.attach(child) == 0)
     #expect(rig.word(Self.iova) == 0x20 && rig.word(guest.page(0x20)) == nil)
     guest.mark(0x21)
     guest.mapTable(Self.iova, from: 1, to: guest.page(0x21), entry: Self.riscv)
