@@ -49,6 +49,40 @@ import Testing
     #expect(rig.detach(child) == 0 && rig.word(Self.iova) == nil)
   }
 
+  @Test(
+    "G1: INVALIDATE_CACHE of an AMD or a RISC-V table is told to the event log (--trace)",
+    arguments: [SoftwareIOMMU.Architecture.amd, .riscv])
+  func told(architecture: SoftwareIOMMU.Architecture) throws {
+    let guest = try Self.guest(architecture)
+    let rig = guest.rig
+    let child = rig.allocTable(
+      architecture == .amd ? .amdGuestCR3 : .riscvProcessDirectory,
+      width: architecture == .amd ? 9 : 8, parent: guest.parent, root: guest.page(1))
+    #expect(child > 0 && rig.attach(child) == 0)
+    let events = rig.engine.system.events
+    events.startRecording()
+    func invalidations() -> [IOVA] {
+      events.drain().entries.compactMap {
+        if case .invalidate(_, let iova, _) = $0.event { iova } else { nil }
+      }
+    }
+    _ = invalidations()
+    #expect(
+      rig.invalidate(
+        child, IOASID_INVALIDATE_DEVICE, IOASID_CACHE_IOTLB, cookie: IOASIDRig.cookie) == 0)
+    #expect(invalidations() == [IOVA(0)])
+    #expect(
+      rig.invalidate(
+        child, IOASID_INVALIDATE_RANGE, IOASID_CACHE_IOTLB, pasid: 3, address: Self.iova,
+        size: 0x2000) == 0)
+    #expect(invalidations() == [IOVA(Self.iova)])
+    #expect(
+      rig.invalidate(
+        child, IOASID_INVALIDATE_PASID, IOASID_CACHE_PASID, pasid: 3,
+        cookie: IOASIDRig.cookie) == 0)
+    #expect(invalidations() == [IOVA(0)])
+  }
+
   @Test("B9: a RISC-V process directory of the user's has a table for each PASID, and for none")
   func riscvProcesses() throws {
     let guest = try Self.guest(.riscv)
