@@ -232,8 +232,12 @@ struct PageRequestEndTests {
       if case .note(let text) = $0.event { text.contains("queue is full") } else { false }
     }
     #expect(notes.count == 1, "said once, not each time")
-    // The pages come otherwise: the device finds them when it tries again.
+    // The pages come otherwise: the device finds them when it tries again. One that looks in the
+    // middle of the map asks for what it has not found, and is answered.
     try rig.map(page: 0, pages: 8, at: 0x1000)
+    while !access.isDone {
+      if let group = try rig.readOrNothing() { try rig.respond(group, .success) }
+    }
     #expect(access.end() == nil)
     #expect(rig.memory[8 * 4096 - 1] == 0xFF)
     #expect(rig.iommu.faults[Bench.device].count == 0)
