@@ -69,9 +69,7 @@ public enum AMDv1: MarkingFormat {
     }
     guard next == 0 else { return next < level ? nil : .reservedBits }
     let shift = shift(level: level)
-    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift)) &- 1
-    return shift > 51 || entry & addressMask & inside != 0
-      ? .reservedBits : nil
+    return shift > 51 || entry & addressMask & lowBits(shift) != 0 ? .reservedBits : nil
   }
 
   @inlinable @inline(__always)

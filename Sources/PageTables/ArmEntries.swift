@@ -188,10 +188,9 @@ extension ArmFormat {
   @inlinable @inline(__always)
   public static func leafMask(_ entry: UInt64, level: Int) -> UInt64 {
     // Of two masks one: the address waits for the entry and no more.
-    let shift = UInt64(truncatingIfNeeded: shift(level: level))
-    let contiguous = UInt64(truncatingIfNeeded: contiguousShift(level: level))
-    let all: UInt64 = 1 &<< (shift &+ contiguous)
-    return (entry & contiguousBit != 0 ? all : 1 &<< shift) &- 1
+    let shift = shift(level: level)
+    let all = lowBits(shift &+ contiguousShift(level: level))
+    return entry & contiguousBit != 0 ? all : lowBits(shift)
   }
 
   /// Bits 12 to 15 hold 48 to 51 where the granule is 64 KiB and addresses have 52 bits.

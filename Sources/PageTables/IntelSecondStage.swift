@@ -47,8 +47,7 @@ public enum IntelSecondStage: MarkingFormat {
   ) -> WalkFault.Reason? {
     guard entry & pageSizeBit != 0, level != 1 else { return nil }
     if level > 3 { return .reservedBits }
-    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- 1
-    return entry & addressMask & inside == 0 ? nil : .reservedBits
+    return entry & addressMask & lowBits(shift(level: level)) == 0 ? nil : .reservedBits
   }
 
   @inlinable @inline(__always)

@@ -211,7 +211,7 @@ extension PageTableFormat {
 
   @inlinable @inline(__always)
   public static func leafMask(_ entry: UInt64, level: Int) -> UInt64 {
-    (1 &<< UInt64(truncatingIfNeeded: leafShift(entry, level: level))) &- 1
+    lowBits(leafShift(entry, level: level))
   }
 
   @inlinable @inline(__always)
@@ -219,6 +219,12 @@ extension PageTableFormat {
 
   @inlinable
   public static func granted(_ permissions: Permissions) -> Permissions { permissions }
+
+  /// The lowest bits of an address: so many, fewer than 64.
+  @inlinable @inline(__always)
+  static func lowBits(_ count: Int) -> UInt64 {
+    (1 &<< UInt64(truncatingIfNeeded: count)) &- 1
+  }
 
   /// How many bits of an address number an entry of a table that is not the root.
   @inlinable @inline(__always)

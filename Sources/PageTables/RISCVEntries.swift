@@ -107,8 +107,7 @@ extension RISCVFormat {
   public static func leafDefect(
     _ entry: UInt64, level: Int, writes: Bool, _ switches: RISCVSwitches
   ) -> WalkFault.Reason? {
-    let inside: UInt64 = (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- 1
-    if address(entry, switches) & inside != 0 { return .misaligned }
+    if address(entry, switches) & lowBits(shift(level: level)) != 0 { return .misaligned }
     if entry & napotBit != 0, entry & (15 << 10) != napotSize { return .reservedBits }
     if switches.updatesEntries { return nil }
     if entry & accessedBit == 0 { return .accessFlag }

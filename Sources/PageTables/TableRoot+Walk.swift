@@ -119,8 +119,8 @@ extension TableRoot {
   /// Whether the bits of an address are zero that the levels between two would translate.
   @inlinable
   func skips(_ offset: UInt64, from level: Int, to child: Int) -> Bool {
-    let below: UInt64 = (1 << UInt64(Format.shift(level: level))) &- 1
-    let translated: UInt64 = (1 << UInt64(Format.shift(level: child &+ 1))) &- 1
+    let below = Format.lowBits(Format.shift(level: level))
+    let translated = Format.lowBits(Format.shift(level: child &+ 1))
     return offset & below & ~translated == 0
   }
 

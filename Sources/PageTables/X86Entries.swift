@@ -95,7 +95,7 @@ extension X86Format {
       } else if level > 3 {
         return .reservedBits
       } else {
-        reserved |= (1 &<< UInt64(truncatingIfNeeded: shift(level: level))) &- (1 << 13)
+        reserved |= lowBits(shift(level: level)) & ~lowBits(13)
       }
     }
     return entry & reserved == 0 ? nil : .reservedBits
