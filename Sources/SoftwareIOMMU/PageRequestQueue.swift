@@ -194,12 +194,7 @@ final class PageRequestQueue: Sendable {
     case .stopped: return .giveUp
     case .stale: return .tryAgain
     case .full:
-      // Whatever came meanwhile, the access finds out what has become of its page.
-      let goesOn = wait.sleep(since: ticket)
-      state.withLock { state in
-        state.devices[source.requester]?.waiting.removeAll { $0 === wait }
-      }
-      return goesOn ? .tryAgain : .cancelled
+      return sleepForRoom(wait, ticket, source.requester)
     case .overflow(let isFirst, let isEmpty):
       if isFirst {
         events.append(
@@ -213,9 +208,7 @@ final class PageRequestQueue: Sendable {
         Backoff.rest()
         return .tryAgain
       }
-      let goesOn = wait.sleep(since: ticket)
-      state.withLock { state in state.crowd.removeAll { $0 === wait } }
-      return goesOn ? .tryAgain : .cancelled
+      return sleepForRoom(wait, ticket, source.requester)
     case .group(_, let number):
       events.append(
         .pageRequest(
@@ -223,6 +216,18 @@ final class PageRequestQueue: Sendable {
           iova: IOVA(addresses[0]), pages: addresses.count, group: number))
       return sleep(for: group, ticket, addresses, access)
     }
+  }
+
+  /// Whatever came meanwhile, the access finds out what has become of its page.
+  private func sleepForRoom(
+    _ wait: DeviceWait, _ ticket: UInt64, _ device: RequesterID
+  ) -> Outcome {
+    let goesOn = wait.sleep(since: ticket)
+    state.withLock { state in
+      state.devices[device]?.waiting.removeAll { $0 === wait }
+      state.crowd.removeAll { $0 === wait }
+    }
+    return goesOn ? .tryAgain : .cancelled
   }
 
   private func sleep(
