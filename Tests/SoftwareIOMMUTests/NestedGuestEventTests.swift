@@ -11,6 +11,21 @@ import Testing
 
 @testable import SoftwareIOMMU
 
+extension NestedBench {
+  /// What one access has recorded, of an access that fails.
+  fileprivate func record(_ iova: UInt64, pasid: UInt32?, reading: Bool) -> [Words4] {
+    let port = bench.iommu.port(for: Bench.device, pasid: pasid.map { PASID(rawValue: $0) })
+    _ = EventQueueTests.abort { () throws(DMAFault) in
+      if reading {
+        _ = try port.load(IOVA(iova), as: UInt8.self)
+      } else {
+        try port.store(UInt8(1), at: IOVA(iova))
+      }
+    }
+    return bench.iommu.eventQueue.drain().events.map(\.words)
+  }
+}
+
 extension NestedEventTests {
   /// A RISC-V guest with a page at 0x5000 of its table, and at 0x7000 one that the parent does not
   /// map.
@@ -45,16 +60,7 @@ extension NestedEventTests {
     func record(
       _ iova: UInt64, reading: Bool = false, process: UInt32? = nil
     ) -> [Words4] {
-      let port = guest.bench.iommu.port(
-        for: Bench.device, pasid: process.map { PASID(rawValue: $0) })
-      _ = EventQueueTests.abort { () throws(DMAFault) in
-        if reading {
-          _ = try port.load(IOVA(iova), as: UInt8.self)
-        } else {
-          try port.store(UInt8(1), at: IOVA(iova))
-        }
-      }
-      return guest.bench.iommu.eventQueue.drain().events.map(\.words)
+      guest.record(iova, pasid: process, reading: reading)
     }
 
     /// CAUSE and TTYP of an untranslated access.
@@ -174,15 +180,7 @@ extension NestedEventTests {
         try virtual.makeNestedDomain(attributes: [], data: Guest.amdData(gcr3: table)))
     }
     func record(_ iova: UInt64, pasid: UInt32 = 5, reading: Bool = false) -> [Words4] {
-      let port = guest.bench.iommu.port(for: Bench.device, pasid: PASID(rawValue: pasid))
-      _ = EventQueueTests.abort { () throws(DMAFault) in
-        if reading {
-          _ = try port.load(IOVA(iova), as: UInt8.self)
-        } else {
-          try port.store(UInt8(1), at: IOVA(iova))
-        }
-      }
-      return guest.bench.iommu.eventQueue.drain().events.map(\.words)
+      guest.record(iova, pasid: pasid, reading: reading)
     }
     func words(_ flags: UInt64, _ iova: UInt64, pasid: UInt64 = 5) -> [Words4] {
       [Words4(2 << 60 | flags << 48 | pasid << 32 | 0xE020, iova, 0, 0)]
