@@ -79,6 +79,8 @@ let package = Package(
       ],
       swiftSettings: strict),
     .target(name: "CSyscalls"),
+    // What the interposer carries out in place of the processor.
+    .target(name: "X86Instructions", swiftSettings: strict),
     .target(
       name: "Interposer",
       dependencies: ["CSyscalls", "CProcessMemory", "LinuxABI", "IOMMU", logging, system],
@@ -106,6 +108,10 @@ let package = Package(
       dependencies: ["LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices", system],
       path: "Tests/TestSupport"),
     .target(name: "FuzzSupport", path: "Tests/FuzzSupport"),
+    .target(name: "CNativeInstructions", path: "Tests/CNativeInstructions"),
+    .testTarget(
+      name: "X86InstructionsTests",
+      dependencies: ["CNativeInstructions", "FuzzSupport", "X86Instructions"]),
     .testTarget(name: "PageTablesTests", dependencies: ["FuzzSupport", "PageTables"]),
     .testTarget(
       name: "HardwareTablesTests",
