@@ -62,8 +62,10 @@ let package = Package(
     // The devices.
     .target(
       name: "VFIO", dependencies: ["IOMMU", "SoftwareIOMMU", system], swiftSettings: strict),
+    .target(name: "CBlockFile"),
     .target(
-      name: "SoftDevices", dependencies: ["VFIO", "SoftwareIOMMU"], swiftSettings: strict),
+      name: "SoftDevices", dependencies: ["CBlockFile", "VFIO", "SoftwareIOMMU", system],
+      swiftSettings: strict),
 
     // The faces.
     .target(name: "CLinuxABI"),
@@ -83,7 +85,9 @@ let package = Package(
     .target(name: "X86Instructions", swiftSettings: strict),
     .target(
       name: "Interposer",
-      dependencies: ["CSyscalls", "CProcessMemory", "LinuxABI", "IOMMU", logging, system],
+      dependencies: [
+        "CSyscalls", "CProcessMemory", "LinuxABI", "IOMMU", "X86Instructions", logging, system,
+      ],
       swiftSettings: strict),
     .executableTarget(
       name: "iommu",
@@ -102,10 +106,14 @@ let package = Package(
       "user-tables",
       exclude: ["README.md", "amd.yaml", "intel.yaml", "riscv.yaml", "smmuv3.yaml"]),
     example("page-requests", exclude: ["machine.yaml"]),
+    example("nvme-rw", exclude: ["machine.yaml"]),
 
     .target(
       name: "TestSupport",
-      dependencies: ["LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices", system],
+      dependencies: [
+        "CProcessMemory", "LinuxABI", "CLinuxABI", "IOMMU", "SoftwareIOMMU", "SoftDevices",
+        system,
+      ],
       path: "Tests/TestSupport"),
     .target(name: "FuzzSupport", path: "Tests/FuzzSupport"),
     .target(name: "CNativeInstructions", path: "Tests/CNativeInstructions"),
@@ -124,11 +132,12 @@ let package = Package(
     .testTarget(
       name: "SelfTestDriverTests",
       dependencies: ["TestSupport", "SelfTestDriver", "LinuxABI", "CLinuxABI", "PageTables"]),
-    .testTarget(name: "VFIOTests", dependencies: ["VFIO", "SoftwareIOMMU"]),
+    .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "VFIO", "SoftwareIOMMU"]),
     .testTarget(
       name: "SoftDevicesTests",
       dependencies: [
-        "TestSupport", "SoftDevices", "LinuxABI", "CLinuxABI", "PageTables", "VFIO",
+        "FuzzSupport", "TestSupport", "SoftDevices", "LinuxABI", "CLinuxABI", "PageTables",
+        "VFIO",
         "SoftwareIOMMU",
       ]),
     .testTarget(
@@ -174,14 +183,16 @@ let package = Package(
     example("virtual-functions", in: "Tests/Programs"),
     example("both-descriptors", in: "Tests/Programs"),
     example("ioasid-sources", in: "Tests/Programs"),
+    example("mapped-registers", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
         "fail-nth", "process-stress", "locked-memory", "large-map", "device-memory",
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
+        "mapped-registers",
         "user-tables",
-        "page-requests",
+        "page-requests", "nvme-rw",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -94,6 +94,9 @@ let rows: [Row] = [
     reference: .init(
       name: "memcpy: 1 MiB", divisor: 64, word: "of memcpy", kind: .share, limit: 0.8)),
   Row(
+    what: "NVMe, a random read of 4 KiB, 32 at a time, in process",
+    name: "NVMe: 4 KiB random reads", divisor: 100 * thousand, target: 10_000),
+  Row(
     what: "copy engine, 1 MiB, another process's shared memory", name: "copy shared",
     reference: .init(name: "memcpy shared", word: "of memcpy", kind: .share, limit: 0.6)),
   Row(
@@ -103,6 +106,11 @@ let rows: [Row] = [
     what: "a trapped ioctl", name: "call",
     reference: .init(
       name: "notification", word: "× an empty notification", kind: .times, limit: 1.3)),
+  Row(
+    what: "a load from a mapped register", name: "register",
+    reference: .init(
+      name: "fault", word: "× an empty SIGBUS and ptrace round trip", kind: .times, limit: 1.5)),
+  Row(what: "the same register by pread", name: "register by pread"),
   Row(
     what: "iommu run -- true", name: "run true",
     reference: .init(name: "true", word: "more than true", kind: .above, limit: 30 * million)),

@@ -13,7 +13,7 @@
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_DEVICE = 3 };
 enum kind { ANONYMOUS, SHARED, FILE_BACKED, MEMFD };
 
-static bool quiet;
+static bool quiet, maps;
 static int step;
 
 #define TELL(...) (quiet ? (void)0 : (printf("%2d  ", ++step), printf(__VA_ARGS__), (void)puts("")))
@@ -38,6 +38,7 @@ static void usage(FILE *stream) {
       "  --memfd       into a memory file that is mapped by descriptor (IOMMU_IOAS_MAP_FILE)\n"
       "  --container C the older way: through the device's group and a type1 container, which C\n"
       "                opens: /dev/vfio/vfio or /dev/iommu\n"
+      "  --mmap        reach the engine's registers by loads and stores, not by pread and pwrite\n"
       "  --bdf BDF     use the engine at this address (default: the first that is found)\n"
       "  --repeat N    copy N times, with new data each time (default 1)\n"
       "  --quiet       say nothing unless something fails\n"
@@ -139,6 +140,7 @@ int main(int count, char **arguments) {
       {"memfd", no_argument, NULL, 'm'},        {"bdf", required_argument, NULL, 'b'},
       {"repeat", required_argument, NULL, 'r'}, {"quiet", no_argument, NULL, 'q'},
       {"help", no_argument, NULL, 'h'},         {"container", required_argument, NULL, 'c'},
+      {"mmap", no_argument, NULL, 'M'},
       {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, arguments, "hq", options, NULL)) != -1;) {
     switch (option) {
@@ -147,6 +149,7 @@ int main(int count, char **arguments) {
       case 'S': kind = SHARED; break;
       case 'f': kind = FILE_BACKED, path = optarg; break;
       case 'm': kind = MEMFD; break;
+      case 'M': maps = true; break;
       case 'b': bdf = optarg; break;
       case 'c': container = optarg; break;
       case 'r': repeat = parse_number(optarg); break;
@@ -191,6 +194,10 @@ int main(int count, char **arguments) {
   }
 
   if (engine_enable(&engine)) fail("the device's regions");
+  if (maps) {
+    if (engine_map(&engine)) fail("mapping the registers");
+    TELL("mapped its registers");
+  }
   if (!engine_reset(&engine)) errno = ETIMEDOUT, fail("resetting the channel");
   const unsigned log2_limit = engine_read(&engine, XFERCAP, 1) & 0x1f;
   const uint64_t limit = log2_limit ? 1ull << log2_limit : 1ull << 31;

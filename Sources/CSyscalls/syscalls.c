@@ -80,6 +80,9 @@ NUMBER(fcntl);
 NUMBER(execve);
 NUMBER(execveat);
 NUMBER(userfaultfd);
+NUMBER(rt_sigaction);
+NUMBER(rt_tgsigqueueinfo);
+NUMBER(close);
 NUMBER(io_uring_setup);
 NUMBER(newfstatat);
 NUMBER(faccessat);
@@ -468,6 +471,16 @@ int csys_map_shared(int fd, uint64_t offset, size_t length, int writable, uintpt
 int csys_punch_hole(int fd, uint64_t offset, uint64_t length) {
   return RESULT(fallocate(
       fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length));
+}
+long csys_splice(int file, uint64_t offset, int pipe, size_t length) {
+  loff_t from = (loff_t)offset;
+  return RESULT(splice(file, &from, pipe, NULL, length, SPLICE_F_NONBLOCK));
+}
+uint32_t csys_word_load(uintptr_t address) {
+  return __atomic_load_n((const uint32_t *)address, __ATOMIC_ACQUIRE);
+}
+void csys_word_store(uintptr_t address, uint32_t value) {
+  __atomic_store_n((uint32_t *)address, value, __ATOMIC_RELEASE);
 }
 int csys_unmap(uintptr_t address, size_t length) {
   return RESULT(munmap((void *)address, length));

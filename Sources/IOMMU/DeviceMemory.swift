@@ -60,4 +60,18 @@ public protocol DeviceMemoryBacking: AnyObject, Sendable {
   ///   - length: In bytes, a multiple of 4 KiB, not zero.
   /// - Throws: `ENOMEM`.
   func makeMemory(at offset: UInt64, length: UInt64) throws(IOMMUError) -> any DeviceMemory
+
+  /// Makes a page of doorbells, or several; nil, unless a carrier says otherwise, where programs
+  /// map none: each of their stores is a write of a register then.
+  /// - Parameters: As of `makeMemory`.
+  /// - Throws: `ENOMEM`.
+  func makeDoorbells(at offset: UInt64, length: UInt64) throws(IOMMUError) -> (
+    any DoorbellPages
+  )?
+}
+
+extension DeviceMemoryBacking {
+  public func makeDoorbells(
+    at offset: UInt64, length: UInt64
+  ) throws(IOMMUError) -> (any DoorbellPages)? { nil }
 }

@@ -18,7 +18,10 @@ public final class EventLog: Sendable {
     /// knows it: `DMASources.source`, or the name of a device without DMA of its own.
     case fault(source: String, iova: IOVA, access: Permissions, reason: String)
     /// A device asks for pages, from `iova` on, in one group (MODEL H1). The source in words.
-    case pageRequest(source: String, iova: IOVA, pages: Int, group: UInt32)
+    case pageRequest(
+      source: String, iova: IOVA, access: Permissions, pages: Int, group: UInt32)
+    /// What the device is told of a group; the answer in words.
+    case pageResponse(source: String, group: UInt32, answer: String)
     /// Something that has no case of its own, in a sentence that names who.
     case note(String)
     /// A requester's DMA context was switched; the text says to what.

@@ -29,6 +29,10 @@ package enum LockRank: Int, Sendable {
   case vfioContainer
   /// `MockDevice.binding`: held over attach and detach.
   case mockDevice
+  /// `PCIFunction.progress`: a migration, one step at a time, and resets, which end it.
+  case migration
+  /// `MigrationData.state`: held while a piece of state is read from the device or put into it.
+  case migrationData
   /// `PCIFunction.control`: resets and bus mastering.
   case function
   /// `InterruptVectors.state`. Held while an interrupt is written to the bus.

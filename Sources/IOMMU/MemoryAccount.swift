@@ -167,7 +167,8 @@ public final class MemoryAccount: Sendable {
   }
 
   private var remedy: String {
-    "raise the limit (ulimit -l), unmap memory, or give the program CAP_IPC_LOCK"
+    "raise the limit (ulimit -l; iommu run --no-memlock-limit), unmap memory, or give the program "
+      + "CAP_IPC_LOCK"
   }
 
   /// As `ulimit -l` counts.

@@ -46,7 +46,8 @@ struct CallDescription: Sendable {
   }
 
   private static let names: [Int32: String] = [
-    CSYS_NR_read: "read", CSYS_NR_write: "write", CSYS_NR_readv: "readv",
+    CSYS_NR_rt_sigaction: "sigaction", CSYS_NR_read: "read", CSYS_NR_write: "write",
+    CSYS_NR_readv: "readv",
     CSYS_NR_writev: "writev", CSYS_NR_preadv: "preadv", CSYS_NR_pwritev: "pwritev",
     CSYS_NR_preadv2: "preadv2", CSYS_NR_pwritev2: "pwritev2", CSYS_NR_fstat: "fstat",
     CSYS_NR_newfstatat: "fstat", CSYS_NR_statx: "statx", CSYS_NR_lseek: "lseek",
@@ -81,11 +82,16 @@ extension EventLog.Event {
     case .unmap(let ioas, let iova, let length):
       "unmap: ioas \(ioas) iova \(hex(iova.rawValue)) length \(hex(length))"
     case .invalidate(let iommu, let iova, let length):
-      "invalidate: \(iommu) iova \(hex(iova.rawValue)) length \(hex(length))"
+      // Of everything the length is 2^64.
+      "invalidate: \(iommu) iova \(hex(iova.rawValue)) "
+        + (length == 0 ? "to the last" : "length \(hex(length))")
     case .fault(let source, let iova, let access, let reason):
       "DMA fault: \(source) iova \(hex(iova.rawValue)) \(access): \(reason)"
-    case .pageRequest(let source, let iova, let pages, let group):
-      "page request: \(source) iova \(hex(iova.rawValue)) pages \(pages) group \(group)"
+    case .pageRequest(let source, let iova, let access, let pages, let group):
+      "page request: \(source) iova \(hex(iova.rawValue)) \(access) pages \(pages) "
+        + "group \(group)"
+    case .pageResponse(let source, let group, let answer):
+      "page response: \(source) group \(group) \(answer)"
     case .note(let text): "note: \(text)"
     case .context(let requester, let text): "context: \(requester): \(text)"
     case .interrupt(let requester, let vector): "interrupt: \(requester) vector \(vector)"

@@ -7,13 +7,36 @@ import IOMMU
 import LinuxABI
 
 extension MemoryArea {
-  /// The device's memory that is mapped at an address in it; nil where that is no memory, or is no
-  /// more the device's.
+  /// The device's memory or registers that are mapped at an address in it; nil where there are none,
+  /// or they are no more the device's.
   func device(
     at address: UInt64, of handle: Handle
   ) -> (memory: any DeviceMemory, offset: UInt64)? {
-    (handle.file as? any DeviceMemoryFile)?.memory(at: offset + (address - start))
+    let place = offset + (address - start)
+    if let file = handle.registers, file.registers(at: place) != nil {
+      return (RegisterTarget(handle.key), place)
+    }
+    return (handle.file as? any DeviceMemoryFile)?.memory(at: place)
   }
+}
+
+/// A device's registers as a container maps them, with all else that a VMM has at its guest's
+/// addresses. No other device's DMA is carried out on them: it fails, as where a bridge lets none
+/// through.
+private final class RegisterTarget: DeviceMemory {
+  let byteCount = UInt64(Int64.max)
+  let identity: MemoryIdentity
+  let isGiven = true
+
+  init(_ key: FileKey) {
+    identity = MemoryIdentity(space: key.device, object: key.inode, offset: 0)
+  }
+
+  func give() {}
+  func take() {}
+  func clear() {}
+  func read(at address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool { false }
+  func write(at address: UInt64, from buffer: UnsafeRawBufferPointer) -> Bool { false }
 }
 
 // MARK: as a type1 container maps it
@@ -27,8 +50,8 @@ extension ClientMemory {
     let (end, overflow) = address.addingReportingOverflow(length)
     guard !overflow else { return false }
     while cursor < end {
-      guard let area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
-        area.end > cursor, area.inode != 0, let handle = handles.handle(FileKey(area)),
+      guard var area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
+        area.end > cursor, let handle = handles.handle(mappedIn: &area),
         area.device(at: cursor, of: handle) != nil
       else { return false }
       cursor = area.end

@@ -117,13 +117,13 @@ final class ClientMemory: MemorySource, RemoteMemory {
     }
     var cursor = address
     while cursor < end {
-      guard let area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
+      guard var area = maps.use({ MemoryArea.find(cursor, in: $0) }), area.start <= cursor,
         area.end > cursor
       else { throw Self.fault(cursor, "is not mapped") }
       guard area.isWritable || !writable else { throw Self.fault(cursor, "may not be written") }
       guard area.isReadable || writable else { throw Self.fault(cursor, "may not be read") }
       let last = min(area.end, end)
-      if area.inode != 0, let handle = handles.handle(FileKey(area)) {
+      if let handle = handles.handle(mappedIn: &area) {
         guard let device = area.device(at: cursor, of: handle) else {
           throw Self.fault(cursor, "is a device's, which iommufd does not pin")
         }

@@ -31,10 +31,23 @@ final class DevicePages: DeviceMemoryBacking {
     var end: UInt64 { offset + length }
   }
 
+  /// Who has its doorbells; nil where programs map none.
+  private let owner: DoorbellOwner?
+
   /// - Parameter file: Open for reading and writing.
-  init(_ file: OwnedDescriptor, _ identity: csys_identity) {
+  init(_ file: OwnedDescriptor, _ identity: csys_identity, owner: DoorbellOwner? = nil) {
     self.file = file
     key = identity
+    self.owner = owner
+  }
+
+  func makeDoorbells(
+    at offset: UInt64, length: UInt64
+  ) throws(IOMMUError) -> (any DoorbellPages)? {
+    guard let owner else { return nil }
+    let doorbells = try SharedDoorbells(at: offset, length: length)
+    try owner.add(doorbells)
+    return doorbells
   }
 
   func makeMemory(at offset: UInt64, length: UInt64) throws(IOMMUError) -> any DeviceMemory {

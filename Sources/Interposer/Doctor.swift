@@ -109,7 +109,21 @@ public enum Doctor {
         works: session.queryMaps == 0, isRequired: false, kernelSince: "6.11",
         lostWithout: "speed: /proc/PID/maps is read as text for each map",
         remedy: "use Linux 6.11 or later", detail: ""),
+      mappedRegisters(session),
     ]
+  }
+
+  private static func mappedRegisters(_ session: ProbeSession) -> Finding {
+    let impediment = Tracer.impediment
+    return Finding(
+      feature: "mapped registers", mechanism: "ptrace, and SIGBUS past the end of a file",
+      works: impediment == nil && session.trace == 0, isRequired: false, kernelSince: "3.4",
+      lostWithout:
+        "mmap of registers: drivers that read and write them by pread and pwrite run",
+      remedy:
+        "allow ptrace(2) in the container's profile, set kernel.yama.ptrace_scope to 2 or "
+        + "less; on x86-64",
+      detail: impediment ?? message(session.trace))
   }
 
   private static func message(_ result: Int32) -> String {

@@ -33,6 +33,8 @@ struct Filter {
     /// At most `longestCommand` bytes for descriptor 1, where shells put the file that a command's output
     /// goes to.
     case shortOutput
+    /// The 64-bit argument is SIGBUS.
+    case isBusError(argument: Int)
     /// The argument, of `access`, asks whether something can be written.
     case asksToWrite(argument: Int)
   }
@@ -82,6 +84,7 @@ struct Filter {
     (CSYS_NR_dup, [.descriptor(argument: 0)]),
     (CSYS_NR_execve, []),
     (CSYS_NR_execveat, []),
+    (CSYS_NR_rt_sigaction, [.isBusError(argument: 0)]),
     (CSYS_NR_userfaultfd, []),
     (CSYS_NR_io_uring_setup, []),
   ]
@@ -134,6 +137,11 @@ struct Filter {
         block.load(offset: 16 + 8 * argument)
         block.code.append(csys_bpf(code: 0x54, jt: 0, jf: 0, k: 2))
         block.jump(.equal, 2, ifTrue: 0, ifFalse: 1)
+      case .isBusError(let argument):
+        block.load(offset: 16 + 8 * argument + 4)
+        block.jump(.equal, 0, ifTrue: 0, ifFalse: 3)
+        block.load(offset: 16 + 8 * argument)
+        block.jump(.equal, 7, ifTrue: 0, ifFalse: 1)
       case .shortOutput:
         block.load(offset: 16)
         block.jump(.equal, 1, ifTrue: 0, ifFalse: 5)

@@ -19,6 +19,8 @@ enum Report {
   case signaled(Int32)
   case stopped
   case failed(String)
+  /// The program's end is next, and the supervisor ends with it: nobody else uses the machine.
+  case closing
 
   var bytes: [UInt8] {
     func number(_ tag: UInt8, _ value: Int32) -> [UInt8] {
@@ -30,6 +32,7 @@ enum Report {
     case .signaled(let signal): return number(3, signal)
     case .stopped: return number(4, 0)
     case .failed(let sentence): return [5] + Array(sentence.utf8)
+    case .closing: return number(6, 0)
     }
   }
 
@@ -45,6 +48,7 @@ enum Report {
     case 3: self = .signaled(value)
     case 4: self = .stopped
     case 5: self = .failed(String(decoding: bytes.dropFirst(), as: UTF8.self))
+    case 6: self = .closing
     default: return nil
     }
   }
@@ -91,6 +95,12 @@ enum Front {
     supervisor: Int32, socket: Int32, signals: Int32
   ) throws(InterposerError) -> Int32 {
     var program: Int32 = 0
+    var isClosing = false
+    // The machine's files, which may be locked, are free for the next run.
+    func waitForSupervisor() {
+      var status: Int32 = 0
+      while isClosing, unsafe waitpid(supervisor, &status, 0) < 0, errno == EINTR {}
+    }
     while true {
       let ready = waitReadable(socket, signals, milliseconds: -1)
       if ready.second { forwardSignals(signals, to: socket, supervisor: supervisor) }
@@ -106,8 +116,13 @@ enum Front {
       }
       switch report {
       case .started(let pid): program = pid
-      case .exited(let status): return status
-      case .signaled(let signal): csys_die_of(signal)
+      case .closing: isClosing = true
+      case .exited(let status):
+        waitForSupervisor()
+        return status
+      case .signaled(let signal):
+        waitForSupervisor()
+        csys_die_of(signal)
       case .stopped: csys_stop_self()
       case .failed(let sentence): throw InterposerError(sentence)
       }

@@ -50,15 +50,32 @@ final class Handle: Sendable {
   let queue: (any EventFile)?
   /// The file, where it is an attribute of /sys.
   let attribute: AttributeFile?
+  /// The file, where programs map registers of it.
+  let registers: (any RegisterFile)?
   let key: FileKey
   let stand: Stand
+  /// The device's doorbells, in a file of their own, once it is bound.
+  let doorbells = Guarded<Doorbells?>(nil)
+
+  /// Doorbells, and the watch for closes of their file.
+  struct Doorbells: Sendable {
+    let pages: SharedDoorbells
+    let watch: Int32
+  }
 
   init(file: any OpenFile, key: FileKey, stand: Stand) {
     self.file = file
     queue = file as? any EventFile
     attribute = file as? AttributeFile
+    registers = file as? any RegisterFile
     self.key = key
     self.stand = stand
+  }
+
+  /// Whether nobody has it open any more, nor its doorbells mapped.
+  var isAbandoned: Bool {
+    guard case .memory(let memory) = stand, memory.isAbandoned else { return false }
+    return doorbells.withLock { $0.map { StandInMemory.isAbandoned($0.pages.probe) } ?? true }
   }
 
   /// A new description, as a program shall get it. Of a queue there is one.
@@ -96,11 +113,14 @@ final class StandInMemory: Sendable {
   private static let setLease: Int32 = 1024
 
   /// Whether nobody but us has it open.
-  var isAbandoned: Bool {
-    guard csys_fcntl(probe.number, Self.setLease, 1) == 0 else {
+  var isAbandoned: Bool { Self.isAbandoned(probe) }
+
+  /// Whether nobody has a file open otherwise.
+  static func isAbandoned(_ probe: OwnedDescriptor) -> Bool {
+    guard csys_fcntl(probe.number, setLease, 1) == 0 else {
       return false
     }
-    _ = csys_fcntl(probe.number, Self.setLease, 2)
+    _ = csys_fcntl(probe.number, setLease, 2)
     return true
   }
 }

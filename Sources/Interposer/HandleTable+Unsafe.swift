@@ -20,6 +20,8 @@ final class HandleTable: Sendable {
     var byKey: [FileKey: Handle] = [:]
     var byFile: [ObjectIdentifier: Handle] = [:]
     var byWatch: [Int32: Handle] = [:]
+    /// Whose doorbells a file has.
+    var byDoorbells: [FileKey: Handle] = [:]
     /// By the number of the pipe's writing end.
     var byPipe: [Int32: Handle] = [:]
     /// Closed somewhere, but not yet known to be abandoned.
@@ -94,10 +96,16 @@ final class HandleTable: Sendable {
     let pages = file as? any MmapFile
     let attribute = file as? AttributeFile
     let device = (file as? any DeviceMemoryFile).flatMap { $0.hasMemory ? $0 : nil }
-    let isPlain = pages == nil && device == nil && attribute == nil
+    // That of a device with registers alone stays empty, but can be mapped to be written: touching
+    // what lies after a file's end raises SIGBUS.
+    let registers = Tracer.impediment == nil ? file as? any RegisterFile : nil
+    let isPlain = pages == nil && device == nil && attribute == nil && registers == nil
     if attribute == nil {
-      _ = csys_fcntl(
-        memory, 1033, isPlain ? 0x2 | 0x4 | 0x8 | 0x1 : device == nil ? 0x2 | 0x1 : 0x1)
+      let seals: Int =
+        isPlain
+        ? 0x2 | 0x4 | 0x8 | 0x1
+        : device != nil ? 0x1 : pages != nil ? 0x2 | 0x1 : 0x2 | 0x4 | 0x1
+      _ = csys_fcntl(memory, 1033, seals)
     }
     let probe = System.open("/proc/self/fd/\(memory)", isPlain ? O_RDONLY : O_RDWR)
     guard probe >= 0 else { throw failed("open a file", probe) }
@@ -116,13 +124,58 @@ final class HandleTable: Sendable {
       file: file, key: FileKey(identity),
       stand: .memory(StandInMemory(probe: owned, watch: watch)))
     pages?.areas.keep(in: SharedPages(owned, identity))
-    device?.keepMemory(in: DevicePages(owned, identity))
+    if let pages = device ?? registers as? any DeviceMemoryFile {
+      let owner = registers == nil ? nil : DoorbellOwner(table: self, handle: handle)
+      pages.keepMemory(in: DevicePages(owned, identity, owner: owner))
+    }
+    registers?.offerRegisters()
     state.withLock {
       $0.byKey[handle.key] = handle
       $0.byFile[ObjectIdentifier(file)] = handle
       $0.byWatch[watch] = handle
     }
     if attribute != nil { attributes.add(1, ordering: .relaxed) }
+    return handle
+  }
+
+  /// A device has doorbells from here on.
+  fileprivate func add(_ doorbells: SharedDoorbells, of handle: Handle) throws(IOMMUError) {
+    let watch = unsafe inotify_add_watch(
+      inotify.number, "/proc/self/fd/\(doorbells.probe.number)", Self.inClose)
+    guard watch >= 0 else {
+      throw IOMMUError(
+        .init(rawValue: errno), "the supervisor cannot watch a page of doorbells")
+    }
+    let old = handle.doorbells.withLock { present in
+      defer { present = Handle.Doorbells(pages: doorbells, watch: watch) }
+      return present
+    }
+    if let old { forget(old) }
+    state.withLock {
+      $0.byDoorbells[doorbells.key] = handle
+      $0.byWatch[watch] = handle
+    }
+  }
+
+  private func forget(_ doorbells: Handle.Doorbells) {
+    state.withLock {
+      $0.byDoorbells[doorbells.pages.key] = nil
+      $0.byWatch[doorbells.watch] = nil
+    }
+    _ = inotify_rm_watch(inotify.number, doorbells.watch)
+  }
+
+  /// The file that is mapped in an area. Where the area has doorbells, its offset becomes that in the
+  /// device's file.
+  func handle(mappedIn area: inout MemoryArea) -> Handle? {
+    guard area.inode != 0 else { return nil }
+    let key = FileKey(area)
+    let (handle, isDoorbells) = state.withLock { state in
+      state.byKey[key].map { ($0, false) } ?? (state.byDoorbells[key], true)
+    }
+    if isDoorbells, let pages = handle?.doorbells.withLock({ $0?.pages }) {
+      area.offset &+= pages.offset
+    }
     return handle
   }
 
@@ -186,9 +239,7 @@ final class HandleTable: Sendable {
     storeUnseen()
     let suspects = state.withLock { Array($0.suspects.values) }
     for handle in suspects {
-      if case .memory(let memory) = handle.stand, memory.isAbandoned, take(handle) {
-        abandoned.append(handle)
-      }
+      if handle.isAbandoned, take(handle) { abandoned.append(handle) }
     }
     hasSuspects.store(state.withLock { !$0.suspects.isEmpty }, ordering: .relaxed)
     return abandoned
@@ -224,6 +275,7 @@ final class HandleTable: Sendable {
       return state.byKey.removeValue(forKey: handle.key) != nil
     }
     guard present else { return false }
+    if let doorbells = handle.doorbells.withLock({ $0 }) { forget(doorbells) }
     if handle.attribute != nil { attributes.subtract(1, ordering: .relaxed) }
     switch handle.stand {
     case .memory(let memory):
@@ -303,5 +355,25 @@ final class HandleTable: Sendable {
       }
     }
     return some
+  }
+}
+
+/// Whose doorbells are made.
+final class DoorbellOwner: Sendable {
+  private let state: Guarded<State>
+
+  private struct State: Sendable {
+    weak var table: HandleTable?
+    weak var handle: Handle?
+  }
+
+  init(table: HandleTable, handle: Handle) {
+    state = Guarded(State(table: table, handle: handle))
+  }
+
+  /// Has programs' mappings show them.
+  func add(_ doorbells: SharedDoorbells) throws(IOMMUError) {
+    let (table, handle) = state.withLock { ($0.table, $0.handle) }
+    if let table, let handle { try table.add(doorbells, of: handle) }
   }
 }

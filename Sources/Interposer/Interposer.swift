@@ -50,13 +50,15 @@ public struct RunOptions: Sendable {
   public var trace: Trace
   /// Whether each failed call is explained on standard error.
   public var explain: Bool
+  /// Whether each program's RLIMIT_MEMLOCK bounds what it pins (MODEL B6); otherwise nothing does.
+  public var limitsMemory: Bool
   /// Builds the machine. Called in the supervisor, a process of its own in which the machine
   /// lives; descriptors above 2 that were open before `run` are closed there.
   public var makeMachine: @Sendable () throws -> InterposedMachine
 
   public init(
     program: String, arguments: [String] = [], environment: [String]? = nil,
-    trace: Trace = .none, explain: Bool = false,
+    trace: Trace = .none, explain: Bool = false, limitsMemory: Bool = true,
     makeMachine: @escaping @Sendable () throws -> InterposedMachine
   ) {
     self.program = program
@@ -64,6 +66,7 @@ public struct RunOptions: Sendable {
     self.environment = environment
     self.trace = trace
     self.explain = explain
+    self.limitsMemory = limitsMemory
     self.makeMachine = makeMachine
   }
 }

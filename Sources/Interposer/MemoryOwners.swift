@@ -54,15 +54,18 @@ final class ProcessLimit: MemoryLimit {
 extension ClientCaller {
   func memoryOwner() throws(IOMMUError) -> (owner: MemoryOwner, right: LockingRight) {
     let memory = try clientMemory()
+    let right = server.limitsMemory ? lockingRight : .unlimited
+    return (server.owners.withLock { $0.owner(of: memory, user: realUserID) }, right)
+  }
+
+  /// By CAP_IPC_LOCK, which lifts the limit for who has it on the host.
+  private var lockingRight: LockingRight {
     var effective: UInt64 = 0
     var permitted: UInt64 = 0
     _ = unsafe csys_capabilities(thread, &effective, &permitted)
     let bit: UInt64 = 1 << Capabilities.Name.lockMemory.rawValue
-    let right: LockingRight =
-      effective & bit != 0
-      ? isInHostUserNamespace ? .unlimited : .limited
-      : permitted & bit != 0 ? .relinquished : .limited
-    return (server.owners.withLock { $0.owner(of: memory, user: realUserID) }, right)
+    if effective & bit != 0 { return isInHostUserNamespace ? .unlimited : .limited }
+    return permitted & bit != 0 ? .relinquished : .limited
   }
 
   /// Linux charges the real user.

@@ -28,6 +28,7 @@ struct ProbeSession {
   var readMemory: Int32 = -ENOSYS
   var openMemory: Int32 = -ENOSYS
   var queryMaps: Int32 = -ENOSYS
+  var trace: Int32 = -ENOSYS
 
   static func run() -> ProbeSession {
     var session = ProbeSession()
@@ -120,6 +121,7 @@ struct ProbeSession {
     var map = csys_procmap()
     queryMaps = unsafe csys_procmap_query(maps, place, &map, nil, 0)
     if maps >= 0 { close(maps) }
+    trace = csys_trace_seize(thread)
     _ = csys_notif_send(listener, notification.id, 0, 0, 0)
   }
 }

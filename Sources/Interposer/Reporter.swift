@@ -23,6 +23,26 @@ struct CallRecord {
   let started: UInt64
 }
 
+/// One access to mapped registers.
+struct RegisterRecord {
+  let file: String
+  let place: RegisterPlace
+  let width: Int
+  /// Of a wider access the first eight bytes.
+  let value: UInt64
+  let isStore: Bool
+  let process: Int32
+  let thread: Int32
+  /// In nanoseconds of the monotonic clock.
+  let started: UInt64
+
+  /// `1234 vfio-device 0000:e0:04.0: load BAR 0 + 0x88, 8 bytes = 0x1 (3 µs)`.
+  func line(ended: UInt64) -> String {
+    "\(process) \(file): \(isStore ? "store" : "load") BAR \(place.bar) + "
+      + "\(hex(place.offset)), \(width) bytes = \(hex(value)) (\((ended - started) / 1000) µs)"
+  }
+}
+
 /// Explains and traces. Thread-safe.
 final class Reporter: Sendable {
   let isTracing: Bool
@@ -90,6 +110,13 @@ final class Reporter: Sendable {
       System.printError(record.line)
     }
     trace?.write(record, ended: Self.now())
+  }
+
+  /// One access to mapped registers.
+  func register(_ record: RegisterRecord) {
+    let ended = Self.now()
+    if lines { System.printError(record.line(ended: ended)) }
+    trace?.write(record, ended: ended)
   }
 
   /// Moves what the engine has logged into the trace. Who asked for explanations is told of DMA

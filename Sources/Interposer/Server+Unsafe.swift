@@ -27,9 +27,12 @@ final class Server: Sendable {
   let handles: HandleTable
   let window: DescriptorWindow
   let reporter: Reporter
+  let tracer: Tracer
   let nodes: NodeTable
   let tasks: TaskTable
   let owners = Guarded(MemoryOwners())
+  /// Whether RLIMIT_MEMLOCK bounds what programs pin.
+  let limitsMemory: Bool
   /// Descriptor numbers that callers were promised and do not have yet.
   let promised = Guarded(Set<Int32>())
   /// Where to begin to look for a free descriptor number of a process, as long as so many closes
@@ -42,8 +45,10 @@ final class Server: Sendable {
 
   init(
     listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
-    reporter: Reporter
+    reporter: Reporter, tracer: Tracer, limitsMemory: Bool
   ) {
+    self.tracer = tracer
+    self.limitsMemory = limitsMemory
     self.listener = listener
     self.handles = handles
     files = csys_open_limit(0, 0)
@@ -149,6 +154,8 @@ final class Server: Sendable {
     case CSYS_NR_execve, CSYS_NR_execveat:
       tasks.willExecute(call.thread)
       return (nil, .goOn)
+    case CSYS_NR_rt_sigaction:
+      return (nil, busAction(call, caller))
     case CSYS_NR_userfaultfd:
       tasks.memoryMayBlock()
       return (nil, .goOn)
@@ -200,7 +207,7 @@ final class Server: Sendable {
       return .result(
         try file.ioctl(UInt32(truncatingIfNeeded: call[1]), argument: call[2], by: caller))
     case CSYS_NR_mmap:
-      return try checkMap(call, file)
+      return try checkMap(call, caller, handle)
     case CSYS_NR_fstat:
       return try status(call[1], handle, caller, extended: false)
     case CSYS_NR_newfstatat:
@@ -240,17 +247,27 @@ final class Server: Sendable {
     }
   }
 
-  private func checkMap(_ call: SystemCall, _ file: any OpenFile) throws(IOMMUError) -> Answer {
+  private func checkMap(
+    _ call: SystemCall, _ caller: ClientCaller, _ handle: Handle
+  ) throws(IOMMUError) -> Answer {
     let protection = Int32(truncatingIfNeeded: call[2])
     // MAP_SHARED or MAP_SHARED_VALIDATE.
     let sharing = Int32(truncatingIfNeeded: call[3]) & 0xF
     // What the kernel refuses whatever the file is.
     guard call[5] & 4095 == 0, call[1] > 0, call[1] <= UInt64(Int64.max) else { return .goOn }
-    try file.checkMap(
+    try handle.file.checkMap(
       MapRequest(
         offset: call[5], length: (call[1] + 4095) & ~4095,
         isWritable: protection & PROT_WRITE != 0, isExecutable: protection & PROT_EXEC != 0,
         isShared: sharing == MAP_SHARED || sharing == 3))
+    if let registers = handle.registers, registers.registers(at: call[5]) != nil {
+      let process = caller.processID
+      try tracer.admit(thread: call.thread, process: process)
+      // The program has a descriptor more from here on, which the end of the call closes.
+      if let overlay = overlay(call, handle) {
+        try tracer.admit(thread: call.thread, process: process, overlay: overlay)
+      }
+    }
     return .goOn
   }
 

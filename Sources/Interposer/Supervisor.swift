@@ -86,6 +86,7 @@ final class Supervision {
   /// The machine's, which nobody else may hold: devices come and go in it.
   private let files: LiveView
   private let reporter: Reporter
+  private let tracer: Tracer
   private var frontIsOpen = true
   private var programIsAlive = true
   private var frontIsStopped = false
@@ -119,9 +120,10 @@ final class Supervision {
     reporter.attach(machine.events)
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
+    tracer = Tracer(handles: handles, reporter: reporter)
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: mount.nodes,
-      reporter: reporter)
+      reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory)
     guard System.startThread({ server.serve() }) else {
       throw InterposerError("cannot start the serving thread")
     }
@@ -229,11 +231,15 @@ final class Supervision {
       pollfd(fd: frontIsOpen ? front : -1, events: Int16(POLLIN), revents: 0),
       pollfd(fd: filterIsUnused ? -1 : listener, events: 0, revents: 0),
       pollfd(fd: handles.descriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: tracer.descriptor, events: Int16(POLLIN), revents: 0),
     ]
     // A listener that nobody is behind stays ready: it is not looked at while the program's
     // end, which comes as a signal, is waited for.
-    guard unsafe poll(&set, 4, milliseconds) > 0 else { return (false, false, false) }
-    return (set[0].revents != 0, set[1].revents != 0, set[2].revents != 0)
+    guard unsafe poll(&set, 5, milliseconds) > 0 else { return (false, false, false) }
+    if set[4].revents != 0 { tracer.clearBell() }
+    return (
+      set[0].revents != 0 || set[4].revents != 0, set[1].revents != 0, set[2].revents != 0
+    )
   }
 
   private func noteChanges() {
@@ -241,7 +247,7 @@ final class Supervision {
     while unsafe csys_signal_next(children, &signal) == 0 {}
     var change = csys_wait()
     while true {
-      let result = unsafe csys_wait_change(-1, &change)
+      let result = tracer.nextChange(&change)
       if result == -ECHILD, programIsAlive {
         programIsAlive = false
         end(.failed("the program's end was not seen: its exit status is not known"))
@@ -267,7 +273,9 @@ final class Supervision {
     if frontIsStopped { kill(getppid(), SIGCONT) }
     var set = pollfd(fd: listener, events: 0, revents: 0)
     handles.drain()
-    if unsafe poll(&set, 1, 0) > 0 {
+    // The filter goes with the last of the program's threads, which may take a moment.
+    if unsafe poll(&set, 1, 100) > 0 {
+      tell(.closing)
       handles.closeAll()
       reporter.finish()
       tell(report)

@@ -4,6 +4,7 @@
 // trace is good whatever ends the program.
 
 import IOMMU
+import LinuxABI
 
 #if canImport(Glibc)
   import Glibc
@@ -53,6 +54,17 @@ final class TraceFile: Sendable {
         + "\"ts\":\(microseconds(Int64(record.started))),"
         + "\"dur\":\(thousandths(Int64(ended &- record.started))),"
         + "\"args\":{\(object(arguments))}}")
+  }
+
+  func write(_ record: RegisterRecord, ended: UInt64) {
+    append(
+      "{\"ph\":\"X\",\"cat\":\"register\",\"name\":\"\(record.isStore ? "store" : "load")\","
+        + "\"pid\":\(record.process),\"tid\":\(record.thread),"
+        + "\"ts\":\(microseconds(Int64(record.started))),"
+        + "\"dur\":\(thousandths(Int64(ended &- record.started))),"
+        + "\"args\":{\"file\":\(quote(record.file)),\"bar\":\"\(record.place.bar)\","
+        + "\"offset\":\"\(hex(record.place.offset))\",\"width\":\"\(record.width)\","
+        + "\"value\":\"\(hex(record.value))\"}}")
   }
 
   func write(_ entry: EventLog.Entry) {

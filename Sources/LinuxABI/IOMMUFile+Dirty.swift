@@ -60,7 +60,7 @@ extension Command {
 }
 
 /// A bitmap in a caller's memory, of which bits are set and none are cleared.
-private struct UserBitmap {
+struct UserBitmap {
   let address: UInt64
   let caller: any Caller
 

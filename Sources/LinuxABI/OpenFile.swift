@@ -132,6 +132,32 @@ public protocol DeviceMemoryFile: OpenFile {
   func memory(at offset: UInt64) -> (memory: any DeviceMemory, offset: UInt64)?
 }
 
+/// A device's file with registers that programs may map, where the carrier can carry out each touch
+/// of such a mapping as a `read` or `write` of the file. Both fail where the registers do not answer:
+/// the program gets the signal then that it would get on Linux (SIGBUS).
+public protocol RegisterFile: OpenFile {
+  /// Programs may map registers from here on. Called before a program has the file.
+  func offerRegisters()
+  /// The registers at an offset of the file, where they can be mapped; nil where there are none.
+  func registers(at offset: UInt64) -> RegisterPlace?
+}
+
+/// A place in a device's registers.
+public struct RegisterPlace: Sendable {
+  /// The BAR's number.
+  public var bar: Int
+  /// In bytes from the BAR's start. What a page has after the BAR's end reads as ones.
+  public var offset: UInt64
+  /// In bytes.
+  public var barSize: UInt64
+
+  public init(bar: Int, offset: UInt64, barSize: UInt64) {
+    self.bar = bar
+    self.offset = offset
+    self.barSize = barSize
+  }
+}
+
 /// Who makes a call, as far as the binary face needs to know: its memory, its files, its
 /// limits. Lives for one call, but what it hands out may be kept.
 public protocol Caller: AnyObject, Sendable {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a device says of itself: GET_INFO, GET_REGION_INFO, GET_IRQ_INFO and features. Facts: Linux 6.12, vfio_pci_core.c.
+// What a device says of itself: GET_INFO, GET_REGION_INFO and GET_IRQ_INFO. Facts: Linux 6.12,
+// vfio_pci_core.c.
 
 import CLinuxABI
 import IOMMU
@@ -51,11 +52,27 @@ extension VFIODeviceFile {
     guard let region = PCIRegion(index: info.index), region != .vga else {
       throw IOMMUError(.invalidArgument, "\(function.name) has no region \(info.index)")
     }
-    info.offset = RegionWindow.offset(of: info.index)
+    info.offset = offset(of: region, index: info.index)
     info.size = function.size(of: region)
     info.flags =
       info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE
-    if isMappable(region) { info.flags |= VFIO_REGION_INFO_FLAG_MMAP }
+    if info.size > 0, isMappable(region) { info.flags |= VFIO_REGION_INFO_FLAG_MMAP }
+    // The whole BAR can be mapped, with the MSI-X table in it.
+    if info.flags & VFIO_REGION_INFO_FLAG_MMAP != 0, let msix = function.model.msix,
+      region == .bar(msix.tableBAR)
+    {
+      info.flags |= VFIO_REGION_INFO_FLAG_CAPS
+      var chain = CapabilityChain(at: minimum)
+      chain.addHeader(UInt32(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE))
+      // Where it has no room, it is told how much there is.
+      if Int(info.argsz) < minimum + chain.bytes.count {
+        info.argsz = UInt32(minimum + chain.bytes.count)
+        info.cap_offset = 0
+      } else {
+        try caller.store(bytes: chain.bytes, to: argument &+ UInt64(minimum))
+        info.cap_offset = UInt32(minimum)
+      }
+    }
     try caller.store(info, to: argument)
   }
 
@@ -76,44 +93,5 @@ extension VFIODeviceFile {
     case .msi, .error, .request: info.flags |= VFIO_IRQ_INFO_NORESIZE
     }
     try caller.store(info, to: argument)
-  }
-
-  // MARK: Features
-
-  /// VF tokens are the only feature; the checks before that are Linux's.
-  func feature(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
-    let minimum = 8
-    let header = try caller.load(vfio_device_feature(), from: argument, size: minimum)
-    try checkHead(argsz: header.argsz, atLeast: minimum)
-    let get = VFIO_DEVICE_FEATURE_GET
-    let set = VFIO_DEVICE_FEATURE_SET
-    let probe = VFIO_DEVICE_FEATURE_PROBE
-    guard header.flags & ~(VFIO_DEVICE_FEATURE_MASK | get | set | probe) == 0 else {
-      throw IOMMUError(
-        .invalidArgument, "feature flags \(hex(header.flags)) have unknown bits")
-    }
-    guard header.flags & probe != 0 || header.flags & (get | set) != get | set else {
-      throw IOMMUError(.invalidArgument, "a feature is read or set, not both at once")
-    }
-    guard header.flags & VFIO_DEVICE_FEATURE_MASK == VFIO_DEVICE_FEATURE_PCI_VF_TOKEN,
-      session.device.hasToken
-    else {
-      throw IOMMUError(
-        .inappropriateIOCTLForDevice,
-        "\(function.name) has no feature \(header.flags & VFIO_DEVICE_FEATURE_MASK)")
-    }
-    guard header.flags & get == 0 else {
-      throw IOMMUError(.invalidArgument, "a VF token is set, and never read")
-    }
-    if header.flags & probe != 0 { return }
-    guard header.flags & set != 0 else {
-      throw IOMMUError(.invalidArgument, "what to do with the feature is missing: set it")
-    }
-    guard Int(header.argsz) >= minimum + 16 else {
-      throw IOMMUError(
-        .invalidArgument, "argsz is \(header.argsz); a VF token needs \(minimum + 16) bytes")
-    }
-    session.device.setToken(
-      VFToken(bytes: try caller.bytes(at: argument &+ UInt64(minimum), count: 16)))
   }
 }

@@ -7,6 +7,14 @@ import IOMMU
 import SystemPackage
 import VFIO
 
+/// An eventfd of a program that its carrier can wait for. Thread-safe.
+public protocol WatchableEventFD: EventSignal {
+  /// Calls `body`, in a thread of the carrier's, each time that the eventfd was signalled, and at
+  /// once where it is; its count is read, so that it is 0 again.
+  /// - Returns: What ends that; nil where the host has no thread for it.
+  func watch(_ body: @escaping @Sendable () -> Void) -> (@Sendable () -> Void)?
+}
+
 extension VFIODeviceFile {
   func setInterrupts(_ argument: UInt64, _ caller: any Caller) throws(IOMMUError) {
     let minimum = 20
@@ -33,7 +41,8 @@ extension VFIODeviceFile {
       arguments = .booleans(bytes.map { $0 != 0 })
     case VFIO_IRQ_SET_DATA_EVENTFD:
       let descriptors = try load(Int32.self, count: count, room: room, from: data, caller)
-      arguments = .events(descriptors.map { Self.event($0, caller) })
+      let isWatched = Self.action(header.flags) == .unmask
+      arguments = .events(descriptors.map { Self.event($0, isWatched: isWatched, caller) })
     default:
       throw IOMMUError(
         .invalidArgument,
@@ -54,11 +63,15 @@ extension VFIODeviceFile {
   }
 
   private static func event(
-    _ descriptor: Int32, _ caller: any Caller
+    _ descriptor: Int32, isWatched: Bool, _ caller: any Caller
   ) -> InterruptVectors.Event {
     guard descriptor >= 0 else { return .remove(descriptor: descriptor) }
     do throws(IOMMUError) {
-      return .signal(try caller.eventFD(descriptor: descriptor))
+      let event = try caller.eventFD(descriptor: descriptor)
+      guard isWatched, let watchable = event as? any WatchableEventFD else {
+        return .signal(event)
+      }
+      return .signal(WatchedEvent(event) { watchable.watch($0) })
     } catch {
       return .invalid(error)
     }

@@ -5,6 +5,7 @@
 
 import CLinuxABI
 import IOMMU
+import Synchronization
 import SystemPackage
 import VFIO
 
@@ -14,16 +15,33 @@ enum RegionWindow {
   static let base: UInt64 = 1 << 45
   /// One past the last offset.
   static let end: UInt64 = 1 << 46
-  /// Regions are 2⁴⁰ bytes apart.
+  /// Slots of regions are 2⁴⁰ bytes apart.
   static let shift: UInt64 = 40
+  /// The first slot for registers of a device that has memory too.
+  static let registers: UInt64 = 16
 
-  static func offset(of index: UInt32) -> UInt64 { base | UInt64(index) << shift }
+  /// - Parameter isAfterMemory: Whether it has to lie after all of the device's memory: the file
+  ///   has pages up to where that ends, and mapped registers have none.
+  static func offset(of index: UInt32, isAfterMemory: Bool = false) -> UInt64 {
+    base | (UInt64(index) + (isAfterMemory ? registers : 0)) << shift
+  }
 
   /// The region and the offset in it; nil outside the window.
-  static func locate(_ offset: UInt64) -> (index: UInt32, offset: UInt64)? {
+  static func locate(
+    _ offset: UInt64
+  ) -> (index: UInt32, offset: UInt64, isAfterMemory: Bool)? {
     guard (base..<end).contains(offset) else { return nil }
-    return (UInt32((offset - base) >> shift), offset & ((1 << shift) - 1))
+    let slot = (offset - base) >> shift
+    return (
+      UInt32(slot % registers), offset & ((1 << shift) - 1), slot >= registers
+    )
   }
+}
+
+extension RegionWindow {
+  /// Where a call goes that did not ask GET_REGION_INFO: DPDK has configuration space where Linux
+  /// happens to have it (VFIO_PCI_INDEX_TO_OFFSET). Good for calls, not for mappings.
+  static func ours(_ offset: UInt64) -> UInt64 { offset < base ? base | offset : offset }
 }
 
 extension PCIRegion {
@@ -72,6 +90,8 @@ public final class VFIODeviceNode: DeviceNode {
 final class VFIODeviceFile: OpenFile {
   let session: DeviceSession
   let number: DeviceNumber
+  /// Whether who carries the calls carries out touches of mapped registers.
+  let mapsRegisters = Atomic(false)
 
   init(session: DeviceSession, number: DeviceNumber) {
     self.session = session
@@ -95,6 +115,20 @@ final class VFIODeviceFile: OpenFile {
       return 0
     }
     try session.checkAccess()
+    return try function.whileAwake { () throws(IOMMUError) in
+      try perform(command, argument, caller)
+    }
+  }
+
+  private func perform(
+    _ command: UInt32, _ argument: UInt64, _ caller: any Caller
+  ) throws(IOMMUError) -> Int {
+    switch command {
+    case VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_DETACH_IOMMUFD_PT,
+      VFIO_DEVICE_ATTACH_IOASID, VFIO_DEVICE_DETACH_IOASID:
+      break
+    default: try function.checkLink()
+    }
     switch command {
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT: try attach(argument, caller)
     case VFIO_DEVICE_DETACH_IOMMUFD_PT: try detach(argument, caller)
@@ -122,28 +156,33 @@ final class VFIODeviceFile: OpenFile {
   ) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
-    let (region, offset) = try locate(offset)
-    // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
-    return try unsafe function.read(region, at: offset, into: buffer)
+    let (region, offset) = try locate(RegionWindow.ours(offset))
+    return try function.whileAwake { () throws(IOMMUError) in
+      // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
+      try unsafe function.read(region, at: offset, into: buffer)
+    }
   }
 
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
-    let (region, offset) = try locate(offset)
+    let (region, offset) = try locate(RegionWindow.ours(offset))
     if let portal = function.portal(in: region, at: offset) {
       // SAFETY: the bytes are copied here, once; the client may change them meanwhile.
       return try function.submit(
         unsafe [UInt8](buffer), at: offset, to: portal, from: session.virtualMachine)
     }
-    // SAFETY: as in `read`.
-    return try unsafe function.write(region, at: offset, from: buffer)
+    return try function.whileAwake { () throws(IOMMUError) in
+      // SAFETY: as in `read`.
+      try unsafe function.write(region, at: offset, from: buffer)
+    }
   }
 
   func locate(
     _ offset: UInt64
   ) throws(IOMMUError) -> (region: PCIRegion, offset: UInt64) {
-    guard let place = RegionWindow.locate(offset), let region = PCIRegion(index: place.index)
+    guard let place = RegionWindow.locate(offset), let region = PCIRegion(index: place.index),
+      place.isAfterMemory == isAfterMemory(region)
     else {
       throw IOMMUError(
         .invalidArgument,

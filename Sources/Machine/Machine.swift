@@ -17,8 +17,8 @@ public final class Machine: Sendable {
   public let system: IOMMUSystem
   /// In the order of the description.
   public let iommus: [SoftwareIOMMU]
-  /// Every function of the machine, offered or not, in the order of the description.
-  public let functions: [PCIFunction]
+  /// Every function of the machine that is there, offered or not, in the order of the description.
+  public var functions: [PCIFunction] { hotPlug.functions }
   /// What programs open: `/dev/iommu`, `/dev/vfio/vfio`, `/dev/vfio/devices/vfioN` and
   /// `/dev/vfio/N`.
   public var nodes: [any DeviceNode] { files.nodes }
@@ -32,6 +32,8 @@ public final class Machine: Sendable {
   public let drivers: PCIDrivers
   /// Of each device that can have some, in the order of the description.
   public let virtualFunctions: [VirtualFunctions]
+  /// Takes devices out while programs run, and puts them back.
+  public let hotPlug: HotPlug
   /// Slices of the devices that a mediating driver shares out.
   public let mediated: MediatedDevices
 
@@ -46,7 +48,8 @@ public final class Machine: Sendable {
   ///   - selfTestDriver: Whether `/dev/iommu` has the back door that the kernel's own
   ///     self-tests drive.
   /// - Throws: `EINVAL` for a device behind an IOMMU that is not there; `EEXIST` for two
-  ///   devices of one address.
+  ///   devices of one address; for the file of an NVMe namespace `EBUSY` where another run has
+  ///   it, and what opening it fails with.
   public init(
     _ description: MachineDescription, selfTestDriver: Bool = false
   ) throws(IOMMUError) {
@@ -58,7 +61,6 @@ public final class Machine: Sendable {
     for device in description.devices { try parts.add(device) }
     self.system = system
     iommus = parts.iommus
-    functions = parts.functions
     let context =
       selfTestDriver
       ? IOMMUNode(selfTestDriver: MockIOMMU(system: system)) : IOMMUNode(system: system)
@@ -75,7 +77,7 @@ public final class Machine: Sendable {
         nodes.map { ($0.path, $0.number) }, uniquingKeysWith: { first, _ in first }),
       drivers: drivers)
     view.addMachine()
-    for (device, function) in zip(description.devices, functions) {
+    for (device, function) in zip(description.devices, parts.functions) {
       nodes += try drivers.add(
         PCIDrivers.Device(function, description: device, view: view),
         bind: device.hostDriver == .none ? nil : device.hostDriver, to: &view.builder)
@@ -88,6 +90,11 @@ public final class Machine: Sendable {
       try functions.start(parent.description.enabledFunctions)
       return functions
     }
+    hotPlug = HotPlug(
+      description, slots: parts.slots, functions: parts.functions, system: system,
+      drivers: drivers,
+      files: files)
+    drivers.setHotPlug(hotPlug)
     let bus = MediatedBus(indices: drivers.indices)
     for (device, driver) in parts.shared { try bus.register(device, driver: driver) }
     mediated = try MediatedDevices(
@@ -109,6 +116,8 @@ private struct Parts {
   var shared: [(device: PhysicalDevice, driver: any MediatingDriver)] = []
   /// Devices that can have virtual functions.
   var parents: [VirtualFunctions.Parent] = []
+  /// What each device is made from.
+  var slots: [HotPlug.Slot] = []
   private var buses: [RequesterID: PCIBus] = [:]
   /// One way up for each requester id: those that share one take turns.
   private var upstreams: [RequesterID: SoftwareIOMMUBus] = [:]
@@ -161,18 +170,19 @@ private struct Parts {
     let (iommu, group) = try place(
       of: device.address, iommu: device.iommu, group: device.group)
     let requester = description.requester(of: device)
+    let kind = device.kind(
+      // Behind a bridge that speaks for it there are no PASIDs.
+      pasidBits: requester == device.address
+        ? description.iommu(named: device.iommu)?.pasidBits ?? 0 : 0)
     let physical = try system.addDevice(
       name: "\(device.address)", address: device.address, requester: requester, driver: iommu,
       group: group, subgroup: device.subgroup, canSkipSnoop: device.noSnoop,
-      kind: device.kind(
-        // Behind a bridge that speaks for it there are no PASIDs.
-        pasidBits: requester == device.address
-          ? description.iommu(named: device.iommu)?.pasidBits ?? 0 : 0))
+      kind: kind)
     // Behind a bridge that speaks for it a device has no translations of its own.
     if requester == device.address {
       iommu.setFeatures(device.services.features, of: requester)
     }
-    let model = device.model.make()
+    let model = try device.model.make()
     let upstream =
       upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
     upstreams[requester] = upstream
@@ -181,6 +191,10 @@ private struct Parts {
       barAddresses: model.bars.map { place($0) }, bus: bus(of: device),
       sriov: sriov(of: device, model), services: device.services.capabilities(of: physical))
     functions.append(function)
+    slots.append(
+      HotPlug.Slot(
+        description: device, iommu: iommu, requester: requester, kind: physical.kind,
+        upstream: upstream, barAddresses: function.barAddresses, bus: function.bus))
     if device.hostDriver == .mediated, case .copyEngine(let engine) = device.model {
       shared.append(
         (
@@ -254,13 +268,15 @@ private struct Parts {
 }
 
 extension DeviceDescription.Model {
-  func make() -> any PCIDeviceModel {
+  /// - Throws: Where a namespace's file cannot be had.
+  func make() throws(IOMMUError) -> any PCIDeviceModel {
     switch self {
-    case .copyEngine(let engine): CopyEngine(configuration: engine.configuration)
+    case .copyEngine(let engine): return CopyEngine(configuration: engine.configuration)
     case .workQueue(let queue):
-      WorkQueueEngine(
+      return WorkQueueEngine(
         configuration: WorkQueueEngine.Configuration(
           isShared: queue.mode == .shared, depth: queue.depth))
+    case .nvme(let controller): return try NVMeController(controller)
     }
   }
 }

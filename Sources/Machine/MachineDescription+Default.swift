@@ -8,7 +8,7 @@ extension MachineDescription {
   /// One Intel IOMMU and three copy engines: one alone in its group on the root bus, as integrated
   /// engines are; two in one group, as functions of one chip without access control between them
   /// are. Such a chip is a card: it is below a root port, whose link resets both functions, so a
-  /// program meets a hot reset with a neighbour too.
+  /// program meets a hot reset with a neighbour too. They fill, as drivers expect that do not ask.
   public static let standard = MachineDescription(
     name: "default",
     iommus: [IOMMUDescription(name: "dmar0", kind: .intel)],
@@ -24,7 +24,7 @@ extension MachineDescription {
     _ address: RequesterID, group: UInt32, rootPort: RequesterID? = nil
   ) -> DeviceDescription {
     DeviceDescription(
-      model: .copyEngine(CopyEngineDescription()), address: address, group: group,
+      model: .copyEngine(CopyEngineDescription(fill: true)), address: address, group: group,
       iommu: "dmar0", rootPort: rootPort)
   }
 }

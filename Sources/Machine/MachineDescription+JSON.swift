@@ -65,6 +65,25 @@ extension MachineDescription {
       if device.hostDriver == .mediatedQueue {
         fields.append(("slices", .number(queue.slices)))
       }
+    case .nvme(let controller):
+      fields += [
+        ("serial", .string(controller.serial)), ("model-name", .string(controller.modelName)),
+        ("queues", .number(controller.queues)),
+        ("queue-entries", .number(controller.queueEntries)),
+        ("mdts", .number(Int(controller.transferLimit))),
+        (
+          "namespaces",
+          .array(
+            controller.namespaces.map { namespace in
+              .object([
+                ("file", namespace.file.map(JSON.string) ?? .null),
+                ("size", namespace.size.map { .number(Int(clamping: $0)) } ?? .null),
+                ("block-size", .number(namespace.blockSize)),
+                ("read-only", .boolean(namespace.isReadOnly)),
+              ])
+            })
+        ),
+      ]
     }
     return .object(fields)
   }

@@ -3,6 +3,7 @@
 // A machine as a tree for a person: IOMMUs, the groups behind each, the devices in them.
 
 import IOMMU
+import SoftDevices
 
 extension MachineDescription {
   /// The machine, several lines, for `iommu machine`.
@@ -75,6 +76,7 @@ extension MachineDescription {
         switch device.model {
         case .copyEngine(let engine): engine.slices
         case .workQueue(let queue): queue.slices
+        case .nvme: 0
         }
       parts.append(
         style.faint("shared by \(device.hostDriver.rawValue): \(slices) slices"))
@@ -151,7 +153,20 @@ extension DeviceDescription.Model {
         + (engine.localMemory > 0 ? ", \(sizeText(engine.localMemory)) of memory" : "")
     case .workQueue(let queue):
       "work-queue engine, \(queue.mode.rawValue) queue of \(queue.depth)"
+    case .nvme(let controller):
+      "NVMe controller" + controller.namespaces.map { ", " + $0.summary }.joined()
     }
+  }
+}
+
+extension NVMeConfiguration.Namespace {
+  /// `disk.img (1GiB, read-only)`.
+  var summary: String {
+    let details =
+      (size.map { [sizeText($0)] } ?? []) + (blockSize == 512 ? [] : ["blocks of \(blockSize)"])
+      + (isReadOnly ? ["read-only"] : [])
+    return (file ?? "memory")
+      + (details.isEmpty ? "" : " (\(details.joined(separator: ", ")))")
   }
 }
 

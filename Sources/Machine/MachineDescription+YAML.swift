@@ -4,6 +4,7 @@
 // starts. Written by hand so that numbers keep their notation and the comments teach.
 
 import IOMMU
+import SoftDevices
 
 extension MachineDescription {
   /// A machine file that reads back as this machine.
@@ -122,6 +123,30 @@ extension MachineDescription {
     case .workQueue(let queue):
       lines += ["    mode: \(queue.mode.rawValue)", "    depth: \(queue.depth)"]
       if device.hostDriver == .mediatedQueue { lines.append("    slices: \(queue.slices)") }
+    case .nvme(let controller): lines += Self.lines(controller)
+    }
+    return lines
+  }
+
+  private static func lines(_ controller: NVMeConfiguration) -> [String] {
+    var lines = [
+      "    serial: \(quoted(controller.serial))",
+      "    model-name: \(quoted(controller.modelName))",
+      "    queues: \(controller.queues)",
+      "    queue-entries: \(controller.queueEntries)",
+      "    mdts: \(controller.transferLimit)",
+      "    vendor-id: \(hexText(controller.vendor))",
+      "    device-id: \(hexText(controller.device))",
+      controller.namespaces.isEmpty ? "    namespaces: []" : "    namespaces:",
+    ]
+    for namespace in controller.namespaces {
+      var keys: [String] = []
+      if let file = namespace.file { keys.append("file: \(quoted(file))") }
+      if let size = namespace.size { keys.append("size: \(sizeText(size))") }
+      keys += ["block-size: \(namespace.blockSize)", "read-only: \(namespace.isReadOnly)"]
+      lines += zip(["- "] + Array(repeating: "  ", count: keys.count), keys).map {
+        "      \($0)\($1)"
+      }
     }
     return lines
   }

@@ -4,6 +4,7 @@
 // the IOVA that nobody may map. Everything else (files, sysfs, objects) is made from this.
 
 import IOMMU
+import SoftDevices
 
 /// What a machine consists of. Plain data, always consistent when it comes from the parser.
 public struct MachineDescription: Hashable, Sendable {
@@ -184,12 +185,14 @@ public struct DeviceDescription: Hashable, Sendable {
   public enum Model: Hashable, Sendable {
     case copyEngine(CopyEngineDescription)
     case workQueue(WorkQueueDescription)
+    case nvme(NVMeConfiguration)
 
     /// As the machine file spells it.
     public var name: String {
       switch self {
       case .copyEngine: "copy-engine"
       case .workQueue: "work-queue"
+      case .nvme: "nvme"
       }
     }
   }

@@ -47,15 +47,20 @@ extension MachineParser {
     _ fields: MachineReader.Fields, _ driver: DeviceDescription.HostDriver,
     drives model: DeviceDescription.Model
   ) {
-    let expected: DeviceDescription.HostDriver =
-      if case .workQueue = model { .mediatedQueue } else { .mediated }
+    let expected: DeviceDescription.HostDriver? =
+      switch model {
+      case .copyEngine: .mediated
+      case .workQueue: .mediatedQueue
+      case .nvme: nil
+      }
     guard driver.isMediating, driver != expected, let node = fields["host-driver"] else {
       return
     }
     reader.report(
       node,
       "found \(driver.rawValue), which does not drive a \(model.name), expected "
-        + "\(expected.rawValue) to make slices of it")
+        + (expected.map { "\($0.rawValue) to make slices of it" }
+          ?? "vfio-pci, pci-stub or none"))
   }
 
   /// What a device's user has of its PASIDs, checked against its model and its IOMMU.

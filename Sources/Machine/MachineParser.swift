@@ -111,6 +111,7 @@ struct MachineParser {
     let models = [
       "copy-engine": ["version", "fill", "local-memory", "slices"],
       "work-queue": ["mode", "depth", "slices"],
+      "nvme": Self.nvmeKeys,
     ]
     let model = node.mapping?["model"]?.scalar?.string
     let parameters =
@@ -126,10 +127,12 @@ struct MachineParser {
         reader.choice(
           $0, "what the host bound to it", of: DeviceDescription.HostDriver.self)
       } ?? .vfio
-    let parts =
-      model == "work-queue"
-      ? DeviceDescription.Model.workQueue(workQueue(fields, driver: driver))
-      : .copyEngine(copyEngine(fields, driver: driver))
+    let parts: DeviceDescription.Model =
+      switch model {
+      case "work-queue": .workQueue(workQueue(fields, driver: driver))
+      case "nvme": .nvme(nvme(fields))
+      default: .copyEngine(copyEngine(fields, driver: driver))
+      }
     if let driver { checkDriver(fields, driver, drives: parts) }
     let group = group(of: fields)
     let subgroup = fields["subgroup"].flatMap {
@@ -139,6 +142,12 @@ struct MachineParser {
     let address = fields["address"].flatMap(requester)
     let port = fields["root-port"].flatMap(requester)
     let virtual = virtualFunctions(fields)
+    if case .nvme = parts, virtual.total > 0, let node = fields["virtual-functions"] {
+      reader.report(
+        node,
+        "found virtual functions of an NVMe controller, expected none: it has its namespaces "
+          + "to itself")
+    }
     guard let node = fields["model"], knownModel(node, of: Array(models.keys)),
       let address, let behind, let driver
     else { return nil }

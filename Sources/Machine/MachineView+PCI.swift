@@ -3,7 +3,7 @@
 // sysfs's PCI functions and their drivers: /sys/devices/pciDDDD:BB and /sys/bus/pci.
 //
 // What is bound to which driver, and the commands that change it: PCIDrivers+Attributes.swift. Of
-// the attributes that take commands `rescan` and `remove` are left out, and the BARs as files: a
+// the attributes that take commands a device's own `rescan` is left out, and the BARs as files: a
 // file that swallows a command, or shows registers that are none, would lie. For the same reason
 // `config`, `enable` and others that Linux lets root write are read-only.
 
@@ -61,6 +61,7 @@ extension MachineView {
     addResources(path, of: device.address, function)
     addPlacement(path)
     addLink(path, config: config)
+    drivers.addRemove(of: device.address, at: path, to: &builder)
     drivers.addOverride(of: "\(device.address)", at: path, to: &builder)
     builder.link("\(path)/iommu_group", to: "/sys/kernel/iommu_groups/\(device.group)")
     builder.link("\(path)/iommu", to: "/sys/devices/virtual/iommu/\(device.iommu)")

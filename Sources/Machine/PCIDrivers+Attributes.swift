@@ -16,6 +16,12 @@ extension PCIDrivers {
       "\(bus)/drivers_probe",
       CommandAttribute(store: { [self] (name, _) throws(IOMMUError) in try probe(name) }))
     builder.attribute("\(bus)/drivers_autoprobe", "1")
+    builder.attribute(
+      "\(bus)/rescan",
+      CommandAttribute(store: { [self] (text, _) throws(IOMMUError) in
+        guard try Self.flag(text, "rescans") else { return }
+        try hotPlug().rescan()
+      }))
     for driver in Self.drivers {
       let home = "\(bus)/drivers/\(driver.rawValue)"
       builder.directory(home, exclusive: true)
@@ -67,6 +73,27 @@ extension PCIDrivers {
           let driver = String(text.prefix { $0 != "\n" })
           try setOverride(driver.isEmpty ? nil : driver, of: name)
         }))
+  }
+
+  /// `remove` of a device. Linux waits until nobody has it; here it is EBUSY, and
+  /// `iommu ctl remove` waits.
+  /// - Parameter path: The device's directory.
+  func addRemove(of address: RequesterID, at path: String, to builder: inout SysfsBuilder) {
+    let name = "\(address)"
+    builder.attribute(
+      "\(path)/remove",
+      CommandAttribute(store: { [self] (text, _) throws(IOMMUError) in
+        guard try Self.flag(text, "removes") else { return }
+        try hotPlug().removeAtOnce(name)
+      }))
+  }
+
+  /// A number; 0 asks for nothing. Linux: `kstrtoul`.
+  private static func flag(_ text: String, _ verb: String) throws(IOMMUError) -> Bool {
+    guard let number = VirtualFunctions.number(text) else {
+      throw IOMMUError(.invalidArgument, "'\(text)' \(verb) nothing: write 1")
+    }
+    return number != 0
   }
 
   /// `reset` of a device that can be reset alone.

@@ -47,8 +47,14 @@ public final class PCIDrivers: Sendable {
     /// What offers a group's devices, made with the first one and gone with the last; and how
     /// many it offers.
     var groups: [UInt32: (group: VFIOGroup, offered: Int)] = [:]
+    /// Takes devices out, and puts them back.
+    var hotPlug = WeakHotPlug(plug: nil)
     /// By the physical function's name.
     var virtualFunctions: [String: WeakVirtualFunctions] = [:]
+  }
+
+  struct WeakHotPlug: Sendable {
+    weak let plug: HotPlug?
   }
 
   struct WeakVirtualFunctions: Sendable {
@@ -106,6 +112,18 @@ public final class PCIDrivers: Sendable {
     state.withLock { state in
       state.virtualFunctions[name] = WeakVirtualFunctions(functions: functions)
     }
+  }
+
+  /// Says who takes devices out.
+  func setHotPlug(_ plug: HotPlug) {
+    state.withLock { $0.hotPlug = WeakHotPlug(plug: plug) }
+  }
+
+  func hotPlug() throws(IOMMUError) -> HotPlug {
+    guard let plug = state.withLock({ $0.hotPlug.plug }) else {
+      throw IOMMUError(.noSuchDevice, "the machine is gone")
+    }
+    return plug
   }
 
   /// What programs can open of a device; nil where vfio-pci does not have it.

@@ -4,6 +4,9 @@
 // error does to it. No memory is touched here and no thread is known: the engine's thread asks
 // what to do next and says how it went.
 
+import IOMMU
+import VFIO
+
 /// The channel's registers and state. Every change goes through its methods.
 struct CopyChannel: Sendable {
   /// The low 3 bits of CHANSTS.
@@ -50,6 +53,8 @@ struct CopyChannel: Sendable {
   private(set) var isBusy = false
   /// CHANSTS is to be written to CHANCMP, because of an error.
   private var owesStatus = false
+  /// It has stopped for an error, and no chain was started since.
+  private var isRecovering = false
 
   /// Whether CHAINADDR was written since the last reset.
   private var hasChain = false
@@ -67,10 +72,15 @@ struct CopyChannel: Sendable {
   /// A completion came while the interrupt was not armed: it fires when it is.
   private(set) var interruptWaiting = false
 
+  init() {}
+
   /// CHANSTS. A channel whose reset is not done yet is still active.
   var statusRegister: UInt64 {
     isResetting ? Status.active.rawValue : lastCompleted | status.rawValue
   }
+
+  /// CDAR: the descriptor in hand, or the one that is next.
+  var currentAddress: UInt64 { nextAddress }
 
   /// Descriptors that the doorbell has announced and that are not completed.
   var pending: UInt16 { doorbell &- completed }
@@ -152,9 +162,10 @@ struct CopyChannel: Sendable {
     case Command.reset:
       // The registers are reset at once, so that what is written next stays; the reset is
       // done, for those who look, when the thread has let go.
-      let wasBusy = isBusy
+      let (wasBusy, wasRecovering) = (isBusy, isRecovering)
       powerOn()
       isBusy = wasBusy
+      isRecovering = wasRecovering
       isResetting = wasBusy
       return wasBusy ? .cancel : []
     case Command.abort:
@@ -186,6 +197,16 @@ struct CopyChannel: Sendable {
 
   /// Whether the thread has something to do that it has not in hand.
   var hasWork: Bool { owesStatus || (status == .active && pending != 0) }
+
+  /// Whether the thread has to wait a little before it begins: once after each error that has
+  /// stopped the channel. DPDK's driver announces the rest of its ring, and in its next line takes
+  /// memory to show nothing new yet: it loses a completion that is there already. A doorbell is a
+  /// posted write on hardware, and the first descriptor is under way while the driver goes on.
+  mutating func takePause() -> Bool {
+    guard isRecovering, status == .active, pending != 0 else { return false }
+    isRecovering = false
+    return true
+  }
 
   /// What the thread is to fetch.
   struct Fetch: Sendable {
@@ -221,6 +242,26 @@ struct CopyChannel: Sendable {
 
   /// False once CHAINADDR was written or the channel was reset.
   func isOfThisChain(_ fetch: Fetch) -> Bool { fetch.chain == chain }
+
+  /// How far a chain has come.
+  struct Progress: Sendable {
+    fileprivate var nextAddress: UInt64
+    fileprivate var isFirst: Bool
+    fileprivate var completed: UInt16
+    fileprivate var lastCompleted: UInt64
+  }
+
+  var progress: Progress {
+    Progress(
+      nextAddress: nextAddress, isFirst: isFirst, completed: completed,
+      lastCompleted: lastCompleted)
+  }
+
+  /// Puts a descriptor back whose completion could not be delivered: it is done again.
+  mutating func putBack(_ progress: Progress) {
+    (nextAddress, isFirst) = (progress.nextAddress, progress.isFirst)
+    (completed, lastCompleted) = (progress.completed, progress.lastCompleted)
+  }
 
   /// The descriptor's work is done; its status is not delivered yet.
   /// - Returns: What CHANSTS is going to be.
@@ -269,11 +310,66 @@ struct CopyChannel: Sendable {
     let halts = !errorMask.isSuperset(of: error) || !error.isDisjoint(with: .chain)
     guard halts else { return [] }
     status = .halted
+    isRecovering = true
     suspendWanted = false
     var actions: Actions = .cancel
     if control & Control.errorCompletion != 0 { owesStatus = true }
     if control & Control.errorInterrupt != 0, requestInterrupt() { actions.insert(.interrupt) }
     return actions
+  }
+
+  // MARK: Moving
+
+  func save(to state: inout DeviceStateWriter) {
+    state.append(UInt8(status.rawValue))
+    state.append(control)
+    for word in [doorbell, completed] { state.append(word) }
+    for word in [chainAddress, completionAddress, nextAddress, lastCompleted] {
+      state.append(word)
+    }
+    for word in [errors.rawValue, errorMask.rawValue] { state.append(word) }
+    for flag in [
+      owesStatus, hasChain, isFirst, suspendWanted, interruptArmed, interruptWaiting,
+    ] {
+      state.append(flag)
+    }
+  }
+
+  /// What `save` wrote, of a channel that has nothing in hand.
+  /// - Throws: `EINVAL` for what it cannot have written.
+  init(from state: inout DeviceStateReader) throws(IOMMUError) {
+    guard let status = Status(rawValue: UInt64(try state.read(UInt8.self))) else {
+      throw DeviceStateReader.invalid("a channel has no such status")
+    }
+    self.status = status
+    control = try state.read()
+    doorbell = try state.read()
+    completed = try state.read()
+    chainAddress = try state.read()
+    completionAddress = try state.read()
+    nextAddress = try state.read()
+    lastCompleted = try state.read()
+    errors = ChannelErrors(rawValue: try state.read())
+    errorMask = ChannelErrors(rawValue: try state.read())
+    owesStatus = try state.readFlag()
+    hasChain = try state.readFlag()
+    isFirst = try state.readFlag()
+    suspendWanted = try state.readFlag()
+    interruptArmed = try state.readFlag()
+    interruptWaiting = try state.readFlag()
+    guard control & ~Control.kept == 0, lastCompleted % CopyDescriptor.size == 0 else {
+      throw DeviceStateReader.invalid("a register has bits that it cannot have")
+    }
+    guard hasChain || status == .halted || status == .suspended else {
+      throw DeviceStateReader.invalid("a channel without a chain cannot run")
+    }
+  }
+
+  /// Becomes another one. What the thread had in hand belongs to no chain any more.
+  mutating func become(_ other: CopyChannel) {
+    let chain = chain
+    self = other
+    self.chain = chain &+ 1
   }
 
   /// As after power-on. What the thread has in hand belongs to no chain any more.

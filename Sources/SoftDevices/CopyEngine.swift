@@ -107,6 +107,8 @@ public final class CopyEngine: PCIDeviceModel {
 
   public func remove() { core.stop() }
 
+  public var migration: (any DeviceMigration)? { core }
+
   private static func mask(_ width: Int) -> UInt64 {
     width >= 8 ? .max : 1 << UInt64(width * 8) - 1
   }

@@ -14,6 +14,10 @@ import VFIO
 final class CopyEngineCore: Sendable {
   /// Bytes copied between two looks at whether the transfer is still wanted.
   static let pieceLength = 256 << 10
+  /// Between the first doorbell after an error and the first descriptor, in microseconds: more than
+  /// a program needs to go on after a register access that was carried out for it, on a host that
+  /// is busy, too; and less than drivers wait before they take a channel for dead (Linux: 200 ms).
+  static let recoveryTime: UInt32 = 50_000
 
   let monitor: Monitor<CopyEngineState>
   private let function = Guarded<FunctionPort?>(nil)
@@ -22,7 +26,7 @@ final class CopyEngineCore: Sendable {
   private let engine: SharedCopyEngine?
   /// Where the thread waits for pages. Cancelled where the transfer in hand is to be dropped; both
   /// under the monitor's lock.
-  private let waits = DeviceWait()
+  let waits = DeviceWait()
   /// Descriptors with a PASID that was not on the list.
   let refusals = Atomic<UInt64>(0)
 
@@ -42,7 +46,7 @@ final class CopyEngineCore: Sendable {
     let needsThread = monitor.change { state in
       carryOut(body(&state), &state, function)
       // Nobody needs a thread before the first doorbell or the first error to be reported.
-      guard !state.isStopping, state.channel.hasWork else { return false }
+      guard !state.isStopping, !state.isQuiesced, state.channel.hasWork else { return false }
       guard engine == nil else { return true }
       guard !state.hasThread else { return false }
       state.hasThread = true
@@ -80,7 +84,12 @@ final class CopyEngineCore: Sendable {
     _ actions: CopyChannel.Actions, _ state: inout CopyEngineState, _ function: FunctionPort?
   ) {
     if actions.contains(.cancel) { waits.cancel() }
-    if actions.contains(.interrupt), state.interruptsEnabled { function?.raise(vector: 0) }
+    guard actions.contains(.interrupt), state.interruptsEnabled else { return }
+    guard !state.isQuiesced else {
+      state.owesInterrupt = true
+      return
+    }
+    function?.raise(vector: 0)
   }
 
   // MARK: Reset and removal
@@ -123,19 +132,29 @@ final class CopyEngineCore: Sendable {
     case status(address: UInt64, value: UInt64)
   }
 
+  private enum Step: Sendable {
+    case work(Work)
+    case pause, end
+  }
+
   private func run(_ function: FunctionPort) {
     let port = function.makePort(waits: waits)
     while true {
-      let work = monitor.wait { state -> Work?? in
-        if state.isStopping { return .some(nil) }
-        return begin(&state).map { .some($0) }
+      let step = monitor.wait { state -> Step? in
+        if state.isStopping { return .end }
+        if !state.isQuiesced, state.channel.takePause() { return .pause }
+        return begin(&state).map { .work($0) }
       }
-      guard let work else { return }
-      _ = perform(work, port, function)
+      switch step {
+      case .end: return
+      case .pause: DeviceThread.sleep(microseconds: Self.recoveryTime)
+      case .work(let work): _ = perform(work, port, function)
+      }
     }
   }
 
   private func begin(_ state: inout CopyEngineState) -> Work? {
+    guard !state.isQuiesced else { return nil }
     if let status = state.channel.beginStatus() {
       return .status(address: status.address, value: status.value)
     }
@@ -183,10 +202,12 @@ final class CopyEngineCore: Sendable {
       }
     }
     // The data is in place: now the status, then the interrupt.
-    let completion = monitor.withLock { state -> (address: UInt64, value: UInt64)? in
+    let completion = monitor.withLock { state -> Completion? in
       guard state.channel.isCurrent(fetch) else { return nil }
+      let before = state.channel.progress
       let value = state.channel.complete(fetch, next: next)
-      return (state.channel.completionAddress, value)
+      return Completion(
+        address: state.channel.completionAddress, value: value, before: before)
     }
     guard let completion else {
       monitor.change { $0.channel.finish() }
@@ -199,7 +220,11 @@ final class CopyEngineCore: Sendable {
     let raises = monitor.change { state -> Bool in
       guard state.channel.isOfThisChain(fetch) else { return false }
       if failed {
-        recordError(.completionAddress, &state, function)
+        if state.isQuiesced, waits.isCancelled {
+          state.channel.putBack(completion.before)
+        } else {
+          recordError(.completionAddress, &state, function)
+        }
         return false
       }
       state.channel.deliver()
@@ -211,6 +236,12 @@ final class CopyEngineCore: Sendable {
     return bytes
   }
 
+  private struct Completion {
+    var address: UInt64
+    var value: UInt64
+    var before: CopyChannel.Progress
+  }
+
   /// Records an error of the descriptor in hand.
   /// - Returns: Whether the channel carries on because the error is masked.
   private func goesOn(
@@ -219,6 +250,8 @@ final class CopyEngineCore: Sendable {
     monitor.change { state in
       // What happens to a transfer that was aborted meanwhile is nobody's error.
       guard state.channel.isCurrent(fetch) else { return false }
+      // Nor is what waited for a page when the engine was stopped: it is done again.
+      if state.isQuiesced, waits.isCancelled { return false }
       recordError(errors, &state, function)
       return state.channel.isCurrent(fetch)
     }

@@ -7,8 +7,10 @@
 struct CopyRegister: Hashable, Sendable {
   enum Name: Sendable {
     case channelCount, transferCapacity, generalControl, interruptControl, attention, version
-    case interruptDelay, capability
-    case control, compatibility, command, doorbell, status, chain, completion, errors, errorMask
+    case interruptDelay, deviceStatus, capability, prefetchLimit
+    case control, compatibility, command, doorbell, status, chain, completion, current, errors,
+      errorMask
+    case cacheHint, ringSize, latencyChoice, latencyActive, latencyIdle
   }
 
   let name: Name
@@ -26,7 +28,9 @@ struct CopyRegister: Hashable, Sendable {
     CopyRegister(name: .attention, offset: 0x04, width: 4),
     CopyRegister(name: .version, offset: 0x08, width: 1),
     CopyRegister(name: .interruptDelay, offset: 0x0C, width: 2),
+    CopyRegister(name: .deviceStatus, offset: 0x0E, width: 2),
     CopyRegister(name: .capability, offset: 0x10, width: 4),
+    CopyRegister(name: .prefetchLimit, offset: 0x4C, width: 1),
     CopyRegister(name: .control, offset: 0x80, width: 2),
     CopyRegister(name: .compatibility, offset: 0x82, width: 2),
     CopyRegister(name: .command, offset: 0x84, width: 1),
@@ -34,8 +38,14 @@ struct CopyRegister: Hashable, Sendable {
     CopyRegister(name: .status, offset: 0x88, width: 8),
     CopyRegister(name: .chain, offset: 0x90, width: 8),
     CopyRegister(name: .completion, offset: 0x98, width: 8),
+    CopyRegister(name: .current, offset: 0xA0, width: 8),
     CopyRegister(name: .errors, offset: 0xA8, width: 4),
     CopyRegister(name: .errorMask, offset: 0xAC, width: 4),
+    CopyRegister(name: .cacheHint, offset: 0xB0, width: 4),
+    CopyRegister(name: .ringSize, offset: 0xB6, width: 2),
+    CopyRegister(name: .latencyChoice, offset: 0xBC, width: 1),
+    CopyRegister(name: .latencyActive, offset: 0xC0, width: 4),
+    CopyRegister(name: .latencyIdle, offset: 0xC4, width: 4),
   ]
 
   func meets(_ start: UInt64, _ width: Int) -> Bool {
@@ -55,6 +65,22 @@ struct CopyRegister: Hashable, Sendable {
   }
 }
 
+/// Registers that drivers set up and that change nothing here: DMA by software is coherent, fetches
+/// nothing ahead and never sleeps. They read as they were written, until power-on.
+struct CopyHints: Equatable, Sendable {
+  /// PREFETCH_LIMIT: how many descriptors are fetched ahead.
+  var prefetchLimit: UInt8 = 0
+  /// DCACTRL: which processor's cache takes completions.
+  var cacheHint: UInt32 = 0
+  /// DRSCTL: where a ring of descriptors without links wraps. There are links always
+  /// (DMACAPABILITY says that there is no such ring).
+  var ringSize: UInt16 = 0
+  /// LTR_SWSEL, LTR_ACTIVE, LTR_IDLE: what latency the engine tolerates.
+  var latencyChoice: UInt8 = 0
+  var latencyActive: UInt32 = 0
+  var latencyIdle: UInt32 = 0
+}
+
 /// Everything in the engine that a register access can see or change.
 struct CopyEngineState: Sendable {
   /// Bits of INTRCTRL.
@@ -72,9 +98,14 @@ struct CopyEngineState: Sendable {
   var interruptControl: UInt8 = 0
   /// INTRDELAY keeps what is written; interrupts are not delayed.
   var interruptDelay: UInt16 = 0
+  var hints = CopyHints()
   /// A thread exists, or nobody needs one again.
   var hasThread = false
   var isStopping = false
+  /// Stopped so that the state can move: nothing is taken in hand.
+  var isQuiesced = false
+  /// An interrupt came due meanwhile.
+  var owesInterrupt = false
 
   init(configuration: CopyEngine.Configuration) { self.configuration = configuration }
 
@@ -95,6 +126,14 @@ struct CopyEngineState: Sendable {
     case .attention: attention ? 1 : 0
     case .version: UInt64(configuration.version)
     case .interruptDelay: UInt64(interruptDelay)
+    case .deviceStatus: 0
+    case .prefetchLimit: UInt64(hints.prefetchLimit)
+    case .current: channel.currentAddress
+    case .cacheHint: UInt64(hints.cacheHint)
+    case .ringSize: UInt64(hints.ringSize)
+    case .latencyChoice: UInt64(hints.latencyChoice)
+    case .latencyActive: UInt64(hints.latencyActive)
+    case .latencyIdle: UInt64(hints.latencyIdle)
     case .capability:
       (configuration.canFill ? 0x40 : 0) | (configuration.takesPASIDs ? 0x8000_0000 : 0)
     case .control: UInt64(channel.control)
@@ -151,8 +190,19 @@ struct CopyEngineState: Sendable {
     case .errorMask:
       channel.errorMask = ChannelErrors(
         rawValue: UInt32(truncatingIfNeeded: merged(UInt64(channel.errorMask.rawValue))))
-    case .channelCount, .transferCapacity, .attention, .version, .capability, .compatibility,
-      .status:
+    case .prefetchLimit:
+      hints.prefetchLimit = UInt8(truncatingIfNeeded: merged(UInt64(hints.prefetchLimit)))
+    case .cacheHint:
+      hints.cacheHint = UInt32(truncatingIfNeeded: merged(UInt64(hints.cacheHint)))
+    case .ringSize: hints.ringSize = UInt16(truncatingIfNeeded: merged(UInt64(hints.ringSize)))
+    case .latencyChoice:
+      hints.latencyChoice = UInt8(truncatingIfNeeded: merged(UInt64(hints.latencyChoice)))
+    case .latencyActive:
+      hints.latencyActive = UInt32(truncatingIfNeeded: merged(UInt64(hints.latencyActive)))
+    case .latencyIdle:
+      hints.latencyIdle = UInt32(truncatingIfNeeded: merged(UInt64(hints.latencyIdle)))
+    case .channelCount, .transferCapacity, .attention, .version, .deviceStatus, .capability,
+      .compatibility, .status, .current:
       break
     }
     return []
@@ -164,5 +214,7 @@ struct CopyEngineState: Sendable {
     generalControl = 0
     interruptControl = 0
     interruptDelay = 0
+    hints = CopyHints()
+    owesInterrupt = false
   }
 }

@@ -22,6 +22,8 @@ public struct DMAFault: Error, Hashable, Sendable {
   public let cause: RequestFault?
   /// What the device made of it. A device whose ATS is on asks for translations.
   public let kind: DeviceRequest.Kind
+  /// What became of asking for the page, for sentences. Of devices that ask.
+  package var pageRequest: PageRequestEnd?
   /// Pages from `iova` on that the access lacks and that its device may ask for; 0 where the
   /// fault stands. Of accesses that leave it to their caller to ask.
   package var missingPages = 0
@@ -95,15 +97,32 @@ extension DMAFault.Reason: CustomStringConvertible {
   }
 }
 
+/// Why a device that asks for pages did not get one.
+package enum PageRequestEnd: Sendable {
+  /// The table has no fault queue.
+  case unasked
+  /// The answer was "invalid", or the wait was ended in its place.
+  case refused
+}
+
 extension DMAFault {
-  /// The reason, and of two stages whose tables have it so.
+  /// The reason, of two stages whose tables have it so, and what became of asking for the page.
   public var explanation: String {
+    switch pageRequest {
+    case nil: place
+    case .unasked:
+      place + "; the device could ask for it, but its page table has no fault queue"
+    case .refused: place + "; its page request was answered with invalid, or ended unanswered"
+    }
+  }
+
+  private var place: String {
     guard case .walk(let walk, let tables)? = cause, tables.isNested else { return "\(reason)" }
     guard walk.stage == .second else { return "in the user's table \(reason)" }
-    let place = hex(walk.ipa)
+    let address = hex(walk.ipa)
     return walk.isTableFetch
-      ? "the user's table goes on at \(place), and in its parent \(reason)"
-      : "the user's table leads to \(place), and in its parent \(reason)"
+      ? "the user's table goes on at \(address), and in its parent \(reason)"
+      : "the user's table leads to \(address), and in its parent \(reason)"
   }
 }
 

@@ -80,7 +80,12 @@ extension DMAPort {
     // Where its ATS is off (a user's EATS, EN_ATS), the device asks for no pages either.
     guard let answerer = resolution.answerer, unsafe state.pointee.hasATS, !confirmsByHand,
       mayAsk(answerer, miss)
-    else { throw fail(miss, cause) }
+    else {
+      // It asks for no pages of a table that nobody says anything of.
+      let asks = unsafe resolution.features.pageRequests && state.pointee.hasATS
+      throw fail(
+        miss, cause, pageRequest: asks && resolution.answerer == nil ? .unasked : nil)
+    }
     let context = unsafe state.pointee.context
     guard !context.refusesPageRequests else {
       // The request is answered by the IOMMU; DTF hides that too.
@@ -100,7 +105,7 @@ extension DMAPort {
     enter()
     switch outcome {
     case .tryAgain: return
-    case .giveUp: throw fail(miss, cause)
+    case .giveUp: throw fail(miss, cause, pageRequest: .refused)
     case .cancelled: throw fault(miss, cause)
     }
   }
@@ -182,6 +187,7 @@ extension DMAPort {
     if outcome == .giveUp {
       var fault = fault
       fault.missingPages = 0
+      fault.pageRequest = .refused
       faults.record(fault)
     }
     return outcome == .tryAgain
@@ -193,5 +199,9 @@ extension PageRequest.Access {
     self = []
     if access.contains(.read) { insert(.read) }
     if access.contains(.write) { insert(.write) }
+  }
+
+  var permissions: Permissions {
+    (contains(.read) ? Permissions.read : []).union(contains(.write) ? .write : [])
   }
 }

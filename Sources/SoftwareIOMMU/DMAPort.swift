@@ -83,8 +83,11 @@ public final class DMAPort: @unchecked Sendable {
   }
 
   /// As above, of a cause that was taken before.
-  func fail(_ miss: Miss, _ cause: RequestFault?) -> DMAFault {
-    let fault = fault(miss, cause)
+  func fail(
+    _ miss: Miss, _ cause: RequestFault?, pageRequest: PageRequestEnd? = nil
+  ) -> DMAFault {
+    var fault = fault(miss, cause)
+    fault.pageRequest = pageRequest
     faults.record(fault)
     tellGuest(fault)
     return fault

@@ -109,6 +109,9 @@ package final class DeviceThread: Sendable {
     self.thread = thread
   }
 
+  /// Lets the calling thread sleep.
+  package static func sleep(microseconds: UInt32) { usleep(microseconds) }
+
   /// Waits for the thread's end; on the thread itself, lets it end alone. Called once.
   package func join() {
     if pthread_equal(pthread_self(), thread) != 0 {

@@ -213,7 +213,8 @@ final class PageRequestQueue: Sendable {
       events.append(
         .pageRequest(
           source: events.sources.source(source.requester, source.pasid),
-          iova: IOVA(addresses[0]), pages: addresses.count, group: number))
+          iova: IOVA(addresses[0]), access: access.permissions, pages: addresses.count,
+          group: number))
       return sleep(for: group, ticket, addresses, access)
     }
   }
@@ -328,9 +329,9 @@ final class PageRequestQueue: Sendable {
 
   /// Answers a group. Nothing where it has had its answer.
   func answer(_ device: RequesterID, _ number: UInt32, _ answer: PageGroup.Answer) {
-    state.withLock { state in
+    let answered = state.withLock { state -> PageGroup? in
       guard let group = state.devices[device]?.groups.removeValue(forKey: number) else {
-        return
+        return nil
       }
       if answer == .invalid {
         state.counts.invalid &+= 1
@@ -339,7 +340,13 @@ final class PageRequestQueue: Sendable {
       }
       state.devices[device]?.release(group.isAbandoned ? 0 : group.pages)
       group.end(answer)
+      return group
     }
+    guard let answered else { return }
+    events.append(
+      .pageResponse(
+        source: events.sources.source(device, answered.source.pasid), group: number,
+        answer: answer == .invalid ? "invalid" : "success"))
   }
 
   /// The context of a source is another: who waits for room, or is about to ask, looks again.

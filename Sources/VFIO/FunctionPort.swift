@@ -18,11 +18,17 @@ public final class FunctionPort: Sendable {
   private let pasids: VirtualPASIDs?
   /// What a model asks before it loads a PASID that its user names (MODEL A3).
   public let allowedPASIDs: AllowedPASIDs
+  private let carried = Guarded<(any DoorbellPages)?>(nil)
+  private let log: DMALog
+  private let faults: FaultGate
 
   init(
     interrupts: InterruptVectors, config: PCIConfigSpace, upstream: any UpstreamBus,
-    gate: MasterGate, pasids: VirtualPASIDs?, allowedPASIDs: AllowedPASIDs
+    gate: MasterGate, pasids: VirtualPASIDs?, allowedPASIDs: AllowedPASIDs, log: DMALog,
+    faults: FaultGate
   ) {
+    self.log = log
+    self.faults = faults
     self.pasids = pasids
     self.allowedPASIDs = allowedPASIDs
     self.interrupts = interrupts
@@ -44,7 +50,7 @@ public final class FunctionPort: Sendable {
       waits != nil
       ? upstream.makeRecoveringPort(pasid: pasid)
       : pasid.map { upstream.makePort(pasid: $0) } ?? upstream.makePort()
-    return GatedPort(port: port, gate: gate)
+    return GatedPort(port: port, gate: gate, log: pasid == nil ? log : nil, faults: faults)
   }
 
   private func recovering(_ port: any BusPort, _ waits: DeviceWait?) -> any BusPort {
@@ -71,6 +77,20 @@ public final class FunctionPort: Sendable {
   ) throws(IOMMUError) -> any BusPort {
     let port = gated(try allowedPASIDs.check(virtual), waits)
     return recovering(ListedPort(port: port, pasid: virtual, list: allowedPASIDs), waits)
+  }
+
+  /// The doorbells of the present user, closed and zero when it comes; nil while there is none, and
+  /// where nobody carries them: each ring is a write of a register then. The model opens them while
+  /// it polls, and leaves them closed and zero where it is reset.
+  public var doorbells: (any DoorbellPages)? { carried.withLock { $0 } }
+
+  /// Gives the model the doorbells of a user, or takes them away.
+  func setDoorbells(_ doorbells: (any DoorbellPages)?) {
+    let old = carried.withLock { pages in
+      defer { pages = doorbells }
+      return pages
+    }
+    old?.close()
   }
 
   /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
@@ -104,10 +124,34 @@ final class MasterGate: Sendable {
 final class GatedPort: BusPort {
   private let port: any BusPort
   private let gate: MasterGate
+  /// Where the function says what it has written; nil for what it keeps to itself.
+  private let log: DMALog?
+  /// What makes its accesses fail; nil for what never does.
+  private let faults: FaultGate?
 
-  init(port: any BusPort, gate: MasterGate) {
+  init(
+    port: any BusPort, gate: MasterGate, log: DMALog? = nil, faults: FaultGate? = nil
+  ) {
+    self.faults = faults
     self.port = port
     self.gate = gate
+    self.log = log
+  }
+
+  /// Makes a write, and logs as much of it as was made.
+  /// - Parameter source: Of a copy.
+  private func writing(
+    _ address: IOVA, _ count: Int, from source: IOVA? = nil, _ body: () throws(BusError) -> Void
+  ) throws(BusError) {
+    do throws(BusError) {
+      try body()
+    } catch {
+      let start = error.access.contains(.write) ? address : source ?? address
+      let done = error.address.rawValue &- start.rawValue
+      log?.wrote(address, Int(min(done, UInt64(count))))
+      throw error
+    }
+    log?.wrote(address, count)
   }
 
   func ask(for error: BusError, waits: DeviceWait) -> Bool {
@@ -117,6 +161,9 @@ final class GatedPort: BusPort {
   private func check(_ address: IOVA, _ access: Permissions) throws(BusError) {
     guard gate.allowsMaster else {
       throw BusError(kind: .notMaster, address: address, access: access)
+    }
+    if faults?.takesOne() == true {
+      throw BusError(kind: .translation, address: address, access: access)
     }
   }
 
@@ -128,23 +175,29 @@ final class GatedPort: BusPort {
 
   func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
     try check(address, .write)
-    // SAFETY: as in `read`.
-    try unsafe port.write(address, from: buffer)
+    try writing(address, buffer.count) { () throws(BusError) in
+      // SAFETY: as in `read`.
+      try unsafe port.write(address, from: buffer)
+    }
   }
 
   func store(_ value: UInt64, at address: IOVA) throws(BusError) {
     try check(address, .write)
-    try port.store(value, at: address)
+    try writing(address, 8) { () throws(BusError) in try port.store(value, at: address) }
   }
 
   func copy(from source: IOVA, to destination: IOVA, length: Int) throws(BusError) {
     try check(source, .read)
-    try port.copy(from: source, to: destination, length: length)
+    try writing(destination, length, from: source) { () throws(BusError) in
+      try port.copy(from: source, to: destination, length: length)
+    }
   }
 
   func fill(_ address: IOVA, pattern: UInt64, length: Int) throws(BusError) {
     try check(address, .write)
-    try port.fill(address, pattern: pattern, length: length)
+    try writing(address, length) { () throws(BusError) in
+      try port.fill(address, pattern: pattern, length: length)
+    }
   }
 }
 

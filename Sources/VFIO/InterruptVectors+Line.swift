@@ -12,9 +12,13 @@ struct LineState: Sendable {
   var asserted = false
   /// Masked by the user, or by itself after it was signalled.
   var masked = false
+  /// Masked because the function sleeps.
+  var maskedForSleep = false
   /// The user wrote Interrupt Disable into the command register.
   var disabled = false
   var signal: (any EventSignal)?
+  /// What unmasks it when the user signals it; nil for none.
+  var unmasking: LineWatch?
 }
 
 extension InterruptVectors {
@@ -39,6 +43,24 @@ extension InterruptVectors {
       }
     }
   }
+
+  /// Follows a function into its sleep and out of it: what is not masked by then is masked for that
+  /// long. Linux: `pm_intx_masked`.
+  func setLineAsleep(_ isAsleep: Bool) {
+    state.withLock { state in
+      if isAsleep {
+        guard state.mode == .line, !state.line.masked else { return }
+        state.line.masked = true
+        state.line.maskedForSleep = true
+      } else if state.line.maskedForSleep {
+        state.line.maskedForSleep = false
+        unmask(&state)
+      }
+    }
+  }
+
+  /// Tells the user of an error that the device reported. Linux: `err_trigger`.
+  func signalError() { state.withLock { $0.error?.signal() } }
 
   /// Signals an asserted line once and masks it, as the handler of a shared line does.
   private func deliverLine(_ state: inout State) {
@@ -80,13 +102,35 @@ extension InterruptVectors {
     case .none: unmask(&state)
     case .booleans(let flags): if flags.first == true { unmask(&state) }
     case .events(let events):
-      // Nothing ever waits on an eventfd here, so there is nothing to remove.
-      if case .remove? = events.first { return }
-      // Linux waits on the eventfd. An EventSignal can only be signalled, so it is refused.
+      switch events.first {
+      case .remove?, nil: state.line.unmasking = nil
+      case .invalid(let error)?: throw error
+      case .signal(let signal)?: try unmask(&state, by: signal)
+      }
+    }
+  }
+
+  /// Unmasks the line whenever the user signals an event. Linux: `vfio_virqfd_enable`.
+  private func unmask(_ state: inout State, by signal: any EventSignal) throws(IOMMUError) {
+    guard let event = signal as? WatchedEvent else {
       throw IOMMUError(
         .operationNotSupported,
-        "INTx cannot be unmasked by an eventfd; use DATA_NONE or DATA_BOOL")
+        "this event can be signalled, but not waited for; use DATA_NONE or DATA_BOOL")
     }
+    guard state.line.unmasking == nil else {
+      throw IOMMUError(
+        .resourceBusy, "INTx is unmasked by an eventfd already; remove it by -1 first")
+    }
+    let watch = LineWatch()
+    // What it calls waits for the lock that is held here.
+    let hasBegun = watch.begin(event) { [weak self] watch in
+      self?.state.withLock { state in
+        guard let self, state.line.unmasking === watch else { return }
+        self.unmask(&state)
+      }
+    }
+    guard hasBegun else { throw IOMMUError(.noMemory, "the host has no thread left") }
+    state.line.unmasking = watch
   }
 
   func triggerLine(
@@ -94,6 +138,7 @@ extension InterruptVectors {
   ) throws(IOMMUError) {
     if case .none = arguments, state.mode == .line, count == 0 {
       state.line.signal = nil
+      state.line.unmasking = nil
       state.line.masked = false
       state.mode = .none
       return

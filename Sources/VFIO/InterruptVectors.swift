@@ -127,6 +127,24 @@ public final class InterruptVectors: Sendable {
     }
   }
 
+  /// Vectors that were raised while masked, in order.
+  var pendingVectors: [Int] { state.withLock { $0.pending.sorted() } }
+
+  /// Takes pending vectors over from a state that was moved here.
+  func setPending(_ vectors: Set<Int>) { state.withLock { $0.pending = vectors } }
+
+  /// Raises what is pending and has a listener by now: the device goes on.
+  func raisePending() {
+    state.withLock { state in
+      guard state.mode == .msix else { return }
+      for vector in state.pending.sorted() {
+        guard let target = state.vectors[vector] else { continue }
+        state.pending.remove(vector)
+        send(target.message)
+      }
+    }
+  }
+
   /// A message that does not get through was the device's DMA and has been counted as a
   /// fault; nobody is signalled.
   private func send(_ message: InterruptMessage) {

@@ -102,6 +102,9 @@ public final class PCIConfigSpace: Sendable {
     state.withLock { $0.bytes[layout.power + PowerManagement.control] & 3 == 3 }
   }
 
+  /// Back to D0.
+  func powerUp() { state.withLock { $0.bytes[layout.power + PowerManagement.control] &= ~3 } }
+
   func change(_ body: (inout Storage) -> Void) { state.withLock { body(&$0) } }
 
   /// All bytes as they are now, with what vfio-pci hides.

@@ -39,22 +39,33 @@ public struct BAR: Hashable, Sendable {
   /// Whether it is plain memory and no registers: programs may map it, and the model is asked
   /// for none of its bytes. Its size is a multiple of 4 KiB then.
   public var isMemory: Bool
+  /// Doorbells, in bytes from the start of a BAR of registers: whole pages of 4 KiB of 32-bit
+  /// words. They are plain memory while the model has opened them (`FunctionPort.doorbells`), and
+  /// registers while not. Nil where the BAR has none; a function has them in one BAR at the most.
+  public var doorbells: Range<UInt64>?
 
   /// - Precondition: `index` and `size` are as their descriptions say.
   public init(
     index: Int, size: UInt64, is64Bit: Bool = true, isPrefetchable: Bool = false,
-    isMemory: Bool = false
+    isMemory: Bool = false, doorbells: Range<UInt64>? = nil
   ) {
     precondition((0...(is64Bit ? 4 : 5)).contains(index), "a function has BARs 0 to 5")
     precondition(!isMemory || size >= 4096, "memory that is mapped has whole pages")
     precondition(
       size >= 16 && size & (size - 1) == 0 && (is64Bit || size <= 1 << 31),
       "the size of a BAR is a power of two that it can decode")
+    if let doorbells {
+      precondition(
+        !isMemory && !doorbells.isEmpty && doorbells.upperBound <= size
+          && (doorbells.lowerBound | doorbells.upperBound) % 4096 == 0,
+        "doorbells are whole pages of a BAR of registers")
+    }
     self.index = index
     self.size = size
     self.is64Bit = is64Bit
     self.isPrefetchable = isPrefetchable
     self.isMemory = isMemory
+    self.doorbells = doorbells
   }
 }
 
@@ -156,6 +167,10 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
   /// Forgets all work of a PASID. When it returns, no DMA that was begun for it goes on.
   /// - Parameter pasid: As DMA carries it.
   func drain(_ pasid: PASID)
+
+  /// What moves the device's state; nil, unless a model says otherwise, for nothing: VFIO then
+  /// offers no migration. The same object for the model's life.
+  var migration: (any DeviceMigration)? { get }
 }
 
 extension PCIDeviceModel {
@@ -163,4 +178,5 @@ extension PCIDeviceModel {
   public var portal: PortalLayout? { nil }
   public func receive(_ command: WorkCommand) -> DeferrableWrite { .retry }
   public func drain(_ pasid: PASID) {}
+  public var migration: (any DeviceMigration)? { nil }
 }

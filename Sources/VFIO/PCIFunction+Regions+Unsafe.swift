@@ -34,6 +34,7 @@ extension PCIFunction {
     _ region: PCIRegion, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) -> Int {
     guard unsafe !buffer.isEmpty else { return 0 }
+    if isDead { return try unsafe readNothing(region, at: offset, into: buffer) }
     switch region {
     case .config:
       let start = try configRange(offset, buffer.count)
@@ -75,6 +76,7 @@ extension PCIFunction {
     _ region: PCIRegion, at offset: UInt64, from buffer: UnsafeRawBufferPointer
   ) throws(IOMMUError) -> Int {
     guard unsafe !buffer.isEmpty else { return 0 }
+    if isDead { return try count(region, at: offset, buffer.count) }
     switch region {
     case .config:
       let start = try configRange(offset, buffer.count)
@@ -116,6 +118,34 @@ extension PCIFunction {
     case .rom, .vga:
       throw IOMMUError(.invalidArgument, "\(name) has no \(region) region to write")
     }
+  }
+
+  // MARK: Nobody there
+
+  /// Bytes of an access that lie in the region.
+  private func count(
+    _ region: PCIRegion, at offset: UInt64, _ count: Int
+  ) throws(IOMMUError) -> Int {
+    switch region {
+    case .config:
+      _ = try configRange(offset, count)
+      return count
+    case .bar(let index):
+      return min(count, Int(clamping: try bar(index, holding: offset).size - offset))
+    case .rom, .vga:
+      throw IOMMUError(.invalidArgument, "\(name) has no \(region) region")
+    }
+  }
+
+  /// All ones, as a bus without an answer reads.
+  private func readNothing(
+    _ region: PCIRegion, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    let count = try count(region, at: offset, buffer.count)
+    // SAFETY: count <= buffer.count.
+    unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]).copyBytes(
+      from: repeatElement(0xFF, count: count))
+    return count
   }
 
   // MARK: Pieces

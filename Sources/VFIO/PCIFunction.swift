@@ -27,13 +27,20 @@ public final class PCIFunction: Sendable {
   /// Whether it is a virtual function: it decodes memory as long as it is there.
   public let isVirtual: Bool
   let virtuals = Guarded<[PCIFunction]>([])
+  /// What its DMA writes, where its user wants to know.
+  public let log = DMALog()
   /// Where CPUs submit commands; nil where the function has no shared work queue.
   public let portal: FunctionPortal?
   private let gate = MasterGate()
+  private let port: FunctionPort
   /// What is behind the memory BARs, by number, while the function has a user.
   private let memories = Guarded<[Int: any DeviceMemory]>([:])
   /// Serializes resets and changes of what the command register governs.
   private let control = RankedMutex(.function, ())
+  let power = PowerGate()
+  let faults = FaultGate()
+  /// How far its state's move is. Taken before `control`.
+  let progress = RankedMutex(.migration, MigrationProgress())
 
   /// - Parameters:
   ///   - upstream: The bus above, for this function's requester id.
@@ -92,10 +99,11 @@ public final class PCIFunction: Sendable {
     interrupts = InterruptVectors(
       msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
       upstream: upstream, gate: gate)
-    model.connect(
-      to: FunctionPort(
-        interrupts: interrupts, config: config, upstream: upstream, gate: gate,
-        pasids: endpoint?.pasids, allowedPASIDs: allowedPASIDs))
+    port = FunctionPort(
+      interrupts: interrupts, config: config, upstream: upstream, gate: gate,
+      pasids: endpoint?.pasids, allowedPASIDs: allowedPASIDs, log: log,
+      faults: faults)
+    model.connect(to: port)
     bus?.add(self)
   }
 
@@ -131,14 +139,15 @@ public final class PCIFunction: Sendable {
 
   /// Makes the function ready for a new user: reset, memory decoding on, bus mastering off.
   /// Linux: `vfio_pci_core_enable`.
-  /// - Parameter memories: What its memory BARs show, by number: nobody else's from now on.
-  func enable(memories: [Int: any DeviceMemory] = [:]) {
-    control.withLock { _ in
+  /// - Parameter pages: What its BARs show: nobody else's from now on.
+  func enable(_ pages: CarriedPages = CarriedPages()) {
+    resetting {
       gate.allowsMaster = false
       model.reset()
       interrupts.disableAll()
       config.resetAll(memoryEnabled: true)
-      self.memories.withLock { $0 = memories }
+      memories.withLock { $0 = pages.memories }
+      port.setDoorbells(pages.doorbells)
       followMemory()
     }
     resetVirtualFunctions()
@@ -152,7 +161,7 @@ public final class PCIFunction: Sendable {
   /// Takes the function from its user. When it returns, it does no DMA, raises no interrupt
   /// and remembers nothing. Linux: `vfio_pci_core_disable`.
   func disable() {
-    control.withLock { _ in
+    resetting {
       gate.allowsMaster = false
       interrupts.disableAll()
       model.reset()
@@ -160,7 +169,11 @@ public final class PCIFunction: Sendable {
       followMemory()
       for memory in memories.withLock({ Array($0.values) }) { memory.clear() }
       memories.withLock { $0 = [:] }
+      port.setDoorbells(nil)
     }
+    log.stop()
+    exitLowPower()
+    power.isAsleep.store(false, ordering: .sequentiallyConsistent)
     resetVirtualFunctions()
   }
 
@@ -169,7 +182,7 @@ public final class PCIFunction: Sendable {
   /// returns, no DMA that was begun before goes on, and the memory BARs are zero: a reset leaves
   /// nothing of what a function was used for (PCI Express, 6.6.2).
   public func reset() {
-    control.withLock { _ in
+    resetting {
       gate.allowsMaster = false
       model.reset()
       interrupts.deviceReset()
@@ -180,10 +193,40 @@ public final class PCIFunction: Sendable {
     resetVirtualFunctions()
   }
 
+  /// A migration ends with any reset: the function runs after it.
+  private func resetting(_ body: () -> Void) {
+    progress.withLock { progress in
+      control.withLock { _ in body() }
+      resetMigration(&progress)
+    }
+  }
+
+  /// Lets a memory BAR answer for a moment, whatever the command register says: state is moved.
+  func whileGiven(_ bar: BAR, _ body: (any DeviceMemory) -> Bool) -> Bool {
+    control.withLock { _ in
+      guard let memory = memory(ofBAR: bar.index) else { return false }
+      guard !memory.isGiven else { return body(memory) }
+      memory.give()
+      defer { memory.take() }
+      return body(memory)
+    }
+  }
+
   /// The device is taken out of the machine: its threads end.
   public func remove() {
     disable()
     model.remove()
+  }
+
+  /// Changes whether the function sleeps, and does what follows from it.
+  /// - Parameter body: Says whether it changed.
+  @discardableResult
+  func changePower(_ body: () -> Bool) -> Bool {
+    control.withLock { _ in
+      let hasChanged = body()
+      if hasChanged { followControl() }
+      return hasChanged
+    }
   }
 
   // MARK: Configuration space
@@ -196,7 +239,9 @@ public final class PCIFunction: Sendable {
 
   private func followControl() {
     let command = config.command
-    gate.allowsMaster = command & Command.master != 0 && !config.isPoweredDown
+    gate.allowsMaster =
+      command & Command.master != 0 && !config.isPoweredDown
+      && !power.isAsleep.load(ordering: .sequentiallyConsistent) && !isDead
     interrupts.setLineDisabled(command & Command.interruptDisable != 0)
     followMemory()
   }
@@ -210,7 +255,8 @@ public final class PCIFunction: Sendable {
   }
 
   /// Whether the BARs answer: memory decoding is on and the function has power.
-  var isMemoryEnabled: Bool {
+  public var isMemoryEnabled: Bool {
     (isVirtual || config.command & Command.memory != 0) && !config.isPoweredDown
+      && !power.isAsleep.load(ordering: .sequentiallyConsistent) && !isDead
   }
 }

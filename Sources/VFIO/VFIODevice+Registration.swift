@@ -44,3 +44,25 @@ extension VFIODevice {
     }
   }
 }
+
+// MARK: - Going while a user has it
+
+extension VFIODevice {
+  /// The device is about to leave the machine: nobody opens or binds it from now on, and who has it
+  /// keeps it.
+  ///
+  /// Linux: the beginning of `vfio_unregister_group_dev`.
+  public func beginLeaving() {
+    state.withLock { $0.isGone = true }
+    registration.withLock { $0.isRetired = true }
+  }
+
+  /// Whether nobody has a file or a mapping of it.
+  public var isReleased: Bool {
+    let isOpen = state.withLock { $0.openCount > 0 }
+    return !isOpen && registration.withLock { $0.openFiles == 0 }
+  }
+
+  /// Asks whoever has it to let it go, by the request interrupt. Linux: `vfio_pci_core_request`.
+  public func requestRelease() { function.interrupts.requestRelease() }
+}

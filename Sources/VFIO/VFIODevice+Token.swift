@@ -96,8 +96,8 @@ extension VFIODevice {
   // MARK: Users
 
   /// Starts the function for its first user.
-  func enable(memories: [Int: any DeviceMemory]) {
-    function.enable(memories: memories)
+  func enable(_ pages: CarriedPages) {
+    function.enable(pages)
     physicalFunction?.tokens?.state.withLock { $0.users += 1 }
   }
 

@@ -95,6 +95,13 @@ public final class VFIODevice: Sendable {
   public var isBound: Bool { state.withLock { $0.openCount > 0 } }
 }
 
+/// What a carrier keeps of a function's BARs for one user.
+struct CarriedPages: Sendable {
+  /// What is behind the memory BARs, by number.
+  var memories: [Int: any DeviceMemory] = [:]
+  var doorbells: (any DoorbellPages)?
+}
+
 /// One open of a device, by its node or through its group. Linux: `struct vfio_device_file`.
 /// Thread-safe.
 public final class DeviceSession: Sendable {
@@ -139,15 +146,20 @@ public final class DeviceSession: Sendable {
     keeper.withLock { $0 = MemoryKeeper(backing: backing, offset: offset) }
   }
 
-  /// What the device's memory BARs show to this user.
-  func makeMemories() throws(IOMMUError) -> [Int: any DeviceMemory] {
+  /// What the device's BARs show to this user.
+  func makePages() throws(IOMMUError) -> CarriedPages {
     let keeper = self.keeper.withLock { $0 }
-    var memories: [Int: any DeviceMemory] = [:]
-    for bar in device.function.bars where bar.isMemory {
-      memories[bar.index] = try keeper.backing.makeMemory(
-        at: keeper.offset(bar.index), length: bar.size)
+    var pages = CarriedPages()
+    for bar in device.function.bars {
+      let start = keeper.offset(bar.index)
+      if bar.isMemory {
+        pages.memories[bar.index] = try keeper.backing.makeMemory(at: start, length: bar.size)
+      } else if let range = bar.doorbells {
+        pages.doorbells = try keeper.backing.makeDoorbells(
+          at: start + range.lowerBound, length: range.upperBound - range.lowerBound)
+      }
     }
-    return memories
+    return pages
   }
 
   /// Whether the device may be used through this file (MODEL C4).
@@ -195,9 +207,9 @@ public final class DeviceSession: Sendable {
         try device.checkToken(token())
         let context = try findContext()
         guard state.openCount == 0 else { throw alreadyBound("another file of it has") }
-        let memories = try makeMemories()
+        let pages = try makePages()
         let binding = try FunctionBinding(device.function, to: context, cookie: cookie)
-        device.enable(memories: memories)
+        device.enable(pages)
         do throws(IOMMUError) {
           try publish(binding.id)
         } catch {

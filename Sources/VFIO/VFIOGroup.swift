@@ -318,13 +318,13 @@ public final class VFIOGroup: Sendable {
   ) throws(IOMMUError) -> FunctionBinding? {
     let device = session.device
     try container.requireModel()
-    let memories = try session.makeMemories()
+    let pages = try session.makePages()
     guard device.function.device == nil else {
-      device.enable(memories: memories)
+      device.enable(pages)
       return nil
     }
     let binding = try container.connect(device.function)
-    device.enable(memories: memories)
+    device.enable(pages)
     return binding
   }
 
@@ -333,9 +333,9 @@ public final class VFIOGroup: Sendable {
     _ session: DeviceSession, in context: Context
   ) throws(IOMMUError) -> FunctionBinding {
     let device = session.device
-    let memories = try session.makeMemories()
+    let pages = try session.makePages()
     let binding = try FunctionBinding(device.function, to: context)
-    device.enable(memories: memories)
+    device.enable(pages)
     do throws(IOMMUError) {
       _ = try binding.attach(nil, to: context.compatibilityIOAS())
     } catch {

@@ -18,10 +18,13 @@ struct IOMMUTool: ParsableCommand {
       To see it work:            iommu demo
       To run your own program:   iommu run -- ./program
       To see the machine:        iommu machine
+      To disturb a running one:  iommu ctl
       If something is refused:   iommu doctor
       """,
     version: "swift-iommu \(version)",
-    subcommands: [Run.self, Demo.self, PrintMachine.self, Doctor.self, Completion.self])
+    subcommands: [
+      Run.self, Control.self, Demo.self, PrintMachine.self, Doctor.self, Completion.self,
+    ])
 
   static let version = "0.1.0"
 

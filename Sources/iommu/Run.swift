@@ -37,6 +37,12 @@ struct Run: ParsableCommand {
   var explain = false
 
   @Flag(
+    help: ArgumentHelp(
+      "Let programs pin more memory than RLIMIT_MEMLOCK (ulimit -l) allows.",
+      discussion: "A VM's whole memory, for one: QEMU maps it for the device."))
+  var noMemlockLimit = false
+
+  @Flag(
     help: "Add the mock IOMMU driver that the kernel's own iommufd self-tests drive.")
   var selfTestDriver = false
 
@@ -59,17 +65,21 @@ struct Run: ParsableCommand {
     // the supervisor, while the program starts.
     let machine = try source.description()
     let withSelfTests = selfTestDriver
+    let (pid, program) = (getpid(), command.joined(separator: " "))
     let options = RunOptions(
       program: command[0], arguments: Array(command.dropFirst()), trace: traceTarget,
-      explain: explain,
+      explain: explain, limitsMemory: !noMemlockLimit,
       makeMachine: {
         let machine = try Machine(machine, selfTestDriver: withSelfTests)
+        ControlServer.start(machine, pid: pid, program: program)
         return InterposedMachine(
           files: machine.files, threadNodes: machine.threadNodes,
           events: machine.system.events)
       })
     do {
-      Glibc.exit(try Interposer.run(options))
+      let status = try Interposer.run(options)
+      ControlSocket.forget(pid: pid)
+      Glibc.exit(status)
     } catch {
       throw Complaint(error.description)
     }

@@ -10,16 +10,18 @@ import Testing
 @Suite("Module graph") struct ModuleGraphTests {
   /// What each module may import of ours. The first are at the bottom; a new edge is a decision.
   private static let edges: [(module: String, imports: Set<String>)] = [
+    ("CBlockFile", []),
     ("CLinuxABI", []),
     ("CProcessMemory", []),
     ("CSyscalls", []),
+    ("X86Instructions", []),
     ("PageTables", []),
     ("HardwareTables", ["PageTables"]),
     ("IOMMU", ["CProcessMemory", "PageTables"]),
     ("SoftwareIOMMU", ["HardwareTables", "IOMMU", "PageTables"]),
     ("SelfTestDriver", ["IOMMU", "PageTables"]),
     ("VFIO", ["IOMMU", "PageTables", "SoftwareIOMMU"]),
-    ("SoftDevices", ["IOMMU", "PageTables", "SoftwareIOMMU", "VFIO"]),
+    ("SoftDevices", ["CBlockFile", "IOMMU", "PageTables", "SoftwareIOMMU", "VFIO"]),
     ("LinuxABI", ["CLinuxABI", "IOMMU", "PageTables", "SelfTestDriver", "VFIO"]),
     (
       "Machine",
@@ -28,7 +30,10 @@ import Testing
         "VFIO",
       ]
     ),
-    ("Interposer", ["CProcessMemory", "CSyscalls", "IOMMU", "LinuxABI", "PageTables"]),
+    (
+      "Interposer",
+      ["CProcessMemory", "CSyscalls", "IOMMU", "LinuxABI", "PageTables", "X86Instructions"]
+    ),
     ("iommu", ["IOMMU", "Interposer", "LinuxABI", "Machine"]),
   ]
 

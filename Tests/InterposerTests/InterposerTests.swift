@@ -88,6 +88,17 @@ struct InterposerTests {
     #expect(outcome.error == "")
   }
 
+  #if arch(x86_64)
+    @Test(
+      "J1: a ring that races the re-arming of a doorbell page is never lost",
+      arguments: ["doorbell-rings", "doorbell-shares"], User.allCases)
+    func doorbells(_ name: String, _ user: User) {
+      let outcome = Programs.client([name], as: user)
+      #expect(outcome.status == 0, "\(outcome)")
+      #expect(outcome.error == "")
+    }
+  #endif
+
   @Test(
     "Any pointer, command or offset gets an errno, and the next call works", arguments: 1...4)
   func fuzz(_ seed: Int) {

@@ -298,13 +298,17 @@ private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
       rig.caller.put(flags, at: 0x2004)
       return rig.caller.ioctl(rig.file, VFIO_DEVICE_FEATURE, at: 0x2000)
     }
-    #expect(feature(VFIO_DEVICE_FEATURE_GET | 1) == -ENOTTY)
-    #expect(feature(VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET | 1) == -EINVAL)
-    #expect(feature(VFIO_DEVICE_FEATURE_PROBE | 0x30000 | 1) == -ENOTTY)
+    let none = VFIO_DEVICE_FEATURE_DMA_BUF
+    #expect(feature(VFIO_DEVICE_FEATURE_GET | none) == -ENOTTY)
+    #expect(feature(VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET | none) == -EINVAL)
+    #expect(feature(VFIO_DEVICE_FEATURE_PROBE | 0x30000 | none) == -ENOTTY)
     #expect(feature(0x8_0000) == -EINVAL)
-    #expect(feature(VFIO_DEVICE_FEATURE_GET | 1, argsz: 7) == -EINVAL)
-    // Every feature beyond the token: low power, migration, DMA logging, bus master, DMA-bufs.
-    for number in VFIO_DEVICE_FEATURE_MIGRATION...VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 {
+    #expect(feature(VFIO_DEVICE_FEATURE_GET | none, argsz: 7) == -EINVAL)
+    // What no device here has: a token, bus mastering by a feature, DMA-bufs.
+    for number in [
+      VFIO_DEVICE_FEATURE_PCI_VF_TOKEN, VFIO_DEVICE_FEATURE_BUS_MASTER, none,
+      VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, 13, 0xFFFF,
+    ] {
       for action in [
         VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FEATURE_PROBE,
       ] { #expect(feature(action | number, argsz: 64) == -ENOTTY) }

@@ -121,6 +121,8 @@ private let set = VFIO_GROUP_FLAGS_CONTAINER_SET
     #expect(rig.call(device, VFIO_DEVICE_GET_INFO, &info) == 0)
     #expect(info.num_regions == 9)
     #expect(rig.read(device, 1 << 45 | 7 << 40, as: UInt32.self) == 0x2021_8086)
+    #expect(rig.read(device, 7 << 40, as: UInt32.self) == 0x2021_8086, "where DPDK looks")
+    #expect(rig.read(device, 9 << 40, as: UInt32.self) == nil)
     var bind = vfio_device_bind_iommufd()
     bind.argsz = 16
     bind.iommufd = rig.openIOMMU()

@@ -13,10 +13,10 @@ import Testing
       default
       └─ dmar0  Intel second stage, 4 levels, 48-bit addresses, snoop control
          ├─ group 0  /dev/vfio/0
-         │  └─ 0000:e0:04.0  copy engine 3.3  /dev/vfio/devices/vfio0
+         │  └─ 0000:e0:04.0  copy engine 3.3, fill  /dev/vfio/devices/vfio0
          └─ group 1  /dev/vfio/1  2 devices that cannot be isolated from each other
-            ├─ 0000:e1:00.0  copy engine 3.3  /dev/vfio/devices/vfio1  below port 0000:e0:05.0
-            └─ 0000:e1:00.1  copy engine 3.3  /dev/vfio/devices/vfio2  below port 0000:e0:05.0
+            ├─ 0000:e1:00.0  copy engine 3.3, fill  /dev/vfio/devices/vfio1  below port 0000:e0:05.0
+            └─ 0000:e1:00.1  copy engine 3.3, fill  /dev/vfio/devices/vfio2  below port 0000:e0:05.0
       reserved addresses
          0xfee00000 to 0xfeefffff  interrupts are written here
 
@@ -59,7 +59,7 @@ import Testing
     var machine = MachineDescription.standard
     machine.devices[0].hostDriver = .ioatdma
     let tree = machine.tree(colour: false)
-    #expect(tree.contains("0000:e0:04.0  copy engine 3.3  in use by the host: ioatdma"))
+    #expect(tree.contains("0000:e0:04.0  copy engine 3.3, fill  in use by the host: ioatdma"))
     #expect(!tree.contains("/dev/vfio/0"))
   }
 }

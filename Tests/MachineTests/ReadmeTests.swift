@@ -42,7 +42,7 @@ import Testing
     }
     let whole = try MachineDescription(
       file: "docs", bytes: Array(lines.joined(separator: "\n").utf8))
-    #expect(whole.devices.count == 3)
+    #expect(whole.devices.count == 4)
     _ = try Machine(whole)
   }
 }

@@ -168,14 +168,19 @@ public final class EngineRig {
 
   // MARK: Registers
 
+  /// Where BAR 0 is in the file: after all memory, where the engine has some.
+  public var registerBase: UInt64 {
+    engine.bars.contains(where: \.isMemory) ? Self.regionBase | 16 << 40 : Self.regionBase
+  }
+
   /// Reads a register of BAR 0; nil where the read fails.
   public func read<T: FixedWidthInteger>(_ offset: UInt64, as type: T.Type = T.self) -> T? {
-    pread(Self.regionBase + offset)
+    pread(registerBase + offset)
   }
 
   @discardableResult
   public func write<T: FixedWidthInteger>(_ offset: UInt64, _ value: T) -> Int {
-    pwrite(Self.regionBase + offset, value)
+    pwrite(registerBase + offset, value)
   }
 
   public func config<T: FixedWidthInteger>(_ offset: UInt64, as type: T.Type = T.self) -> T? {

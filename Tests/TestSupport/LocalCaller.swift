@@ -10,11 +10,27 @@ import Synchronization
 import SystemPackage
 
 /// Counts what it is told.
-public final class CountingSignal: EventSignal {
+public final class CountingSignal: WatchableEventFD {
   private let value = Atomic(0)
+  private let watchers = Mutex<[Int: @Sendable () -> Void]>([:])
   public init() {}
   public var count: Int { value.load(ordering: .sequentiallyConsistent) }
-  public func signal() { value.add(1, ordering: .sequentiallyConsistent) }
+  /// How many wait for it.
+  public var watcherCount: Int { watchers.withLock { $0.count } }
+
+  public func signal() {
+    value.add(1, ordering: .sequentiallyConsistent)
+    for watcher in watchers.withLock({ Array($0.values) }) { watcher() }
+  }
+
+  public func watch(_ body: @escaping @Sendable () -> Void) -> (@Sendable () -> Void)? {
+    let key = watchers.withLock { watchers in
+      let key = (watchers.keys.max() ?? 0) + 1
+      watchers[key] = body
+      return key
+    }
+    return { [self] in watchers.withLock { _ = $0.removeValue(forKey: key) } }
+  }
 }
 
 /// A limit that a test sets, in bytes.

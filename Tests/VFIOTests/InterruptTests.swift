@@ -4,6 +4,7 @@
 // removal, failure in the middle, masked and pending, blocked devices.
 
 import IOMMU
+import Synchronization
 import SystemPackage
 import Testing
 import VFIO
@@ -186,6 +187,46 @@ import VFIO
     #expect(counter.count == 1)
   }
 
+  @Test(
+    "J1: an eventfd unmasks INTx, and what is still asserted is signalled again; one at a time")
+  func unmaskByEvent() throws {
+    let unmask = Counter()
+    let bodies = Bodies()
+    func event() -> InterruptVectors.Event {
+      .signal(
+        WatchedEvent(unmask) { body in
+          bodies.withLock { $0.append(body) }
+          return { bodies.withLock { $0 = [] } }
+        })
+    }
+    func ring() { for body in bodies.withLock({ $0 }) { body() } }
+    #expect(errno { try line(.unmask, .events([event()])) } == .invalidArgument)
+    try line(.trigger, .events([.signal(counter)]))
+    #expect(
+      errno { try line(.unmask, .events([.signal(unmask)])) } == .operationNotSupported)
+    try line(.unmask, .events([event()]))
+    #expect(errno { try line(.unmask, .events([event()])) } == .resourceBusy)
+    let bad = IOMMUError(.badFileDescriptor, "not open")
+    #expect(errno { try line(.unmask, .events([.invalid(bad)])) } == .badFileDescriptor)
+    device.model.port.setLine(asserted: true)
+    #expect(counter.count == 1)
+    ring()
+    #expect(counter.count == 2)
+    device.model.port.setLine(asserted: false)
+    ring()
+    #expect(counter.count == 2)
+    device.model.port.setLine(asserted: true)
+    #expect(counter.count == 3, "it is not masked")
+    try line(.unmask, .events([.remove(descriptor: -1)]))
+    #expect(bodies.withLock { $0.isEmpty })
+    try line(.unmask, .events([event()]))
+    let late = bodies.withLock { $0 }
+    try line(.trigger, .none, count: 0)
+    #expect(bodies.withLock { $0.isEmpty }, "INTx takes it along")
+    for body in late { body() }
+    #expect(counter.count == 3)
+  }
+
   @Test("J1: INTx and MSI-X exclude each other; a new event replaces the old one")
   func exclusion() throws {
     let other = Counter()
@@ -201,5 +242,16 @@ import VFIO
     device.session.close()
     device.model.port.setLine(asserted: true)
     #expect(other.count == 1)
+  }
+}
+
+/// What is to be called when an event is signalled.
+private final class Bodies: Sendable {
+  private let list = Mutex<[@Sendable () -> Void]>([])
+
+  func withLock<Result>(_ body: (inout sending [@Sendable () -> Void]) -> sending Result)
+    -> Result
+  {
+    list.withLock(body)
   }
 }

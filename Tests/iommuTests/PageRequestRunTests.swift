@@ -43,6 +43,28 @@ import Testing
     #expect(run.errors.contains("makes no page requests, or its IOMMU takes none"))
   }
 
+  @Test("H1: --explain says that a device was refused its page, or could have asked")
+  func refusals() throws {
+    let refused = try iommu(
+      "run", "--explain", "--trace", "-", "--machine", machine, "--",
+      built("page-requests").path, "--ending", "refuse")
+    #expect(refused.status == 0, "\(refused.output)\(refused.errors)")
+    #expect(refused.errors.contains("page response: 0000:e0:04.0 group 0 success"))
+    #expect(
+      refused.errors.contains(
+        "its page request was answered with invalid, or ended unanswered"),
+      "\(refused.errors)")
+    // Attached without a fault queue: everything that must fail does, and says so.
+    let unasked = try iommu(
+      "run", "--explain", "--machine", machine, "--", built("trespass").path, "--quiet",
+      "--bdf",
+      "0000:e0:04.0")
+    #expect(
+      unasked.errors.contains(
+        "the device could ask for it, but its page table has no fault queue"),
+      "\(unasked.errors)")
+  }
+
   @Test("H1, K1: the proposal's guest SVA, with page faults that come to the user")
   func guestSVA() throws {
     let machine = URL(fileURLWithPath: machine).deletingLastPathComponent()
@@ -59,7 +81,7 @@ import Testing
       "run", "--trace", "-", "--machine", machine, "--", built("page-requests").path, "--quiet")
     #expect(run.status == 0)
     #expect(
-      run.errors.contains("page request: 0000:e0:04.0 iova 0x30000000 pages 1 group 0"),
+      run.errors.contains("page request: 0000:e0:04.0 iova 0x30000000 r-- pages 1 group 0"),
       "\(run.errors)")
   }
 }

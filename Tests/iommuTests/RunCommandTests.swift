@@ -170,6 +170,32 @@ import Testing
     #expect(run.errors.contains("RLIMIT_MEMLOCK"))
   }
 
+  @Test("J1: what a machine has locked is free when its run has returned")
+  func freeFiles() throws {
+    let file = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    defer { try? FileManager.default.removeItem(at: file) }
+    let machine = """
+      iommus: [{name: dmar0, kind: intel}]
+      devices:
+        - model: nvme
+          address: e0:04.0
+          group: 0
+          iommu: dmar0
+          namespaces: [{file: \(file.path), size: 1MiB}]
+      """
+    for _ in 0..<20 {
+      let run = try iommu("run", "--machine", "-", "--", "/bin/true", input: machine)
+      #expect(run.status == 0, "\(run.errors)")
+    }
+  }
+
+  @Test("B6: with --no-memlock-limit nothing bounds what a program pins")
+  func unlimitedMemory() throws {
+    let run = try iommu("run", "--no-memlock-limit", "--", built("locked-memory").path)
+    #expect(run.status == 1)
+    #expect(run.errors.contains(": 0 (Success)"), "its first map past the limit succeeds")
+  }
+
   @Test(
     "B1: while one program maps or unmaps very much, others' calls go on; killed, it leaves nothing",
     arguments: ["map", "unmap"])

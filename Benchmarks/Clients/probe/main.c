@@ -5,16 +5,21 @@
 // Prints lines of a name, a tab, and the median in nanoseconds.
 
 #define _GNU_SOURCE
+#include <elf.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 
 #include "copy_engine.h"
@@ -118,6 +123,80 @@ static void measure_notifications(size_t count) {
   waitpid(child, NULL, 0);
 }
 
+// A load from a page that a file has not, skipped by a tracer that does nothing else: what is the
+// least of an access to a mapped register. The tracer runs where the program does.
+static void measure_faults(size_t count) {
+  int begin[2];
+  if (pipe(begin)) fail("pipe");
+  const pid_t child = fork();
+  if (child == 0) {
+    const int file = memfd_create("probe", MFD_CLOEXEC);
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    uint64_t *samples = calloc(count, sizeof *samples);
+    cpu_set_t here;
+    CPU_ZERO(&here);
+    CPU_SET(sched_getcpu(), &here);
+    sched_setaffinity(0, sizeof here, &here);
+    sched_setaffinity(getppid(), sizeof here, &here);
+    char byte;
+    if (read(begin[0], &byte, 1) != 1) fail("read");
+    for (size_t i = 0; i < count; i++) {
+      const uint64_t start = nanoseconds();
+#if defined(__x86_64__)
+      uint32_t value;
+      __asm__ volatile("movl (%%rdx), %%eax" : "=a"(value) : "d"(page) : "memory");
+#endif
+      samples[i] = nanoseconds() - start;
+    }
+    print_median("fault", samples, count);
+    _exit(0);
+  }
+#if defined(__x86_64__)
+  if (ptrace(PTRACE_SEIZE, child, NULL, NULL)) fail("PTRACE_SEIZE");
+  if (write(begin[1], "", 1) != 1) fail("write");
+  for (int status; waitpid(child, &status, __WALL) == child && WIFSTOPPED(status);) {
+    struct user_regs_struct registers;
+    struct iovec vector = {.iov_base = &registers, .iov_len = sizeof registers};
+    siginfo_t information;
+    long signal = WSTOPSIG(status);
+    if (signal == SIGBUS) {
+      // What the fault was, and where the program goes on: movl (%rdx), %eax has two bytes.
+      ptrace(PTRACE_GETSIGINFO, child, NULL, &information);
+      ptrace(PTRACE_GETREGSET, child, NT_PRSTATUS, &vector);
+      registers.rip += 2;
+      ptrace(PTRACE_SETREGSET, child, NT_PRSTATUS, &vector);
+      signal = 0;
+    }
+    ptrace(PTRACE_CONT, child, NULL, signal);
+  }
+#else
+  waitpid(child, NULL, 0);
+#endif
+}
+
+// A load from a mapped register of a copy engine, which nothing else happens at.
+static void measure_registers(size_t count) {
+  struct engine engine = {.event = -1};
+  if (!engine_find(&engine, NULL)) errno = ENODEV, fail("no copy engine");
+  engine.iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+  engine.device = open(engine.node, O_RDWR | O_CLOEXEC);
+  if (engine_bind(&engine) || engine_enable(&engine) || engine_map(&engine))
+    fail("setting up the engine");
+  uint64_t *samples = calloc(count, sizeof *samples);
+  for (size_t i = 0; i < count; i++) {
+    const uint64_t start = nanoseconds();
+    (void)*(volatile uint32_t *)(engine.registers + CHANSTS);
+    samples[i] = nanoseconds() - start;
+  }
+  print_median("register", samples, count);
+  for (size_t i = 0; i < count; i++) {
+    const uint64_t start = nanoseconds();
+    engine_read(&(struct engine){.device = engine.device, .bar0 = engine.bar0}, CHANSTS, 4);
+    samples[i] = nanoseconds() - start;
+  }
+  print_median("register by pread", samples, count);
+}
+
 enum { COPIES = 64 };
 
 static void *memory(size_t size, bool shared) {
@@ -209,11 +288,14 @@ int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
   const size_t samples = count > 2 ? strtoul(arguments[2], NULL, 10) : 0;
   if (!samples) {
-    fprintf(stderr, "Usage: probe calls|notifications|copies|shared-copies|starts COUNT [IOMMU]\n");
+    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|starts COUNT "
+            "[IOMMU]\n");
     return 2;
   }
   if (!strcmp(what, "calls")) measure_calls(samples);
   else if (!strcmp(what, "notifications")) measure_notifications(samples);
+  else if (!strcmp(what, "registers")) measure_registers(samples);
+  else if (!strcmp(what, "faults")) measure_faults(samples);
   else if (!strcmp(what, "copies")) measure_copies(samples, false);
   else if (!strcmp(what, "shared-copies")) measure_copies(samples, true);
   else if (!strcmp(what, "starts") && count > 3) measure_starts(samples, arguments[3]);

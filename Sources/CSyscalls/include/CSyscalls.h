@@ -173,6 +173,12 @@ uint64_t csys_map_granule(int fd);
 // Frees the pages of a part of a file; its size stays.
 int csys_punch_hole(int fd, uint64_t offset, uint64_t length);
 int csys_unmap(uintptr_t address, size_t length);
+// Puts a part of a file into a pipe without a copy: what is stored to its pages later is in there.
+// Returns bytes.
+long csys_splice(int file, uint64_t offset, int pipe, size_t length);
+// A word that others store to at any time. The load sees what they stored before they stored it.
+uint32_t csys_word_load(uintptr_t address);
+void csys_word_store(uintptr_t address, uint32_t value);
 
 // MARK: signals
 
@@ -205,6 +211,78 @@ int csys_serving_is_over(void);
 // mappings than a process can spare.
 int csys_guard_truncation(void);
 
+// MARK: tracing (x86-64; -ENOSYS elsewhere)
+
+// A thread's registers, as the kernel has them in NT_PRSTATUS.
+struct csys_registers {
+  uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip,
+      cs, eflags, rsp, ss, fs_base, gs_base, ds, es, fs, gs;
+};
+// What a traced or a waited-for task reports.
+struct csys_trace_event {
+  int thread;
+  // The task is gone: by exit (code is its status), or by a signal (code).
+  int exited, signaled;
+  // Else it has stopped with this signal, of a system call (is_call), or for an event.
+  int code, is_call, event;
+};
+enum {
+  CSYS_TRACE_FORK = 1,
+  CSYS_TRACE_VFORK = 2,
+  CSYS_TRACE_CLONE = 3,
+  CSYS_TRACE_EXEC = 4,
+  // A thread is about to end: it has still its number, and no parent has been told.
+  CSYS_TRACE_EXIT = 6,
+  // A stop of the whole process (by code, a stop signal), or one that was asked for (SIGTRAP).
+  CSYS_TRACE_STOP = 128,
+};
+// siginfo_t with what it says of a fault.
+struct csys_signal_information {
+  int number, error, code, padding;
+  uint64_t address;
+  uint64_t rest[13];
+};
+enum { CSYS_BUS_ADDRESS_ERROR = 2 };
+// struct sigaction, as rt_sigaction(2) takes it.
+struct csys_signal_action {
+  uint64_t handler, flags, restorer, mask;
+};
+enum { CSYS_RESET_HANDLER = (int)0x80000000 };
+
+// Attaches to a thread without stopping it. Its clones, forks, execs and end are told of, and what it
+// starts is traced too; it dies with us.
+int csys_trace_seize(int thread);
+int csys_trace_interrupt(int thread);
+int csys_trace_continue(int thread, int signal);
+// Until the next system call's begin or end.
+int csys_trace_until_call(int thread, int signal);
+// Leaves a thread in its process's stop, and hears of that's end.
+int csys_trace_listen(int thread);
+int csys_trace_detach(int thread, int signal);
+// What an event is about: the new task, or the former number of a thread that executes.
+int csys_trace_message(int thread, uint64_t *out);
+int csys_trace_signal(int thread, struct csys_signal_information *out);
+int csys_trace_set_signal(int thread, const struct csys_signal_information *signal);
+int csys_trace_registers(int thread, struct csys_registers *out);
+int csys_trace_set_registers(int thread, const struct csys_registers *registers);
+// The XSAVE area. Returns its size in bytes; at most `capacity`.
+int csys_trace_extended(int thread, void *out, size_t capacity);
+int csys_trace_set_extended(int thread, const void *state, size_t size);
+// Where a component of the XSAVE area lies in it, in bytes; 0 where the processor has none.
+uint32_t csys_extended_offset(int component);
+int csys_trace_mask(int thread, uint64_t *out);
+int csys_trace_set_mask(int thread, uint64_t mask);
+// Waits for a task (-1: any) that is traced or a child. 0, or -EINTR, -ECHILD.
+int csys_trace_wait(int task, struct csys_trace_event *out);
+// Sends a signal to one thread.
+int csys_thread_signal(int process, int thread, int signal);
+// Children that stop are not told of any more; those that end are.
+int csys_ignore_stops(void);
+// From here on this signal interrupts what the calling thread waits for.
+int csys_interruptible(int signal);
+// The calling thread runs on this processor only.
+int csys_run_on(int processor);
+
 // MARK: numbers
 
 static const uint32_t CSYS_AUDIT_ARCH =
@@ -222,6 +300,6 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
     CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
-    CSYS_NR_userfaultfd, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
+    CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
 
 #endif

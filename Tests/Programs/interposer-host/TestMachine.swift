@@ -44,6 +44,7 @@ enum TestMachine {
       nodes: [
         TestNode("/dev/iommu", DeviceNumber(major: 10, minor: 124), counts),
         TestNode("/dev/vfio/devices/vfio0", DeviceNumber(major: 250, minor: 0), counts),
+        TestNode("/dev/vfio/devices/vfio1", DeviceNumber(major: 250, minor: 2), counts),
       ])
     LiveDevices(files, counts).add()
     return InterposedMachine(files: files)
@@ -71,9 +72,11 @@ final class TestNode: DeviceNode {
   }
 
   func open(flags: Int32, by caller: any Caller) throws(IOMMUError) -> any OpenFile {
-    path == "/dev/iommu"
-      ? TestContextFile(name: path, number: number, counts)
-      : TestFile(name: path, number: number, counts)
+    switch path {
+    case "/dev/iommu": TestContextFile(name: path, number: number, counts)
+    case "/dev/vfio/devices/vfio1": TestDoorbellFile(name: path, number: number, counts)
+    default: TestFile(name: path, number: number, counts)
+    }
   }
 }
 
@@ -85,7 +88,7 @@ class TestFile: OpenFile, @unchecked Sendable {
   let regionWindowSize: UInt64
   private let counts: Counts
   private let registers = Mutex([UInt8](repeating: 0, count: 65_536))
-  private let pinned = Mutex<[PinnedRun]>([])
+  let pinned = Mutex<[PinnedRun]>([])
 
   init(name: String, number: DeviceNumber, _ counts: Counts) {
     self.name = name

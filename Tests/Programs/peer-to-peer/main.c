@@ -118,6 +118,19 @@ int main(int count, char **arguments) {
   CHECK(copy((struct descriptor *)ram, RAM + 8192, BAR + 12288) == 0);
   CHECK(bar[1536] == 0x1234);
 
+  // The address of mapped registers is taken too, as a VMM maps all that its guest has; DMA there
+  // is an error.
+  struct vfio_region_info info = {.argsz = sizeof info};
+  CHECK(ioctl(target.device, VFIO_DEVICE_GET_REGION_INFO, &info) == 0);
+  if (info.flags & VFIO_REGION_INFO_FLAG_MMAP) {
+    uint64_t *registers =
+        mmap(NULL, info.size, BOTH, MAP_SHARED, target.device, (off_t)info.offset);
+    CHECK(registers != MAP_FAILED && map(registers, 2 * BAR, info.size) == 0);
+    CHECK(copy((struct descriptor *)ram, RAM + 8192, 2 * BAR) & 0x200);
+    CHECK(copy((struct descriptor *)ram, 2 * BAR, RAM + 12288) & 0x100);
+    CHECK(munmap(registers, info.size) == 0);
+  }
+
   // It does not need the program's own mapping, and reaches nothing once the device is closed.
   CHECK(munmap(bar, SIZE) == 0);
   ram[1024] = 0x5678;

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An NVMe controller driven through VFIO by hand: find it, bind it to an iommufd, reach its
+// registers, give it commands, poll for what became of them (NVM Express 1.4). Uses the kernel's
+// interface only, so it runs on hardware and under `iommu run`.
+
+#ifndef NVME_H
+#define NVME_H
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "iommufd_abi.h"
+#include "vfio_abi.h"
+
+// Registers of BAR 0.
+enum { NVME_CAP = 0x00, NVME_CC = 0x14, NVME_CSTS = 0x1c, NVME_AQA = 0x24, NVME_ASQ = 0x28 };
+enum { NVME_ACQ = 0x30, NVME_DOORBELLS = 0x1000 };
+enum { CSTS_READY = 1, CSTS_FATAL = 2, CSTS_SHUTDOWN = 0xc, CSTS_SHUTDOWN_DONE = 0x8 };
+enum { QUEUE_ENTRIES = 64 };
+
+struct nvme_command {
+  uint8_t opcode, flags;
+  uint16_t id;
+  uint32_t namespace;
+  uint64_t unused[2];
+  uint64_t prp1, prp2;
+  uint32_t dwords[6];  // 10 to 15
+};
+
+struct nvme_completion {
+  uint32_t result, reserved;
+  uint16_t head, queue, id, status;  // bit 0 of status is the phase
+};
+
+struct nvme_queue {
+  struct nvme_command *commands;
+  volatile struct nvme_completion *completions;
+  unsigned number, tail, head, phase;
+};
+
+struct nvme {
+  char bdf[32];
+  char node[128];
+  int device, iommu;
+  uint32_t ioas;
+  uint64_t bar0;            // file offset of the registers
+  uint64_t bar0_size;
+  volatile uint8_t *map;    // the registers, where they can be mapped
+  uint64_t stride;          // of doorbells, in bytes
+  struct nvme_queue admin, io;
+};
+
+static inline bool nvme_read_hex(const char *bdf, const char *file, unsigned *value) {
+  char path[320];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", bdf, file);
+  FILE *stream = fopen(path, "re");
+  if (!stream) return false;
+  const bool read = fscanf(stream, "%x", value) == 1;
+  fclose(stream);
+  return read;
+}
+
+static inline bool nvme_find_node(const char *bdf, char *node, size_t size) {
+  char path[320];
+  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/vfio-dev", bdf);
+  DIR *directory = opendir(path);
+  if (!directory) return false;
+  bool found = false;
+  for (struct dirent *entry; !found && (entry = readdir(directory));) {
+    if (strncmp(entry->d_name, "vfio", 4)) continue;
+    snprintf(node, size, "/dev/vfio/devices/%.64s", entry->d_name);
+    found = true;
+  }
+  closedir(directory);
+  return found;
+}
+
+// Finds the first controller that vfio-pci has, or the one at `wanted`: class 01 08 02.
+static inline bool nvme_find(struct nvme *nvme, const char *wanted) {
+  struct dirent **entries;
+  const int count = scandir("/sys/bus/pci/devices", &entries, NULL, alphasort);
+  bool found = false;
+  for (int i = 0; i < count; i++) {
+    const char *bdf = entries[i]->d_name;
+    unsigned class;
+    if (!found && bdf[0] != '.' && (!wanted || !strcmp(bdf, wanted)) &&
+        nvme_read_hex(bdf, "class", &class) && class == 0x010802 &&
+        nvme_find_node(bdf, nvme->node, sizeof nvme->node)) {
+      snprintf(nvme->bdf, sizeof nvme->bdf, "%.31s", bdf);
+      found = true;
+    }
+    free(entries[i]);
+  }
+  if (count >= 0) free(entries);
+  return found;
+}
+
+// Opens and binds the device, and attaches it to a new address space. Returns what failed.
+static inline const char *nvme_open(struct nvme *nvme) {
+  if ((nvme->iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC)) < 0) return "/dev/iommu";
+  if ((nvme->device = open(nvme->node, O_RDWR | O_CLOEXEC)) < 0) return nvme->node;
+  struct vfio_device_bind_iommufd bind = {
+      .argsz = sizeof bind - sizeof bind.token_uuid_ptr, .iommufd = nvme->iommu};
+  if (ioctl(nvme->device, VFIO_DEVICE_BIND_IOMMUFD, &bind)) return "VFIO_DEVICE_BIND_IOMMUFD";
+  struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
+  if (ioctl(nvme->iommu, IOMMU_IOAS_ALLOC, &alloc)) return "IOMMU_IOAS_ALLOC";
+  nvme->ioas = alloc.out_ioas_id;
+  struct vfio_device_attach_iommufd_pt attach = {
+      .argsz = sizeof attach - sizeof attach.pasid, .pt_id = nvme->ioas};
+  if (ioctl(nvme->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)) return "ATTACH_IOMMUFD_PT";
+
+  struct vfio_region_info config = {.argsz = sizeof config, .index = VFIO_PCI_CONFIG_REGION_INDEX};
+  struct vfio_region_info bar = {.argsz = sizeof bar, .index = VFIO_PCI_BAR0_REGION_INDEX};
+  if (ioctl(nvme->device, VFIO_DEVICE_GET_REGION_INFO, &config)) return "its configuration space";
+  if (ioctl(nvme->device, VFIO_DEVICE_GET_REGION_INFO, &bar)) return "its registers";
+  nvme->bar0 = bar.offset;
+  nvme->bar0_size = bar.size;
+  if (bar.flags & VFIO_REGION_INFO_FLAG_MMAP) {
+    // Registers and doorbells: the MSI-X table may not be mapped.
+    void *map = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_SHARED, nvme->device,
+                     (off_t)bar.offset);
+    if (map != MAP_FAILED) nvme->map = map;
+  }
+  // Memory decoding and bus mastering.
+  const uint16_t command = 6;
+  if (pwrite(nvme->device, &command, 2, (off_t)config.offset + 4) != 2) return "its command register";
+  return NULL;
+}
+
+static inline uint32_t nvme_read32(const struct nvme *nvme, unsigned offset) {
+  if (nvme->map) return *(volatile uint32_t *)(nvme->map + offset);
+  uint32_t value = ~0u;
+  if (pread(nvme->device, &value, 4, (off_t)(nvme->bar0 + offset)) != 4) return ~0u;
+  return value;
+}
+
+static inline void nvme_write32(const struct nvme *nvme, unsigned offset, uint32_t value) {
+  if (nvme->map) {
+    *(volatile uint32_t *)(nvme->map + offset) = value;
+    return;
+  }
+  if (pwrite(nvme->device, &value, 4, (off_t)(nvme->bar0 + offset)) != 4) {
+    perror("nvme-rw: a register");
+    exit(1);
+  }
+}
+
+static inline uint64_t nvme_read64(const struct nvme *nvme, unsigned offset) {
+  return nvme_read32(nvme, offset) | (uint64_t)nvme_read32(nvme, offset + 4) << 32;
+}
+
+static inline void nvme_write64(const struct nvme *nvme, unsigned offset, uint64_t value) {
+  nvme_write32(nvme, offset, (uint32_t)value);
+  nvme_write32(nvme, offset + 4, (uint32_t)(value >> 32));
+}
+
+// Waits for bits of CSTS, as long as CAP says that it may take.
+static inline bool nvme_wait(const struct nvme *nvme, uint32_t mask, uint32_t wanted) {
+  const unsigned halves = nvme_read64(nvme, NVME_CAP) >> 24 & 0xff;
+  struct timespec start, now;
+  clock_gettime(CLOCK_MONOTONIC, &start);
+  for (;;) {
+    const uint32_t status = nvme_read32(nvme, NVME_CSTS);
+    if ((status & mask) == wanted) return true;
+    if (status & CSTS_FATAL) return false;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if ((now.tv_sec - start.tv_sec) * 2 > (time_t)halves + 2) return false;
+    sched_yield();
+  }
+}
+
+static inline void nvme_ring(const struct nvme *nvme, unsigned doorbell, uint32_t value) {
+  nvme_write32(nvme, NVME_DOORBELLS + doorbell * (unsigned)nvme->stride, value);
+}
+
+// Puts a command into a queue; `ring` says that it is there.
+static inline void nvme_put(struct nvme_queue *queue, const struct nvme_command *command) {
+  queue->commands[queue->tail] = *command;
+  queue->tail = (queue->tail + 1) % QUEUE_ENTRIES;
+}
+
+static inline void nvme_submit(const struct nvme *nvme, struct nvme_queue *queue) {
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  nvme_ring(nvme, queue->number * 2, queue->tail);
+}
+
+// Takes the next completion, if it is there.
+static inline bool nvme_poll(struct nvme_queue *queue, struct nvme_completion *completion) {
+  volatile struct nvme_completion *next = &queue->completions[queue->head];
+  if ((next->status & 1) != queue->phase) return false;
+  __atomic_thread_fence(__ATOMIC_ACQUIRE);
+  *completion = *next;
+  if (++queue->head == QUEUE_ENTRIES) queue->head = 0, queue->phase ^= 1;
+  return true;
+}
+
+static inline void nvme_release(const struct nvme *nvme, const struct nvme_queue *queue) {
+  nvme_ring(nvme, queue->number * 2 + 1, queue->head);
+}
+
+// Carries one command out. Returns its status: type and code; 0 is success.
+static inline unsigned nvme_run(const struct nvme *nvme, struct nvme_queue *queue,
+                                const struct nvme_command *command) {
+  struct nvme_completion completion;
+  nvme_put(queue, command);
+  nvme_submit(nvme, queue);
+  while (!nvme_poll(queue, &completion)) sched_yield();
+  nvme_release(nvme, queue);
+  return completion.status >> 1 & 0x7ff;
+}
+
+#endif

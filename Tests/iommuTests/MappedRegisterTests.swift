@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MODEL J1: programs that map a device's registers, under `iommu run`.
+
+#if arch(x86_64)
+  import Foundation
+  import Testing
+
+  @Suite("Mapped registers", .serialized) struct MappedRegisterTests {
+    private func run(_ arguments: String...) throws -> Finished {
+      try iommu(["run", "--explain", "--", built("mapped-registers").path] + arguments)
+    }
+
+    @Test(
+      "J1: loads and stores of mapped registers are accesses of the device, of every width",
+      arguments: ["widths", "strings", "copy", "remaps"])
+    func accesses(_ name: String) throws {
+      let run = try run(name)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
+    @Test(
+      "J1: threads and processes with mapped registers come, go, stop, execute and are killed",
+      arguments: [
+        "threads", "forks", "executes", "executes-ignoring", "killed", "stops", "comings",
+        "leader-ends", "polled",
+      ])
+    func processes(_ name: String) throws {
+      let run = try run(name)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
+    @Test(
+      "J1: a program's own SIGBUS stays its own: handled, blocked, ignored or by default",
+      arguments: [
+        "own-handler", "default-action", "blocked", "block-in-loop", "ignored", "timers",
+      ])
+    func signals(_ name: String) throws {
+      let run = try run(name)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
+    @Test("C4: registers that do not answer raise SIGBUS; mapped ones keep the device open")
+    func revocation() throws {
+      for name in ["memory-off", "lifetime"] {
+        let run = try run(name)
+        #expect(run.status == 0, "\(name): \(run.output)\(run.errors)")
+      }
+    }
+
+    @Test("J1: a program under a debugger maps no registers, and is told why")
+    func debugger() throws {
+      let run = try run("debugged", "unmapped")
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+      #expect(run.errors.contains("is under a debugger"), "\(run.errors)")
+      #expect(run.errors.contains("pread and pwrite"), "\(run.errors)")
+    }
+
+    @Test("J1: a driver's whole copy goes by mapped registers, and a trace has each access")
+    func copy() throws {
+      let run = try iommu(
+        "run", "--trace=-", "--", built("dma-copy").path, "--mmap", "--size", "64K")
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+      #expect(run.errors.contains("store BAR 0 + 0x86, 2 bytes = 0x1"), "\(run.errors)")
+      let plain = try iommu("run", "--", built("dma-copy").path, "--mmap", "--repeat", "3")
+      #expect(plain.status == 0 && plain.errors.isEmpty, "\(plain.errors)")
+    }
+  }
+#endif
