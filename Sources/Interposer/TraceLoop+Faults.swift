@@ -119,7 +119,7 @@ extension TraceLoop {
       fault = error
     }
     state.store(in: &registers)
-    if fault == nil { vectors.store() }
+    if fault == nil || fault == .inexact { vectors.store() }
     _ = unsafe csys_trace_set_registers(thread.number, &registers)
     guard let fault else { return .done }
     return end(fault, memory.cause)
@@ -155,6 +155,10 @@ extension TraceLoop {
     case .divideError:
       information.number = SIGFPE
       information.code = 1  // FPE_INTDIV
+      information.address = registers.rip
+    case .inexact:
+      information.number = SIGFPE
+      information.code = 6  // FPE_FLTRES
       information.address = registers.rip
     }
     return .raises(information)

@@ -315,6 +315,24 @@ struct ThreadVectors: VectorState {
     set(.masks, place(.masks, number, 8), 1, value, 0)
   }
 
+  /// MXCSR's place is from before XSAVE.
+  private static let status = 24
+
+  mutating func readStatus() -> UInt32 {
+    fetch()
+    guard size >= Self.status + 4 else { return 0x1F80 }
+    // SAFETY: just compared with the size.
+    return unsafe scratch.extended.load(fromByteOffset: Self.status, as: UInt32.self)
+  }
+
+  mutating func writeStatus(_ value: UInt32) {
+    fetch()
+    guard size >= Self.status + 4 else { return }
+    // SAFETY: as in `readStatus`.
+    unsafe scratch.extended.storeBytes(of: value, toByteOffset: Self.status, as: UInt32.self)
+    mark(.sse)
+  }
+
   /// Gives the thread what was changed.
   func store() {
     guard isChanged else { return }

@@ -15,6 +15,8 @@ struct VectorEncoding {
   var length = 16
   /// Register of VEX's second operand; 0 also where there is none.
   var source: UInt8 = 0
+  /// EVEX: memory holds one element, which stands for all.
+  var repeats = false
 }
 
 extension Decoder {
@@ -54,8 +56,8 @@ extension Decoder {
     encoding.wide = p1 & 0x80 != 0
     rexW = encoding.wide
     encoding.source = (~p1 >> 3 & 15) | (p2 & 8 == 0 ? 16 : 0)
-    // Broadcasts of one element as an operand of arithmetic: none of ours.
-    if p2 & 0x10 != 0 || p2 & 0x60 == 0x60 { throw .unknown }
+    if p2 & 0x60 == 0x60 { throw .unknown }
+    encoding.repeats = p2 & 0x10 != 0
     encoding.length = 16 << Int(p2 >> 5 & 3)
     result.vector.mask = p2 & 7
     result.vector.zeroes = p2 & 0x80 != 0

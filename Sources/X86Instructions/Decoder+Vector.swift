@@ -50,7 +50,7 @@ extension Decoder {
     result.width = width
     result.vector.isAligned = aligned
     result.vector.element = element
-    if encoding.source != 0 { throw .unknown }
+    if encoding.source != 0 || encoding.repeats { throw .unknown }
     if result.vector.mask != 0 {
       if element == 0 || isStore && result.vector.zeroes { throw .unknown }
     }
@@ -65,15 +65,18 @@ extension Decoder {
 
   /// A part of a register, at `offset`; of a load the rest comes from the second operand.
   private mutating func movePart(
-    _ isStore: Bool, _ width: Int, at offset: Int, _ encoding: VectorEncoding
+    _ isStore: Bool, _ width: Int, at offset: Int, _ encoding: VectorEncoding,
+    element: Int = 0
   ) throws(DecodeFailure) {
     try memoryOperand(displacementScale: encoding.kind == .evex ? UInt64(width) : 1)
     result.operation = isStore ? .vectorStore : .vectorInsert
     result.width = width
     result.vector.offset = offset
+    result.vector.element = element
     result.vector.source =
       encoding.kind == .legacy ? result.register.number : encoding.source
-    if isStore && encoding.source != 0 || result.vector.mask != 0 { throw .unknown }
+    if isStore && encoding.source != 0 || encoding.repeats { throw .unknown }
+    if result.vector.mask != 0 && (element == 0 || result.vector.zeroes) { throw .unknown }
   }
 
   private mutating func broadcast(
@@ -163,19 +166,22 @@ extension Decoder {
       if isEVEX && encoding.wide { throw .unknown }
       try moveAll(true, encoding, aligned: true, element: 0)
     case (0xF0, 3) where !isEVEX: try moveAll(false, encoding, aligned: false, element: 0)
-    default: throw .unknown
+    case (0x90, _) where encoding.kind == .vex, (0x91, _) where encoding.kind == .vex:
+      try maskMove(opcode, encoding)
+    default: try combine(map: 1, opcode, encoding)
     }
   }
 
   private mutating func vectorMap2(
     _ opcode: UInt8, _ encoding: VectorEncoding
   ) throws(DecodeFailure) {
-    guard encoding.prefix == 1 else { throw .unknown }
-    if opcode == 0x2A {
+    if opcode == 0x2A, encoding.prefix == 1 {
       if encoding.kind == .evex && encoding.wide { throw .unknown }
       return try moveAll(false, encoding, aligned: true, element: 0)
     }
-    guard encoding.kind == .vex else { throw .unknown }
+    guard encoding.kind == .vex, encoding.prefix == 1 else {
+      return try blendOrCombine(opcode, encoding)
+    }
     let isLong = encoding.length == 32
     switch opcode {
     case 0x18 where !encoding.wide, 0x58 where !encoding.wide: try broadcast(4, encoding)
@@ -188,8 +194,22 @@ extension Decoder {
     case 0x2C...0x2F where !encoding.wide:
       try maskedMove(opcode >= 0x2E, opcode & 1 != 0 ? 8 : 4, encoding)
     case 0x8C, 0x8E: try maskedMove(opcode == 0x8E, encoding.wide ? 8 : 4, encoding)
-    default: throw .unknown
+    default: try combine(map: 2, opcode, encoding)
     }
+  }
+
+  /// PBLENDVB, BLENDVPS and BLENDVPD: xmm0 chooses. With VEX they are in another map.
+  private mutating func blendOrCombine(
+    _ opcode: UInt8, _ encoding: VectorEncoding
+  ) throws(DecodeFailure) {
+    guard encoding.kind == .legacy, encoding.prefix == 1, [0x10, 0x14, 0x15].contains(opcode)
+    else { return try combine(map: 2, opcode, encoding) }
+    try memoryOperand()
+    result.operation = .vectorCombine(.blendVariable)
+    result.width = 16
+    result.vector.element = opcode == 0x10 ? 1 : opcode == 0x14 ? 4 : 8
+    result.vector.isAligned = true
+    result.vector.source = result.register.number
   }
 
   /// VMASKMOVPS, VPMASKMOVD and the like: the second operand's sign bits choose the elements.
@@ -206,24 +226,30 @@ extension Decoder {
   private mutating func vectorMap3(
     _ opcode: UInt8, _ encoding: VectorEncoding
   ) throws(DecodeFailure) {
-    guard encoding.prefix == 1, encoding.kind != .evex else { throw .unknown }
-    let isVEX = encoding.kind == .vex
+    guard encoding.prefix == 1 else { throw .unknown }
+    let isEVEX = encoding.kind == .evex
+    let isWide = encoding.wide
+    // Blocks of 16 and 32 bytes: AVX has no mask for them.
+    let isBlock = !isWide && encoding.kind == .vex && encoding.length == 32
     let width: Int
     switch opcode {
     case 0x14, 0x20: width = 1
     case 0x15: width = 2
-    case 0x16, 0x22: width = encoding.wide ? 8 : 4
+    case 0x16, 0x22: width = isWide ? 8 : 4
     case 0x17: width = 4
-    case 0x18 where isVEX && !encoding.wide, 0x19 where isVEX && !encoding.wide,
-      0x38 where isVEX && !encoding.wide, 0x39 where isVEX && !encoding.wide:
+    case 0x18 where isBlock, 0x19 where isBlock, 0x38 where isBlock, 0x39 where isBlock,
+      0x19 where isEVEX && encoding.length > 16, 0x39 where isEVEX && encoding.length > 16:
       width = 16
-    default: throw .unknown
+    case 0x1B where isEVEX && encoding.length == 64, 0x3B where isEVEX && encoding.length == 64:
+      width = 32
+    default: return try combine(map: 3, opcode, encoding)
     }
-    if (encoding.length == 32) != (width == 16) { throw .unknown }
+    if encoding.length != 16 && width < 16 { throw .unknown }
     let isInsert = opcode == 0x18 || opcode == 0x38 || opcode >= 0x20 && opcode <= 0x22
-    try movePart(!isInsert, width, at: 0, encoding)
+    try movePart(
+      !isInsert, width, at: 0, encoding, element: width < 16 ? 0 : isWide ? 8 : 4)
     try immediate(1)
-    let places = max(encoding.length, 16) / width
+    let places = encoding.length / width
     result.vector.offset = (Int(truncatingIfNeeded: result.immediate) & (places - 1)) * width
   }
 }

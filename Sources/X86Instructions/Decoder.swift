@@ -29,6 +29,12 @@ struct ByteWindow {
     return value
   }
 
+  /// The next byte, which is not taken.
+  func peek() throws(DecodeFailure) -> UInt8 {
+    guard consumed < count else { throw .truncated }
+    return UInt8(truncatingIfNeeded: bits)
+  }
+
   mutating func signed(_ byteCount: Int) throws(DecodeFailure) -> UInt64 {
     Width.signExtended(try take(byteCount), byteCount)
   }

@@ -126,13 +126,14 @@ extension Instruction {
     }
   }
 
-  private func storeElements<Memory: InstructionMemory>(
+  func storeElements<Memory: InstructionMemory>(
     _ mask: UInt64, _ address: UInt64, _ memory: inout Memory, _ value: VectorValue
   ) throws(ExecutionFault) {
     let element = vector.element
     for index in 0..<(width / element) where mask >> UInt64(index) & 1 != 0 {
       let offset = index * element
-      try store(&memory, address &+ UInt64(offset), element, value.element(offset, element))
+      let part = value.element(vector.offset + offset, element)
+      try store(&memory, address &+ UInt64(offset), element, part)
     }
   }
 }

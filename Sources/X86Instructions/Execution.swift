@@ -21,6 +21,8 @@ extension Instruction {
     case .vectorLoad, .vectorStore, .vectorInsert, .vectorBroadcast, .vectorDuplicate,
       .vectorMaskedLoad, .vectorMaskedStore, .storeMaskedBytes:
       try executeVector(registers, &vectors, &memory)
+    case .vectorCombine, .vectorCompare, .vectorNarrow, .vectorConvert, .maskLoad, .maskStore:
+      try executeVectorFunction(&registers, &vectors, &memory)
     case .directStore, .enqueue: try executePortal(&registers, &memory)
     case .load, .store, .storeImmediate, .loadSwapped, .storeSwapped, .loadIf, .storeCondition,
       .translate:

@@ -33,7 +33,8 @@ public struct Instruction: Sendable {
   public var needsVectors: Bool {
     switch operation {
     case .vectorLoad, .vectorStore, .vectorInsert, .vectorBroadcast, .vectorDuplicate,
-      .vectorMaskedLoad, .vectorMaskedStore, .storeMaskedBytes:
+      .vectorMaskedLoad, .vectorMaskedStore, .storeMaskedBytes, .vectorCombine, .vectorCompare,
+      .vectorNarrow, .vectorConvert, .maskLoad, .maskStore:
       true
     default: false
     }
@@ -118,6 +119,11 @@ enum Operation: Sendable {
   case enqueue(supervisor: Bool)
   case vectorLoad, vectorStore, vectorInsert, vectorBroadcast, vectorDuplicate
   case vectorMaskedLoad, vectorMaskedStore, storeMaskedBytes
+  case vectorCombine(VectorFunction)
+  case vectorCompare(VectorComparison)
+  case vectorNarrow(Saturation)
+  case vectorConvert(signed: Bool)
+  case maskLoad, maskStore
 }
 
 /// The rest of an instruction on vector registers.
@@ -136,6 +142,13 @@ struct VectorForm: Sendable {
   var mask: UInt8 = 0
   /// Elements that are masked out become zero, instead of staying.
   var zeroes = false
-  /// Bytes of an element, for masks.
+  /// Bytes of an element.
   var element = 4
+  /// What memory holds stands for as much as the register has.
+  var repeats = false
+  /// Memory is the left operand, and the immediate the right: shifts.
+  var isCounted = false
+  /// Of comparisons of strings: which of the four, and whether lengths have 64 bits.
+  var opcode: UInt8 = 0
+  var isWide = false
 }

@@ -64,6 +64,9 @@ public protocol VectorState {
   /// Mask register k`number`, 0 to 7. Asked for by AVX-512 instructions only.
   mutating func readMask(_ number: Int) -> UInt64
   mutating func writeMask(_ number: Int, _ value: UInt64)
+  /// MXCSR: how numbers are rounded, and what has come up.
+  mutating func readStatus() -> UInt32
+  mutating func writeStatus(_ value: UInt32)
 }
 
 /// An access that was refused: the tracer gives the program the signal that this is.
@@ -87,6 +90,8 @@ public enum ExecutionFault: Error, Equatable, Sendable {
   case generalProtection
   /// #DE: SIGFPE, FPE_INTDIV.
   case divideError
+  /// #XM: SIGFPE, FPE_FLTRES, for who asks to be told of rounding. MXCSR says it.
+  case inexact
 }
 
 /// Bytes that are no instruction that touches memory, or none that is known here.

@@ -65,6 +65,7 @@ int native_has(enum native_feature feature) {
     case native_movdir64b: return c7 >> 28 & 1;
     case native_enqcmd: return c7 >> 29 & 1;
     case native_popcnt: return c1 >> 23 & 1;
+    case native_vbmi: return zmm && (c7 >> 1 & 1);
   }
   return 0;
 }
@@ -234,9 +235,12 @@ int native_run(
   current = place;
   caught = 0;
   caught_address = 0;
-  __asm__ volatile("" ::: "memory");
+  uint32_t mxcsr;
+  __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+  __asm__ volatile("ldmxcsr %0" ::"m"(state->mxcsr) : "memory");
   ((void (*)(void))place->base)();
-  __asm__ volatile("" ::: "memory");
+  __asm__ volatile("stmxcsr %0" : "=m"(inner->state.mxcsr)::"memory");
+  __asm__ volatile("ldmxcsr %0" ::"m"(mxcsr));
   current = NULL;
   if (state->gs_base) syscall(SYS_arch_prctl, ARCH_SET_GS, 0UL);
   sigaltstack(&before, NULL);

@@ -11,11 +11,15 @@ struct Form: Sendable, CustomStringConvertible {
     case legacy
     /// `source`: whether its second operand is a register.
     case vex(map: UInt8, prefix: UInt8, wide: Bool, length: UInt8, source: Bool)
-    case evex(map: UInt8, prefix: UInt8, wide: Bool, length: UInt8, masks: Bool)
+    /// `zeroes`: whether elements that are masked out can become zero. `repeats`: memory is one
+    /// element.
+    case evex(
+      map: UInt8, prefix: UInt8, wide: Bool, length: UInt8, masks: Bool, zeroes: Bool,
+      source: Bool = false, repeats: Bool = false)
   }
   /// What the register field of ModRM is.
   enum Field: Sendable, Equatable {
-    case general, byte, vector
+    case general, byte, vector, mask
     case digit(UInt8)
   }
   enum Operand: Sendable { case modrm, absolute, implied }
@@ -105,6 +109,13 @@ extension Form {
         value & 7 == 0 ? [0, .max, 1, 1 << 63][Int(value >> 3 & 3)] : value
     }
     instance.state.rflags = random.next() & 0x8D5 | 2
+    // All ways to round, and now and then one who wants to be told.
+    instance.state.mxcsr = 0x0F80 | UInt32(random.next() & 0x603F)
+    if random.next() & 7 != 0 {
+      instance.state.mxcsr |= 0x1000
+    } else {
+      instance.state.mxcsr &= ~0x20
+    }
     fillVectors(&instance, &random)
     instance.fsBase = native_fs_base()
     instance.dataAddress = dataAddress
@@ -117,7 +128,7 @@ extension Form {
 
   var usesVectors: Bool {
     if case .evex = encoding { return true }
-    return field == .vector
+    return field == .vector || field == .mask
   }
 
   private func fillVectors(_ instance: inout Instance, _ random: inout Random) {
@@ -142,8 +153,9 @@ extension Form {
     let isEVEX = if case .evex = encoding { true } else { false }
     instance.register = Int.random(
       in: 0..<(isEVEX && field == .vector ? 32 : 16), using: &random)
+    if field == .mask { instance.register &= 7 }
     if case .digit(let digit) = field { instance.register = Int(digit) }
-    instance.source = Int.random(in: 0..<16, using: &random)
+    instance.source = Int.random(in: 0..<(isEVEX ? 32 : 16), using: &random)
     instance.immediate = (0..<immediate).map { _ in UInt8.random(in: 0...255, using: &random) }
   }
 
@@ -182,15 +194,19 @@ extension Form {
         bytes += [0xC4, r | x | b | map, (wide ? 0x80 : 0) | tail]
       }
       bytes += opcode
-    case .evex(let map, let prefix, let wide, let length, let masks):
+    case .evex(
+      let map, let prefix, let wide, let length, let masks, let zeroes, let source, let repeats):
       var p0: UInt8 = map
       p0 |= register & 8 != 0 ? 0 : 0x80
       p0 |= register & 16 != 0 ? 0 : 0x10
       p0 |= (address.x != 0 ? 0 : 0x40) | (address.b != 0 ? 0 : 0x20)
       let mask: UInt8 = masks && random.bool() ? UInt8.random(in: 1...7, using: &random) : 0
-      let isStore = opcode[0] & 1 != 0 && opcode[0] != 0x6F || opcode[0] == 0x7F
-      let zeroes: UInt8 = mask != 0 && !isStore && random.bool() ? 0x80 : 0
-      bytes += [0x62, p0, (wide ? 0x80 : 0) | 0x7C | prefix, zeroes | length << 5 | 8 | mask]
+      let second = source ? UInt8(instance.source) : 0
+      let p1 = (wide ? 0x80 : 0) | (~second & 15) << 3 | 4 | prefix
+      var p2 = length << 5 | (second & 16 != 0 ? 0 : 8) | mask
+      if repeats { p2 |= 0x10 }
+      if mask != 0 && zeroes && random.bool() { p2 |= 0x80 }
+      bytes += [0x62, p0, p1, p2]
       bytes += opcode
       displacementScale = width
     }

@@ -199,6 +199,7 @@ extension Form {
         ))
     }
     guard let evex = move.evex else { return forms }
+    let isStore = move.opcode & 1 != 0 && move.opcode != 0x6F || move.opcode == 0x7F
     for long in move.width == 0 ? [0, 1, 2] : [0] {
       let all = 16 << long
       forms.append(
@@ -206,7 +207,7 @@ extension Form {
           name: "evex \(move.name) \(all * 8)",
           encoding: .evex(
             map: move.map, prefix: move.prefix, wide: evex.wide, length: UInt8(long),
-            masks: evex.masks),
+            masks: evex.masks, zeroes: !isStore),
           opcode: [move.opcode], field: .vector, width: move.width == 0 ? all : move.width,
           alignment: move.isAligned ? all : 1, feature: native_avx512))
     }

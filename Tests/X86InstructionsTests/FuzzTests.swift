@@ -49,7 +49,12 @@ import Testing
         0xC4,
         UInt8.random(in: 0...7, using: &random) << 5 | UInt8.random(in: 1...3, using: &random),
       ]
-    case 3: bytes = [0x62, 0xF1, 0x7C | UInt8.random(in: 0...3, using: &random), 0x48]
+    case 3:
+      let map = UInt8.random(in: 1...3, using: &random)
+      bytes = [
+        0x62, 0xF0 | map, UInt8.random(in: 0...255, using: &random) | 4,
+        UInt8.random(in: 0...255, using: &random),
+      ]
     default: break
     }
     while bytes.count < 20 { bytes.append(UInt8.random(in: 0...255, using: &random)) }
@@ -142,4 +147,6 @@ private struct RandomVectors: VectorState {
   mutating func write(_ number: Int, _ value: VectorValue) { #expect(0..<32 ~= number) }
   mutating func readMask(_ number: Int) -> UInt64 { random.next() }
   mutating func writeMask(_ number: Int, _ value: UInt64) {}
+  mutating func readStatus() -> UInt32 { UInt32(truncatingIfNeeded: random.next()) }
+  mutating func writeStatus(_ value: UInt32) {}
 }

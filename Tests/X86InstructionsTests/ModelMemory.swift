@@ -117,4 +117,7 @@ struct ModelVectors: VectorState {
       $0.storeBytes(of: value, toByteOffset: number * 8, as: UInt64.self)
     }
   }
+
+  mutating func readStatus() -> UInt32 { state.mxcsr }
+  mutating func writeStatus(_ value: UInt32) { state.mxcsr = value }
 }

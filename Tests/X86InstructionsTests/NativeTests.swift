@@ -31,17 +31,25 @@ import Testing
   @Test("J1: moves of vector registers are the processor's", arguments: Form.vectors)
   func vectors(form: Form) throws { try compare(form) }
 
+  @Test("J1: computations of vector registers with memory are the processor's")
+  func vectorFunctions() throws {
+    // So many that each as a test would be mostly the tests' own work.
+    #expect(Form.vectorFunctions.count > 1000)
+    // A failure is recorded, and the others are looked at too.
+    for form in Form.vectorFunctions { try? compare(form, rounds: Self.rounds / 10 + 1) }
+  }
+
   /// How many instances of a form: INSTRUCTION_ROUNDS, or what a second or two take for all.
   private static let rounds =
     ProcessInfo.processInfo.environment["INSTRUCTION_ROUNDS"].flatMap { Int($0) } ?? 150
 
   /// Runs random instances of `form` here and there.
-  private func compare(_ form: Form) throws {
+  private func compare(_ form: Form, rounds: Int = rounds) throws {
     let place = try #require(native_place_create())
     defer { native_place_destroy(place) }
     var random = Random(state: UInt64.random(in: 0 ... .max))
     let isNative = form.feature.map { native_has($0) != 0 } ?? true
-    for _ in 0..<Self.rounds {
+    for _ in 0..<rounds {
       let instance = form.instance(
         dataAddress: UInt64(UInt(bitPattern: native_data(place))),
         codeAddress: native_code_address(place), &random)
@@ -109,7 +117,7 @@ struct Machine {
       try instruction.execute(&registers, &vectors, &memory)
     } catch {
       failure = "\(error)"
-      signal = error == .divideError ? 8 : 11
+      signal = error == .divideError || error == .inexact ? 8 : 11
     }
     state = vectors.state
     withUnsafeMutableBytes(of: &state.general) {
@@ -147,6 +155,10 @@ struct Machine {
         + "0x\(String(expected.state.rflags, radix: 16))"
     }
     if data != expected.data { return "memory" }
+    if state.mxcsr != expected.state.mxcsr {
+      return "MXCSR 0x\(String(state.mxcsr, radix: 16)), not "
+        + "0x\(String(expected.state.mxcsr, radix: 16))"
+    }
     return nil
   }
 

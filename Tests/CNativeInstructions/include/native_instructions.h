@@ -14,6 +14,7 @@ struct native_state {
   uint64_t masks[8];           // AVX-512: k0 to k7.
   uint64_t vectors[32 * 8];    // 8 words each; those above what the processor has are left alone.
   uint64_t gs_base;
+  uint32_t mxcsr;
 };
 
 /// What this processor has: 0 SSE, 1 AVX, 2 AVX-512.
@@ -23,6 +24,7 @@ int native_vector_level(void);
 enum native_feature {
   native_avx, native_avx2, native_avx512, native_bmi1, native_bmi2, native_lzcnt, native_movbe,
   native_adx, native_sse4a, native_movdiri, native_movdir64b, native_enqcmd, native_popcnt,
+  native_vbmi,
 };
 int native_has(enum native_feature feature);
 
