@@ -107,6 +107,7 @@ let package = Package(
       exclude: ["README.md", "amd.yaml", "intel.yaml", "riscv.yaml", "smmuv3.yaml"]),
     example("page-requests", exclude: ["machine.yaml"]),
     example("nvme-rw", exclude: ["machine.yaml"]),
+    example("live-migration", exclude: ["machine.yaml"]),
 
     .target(
       name: "TestSupport",
@@ -192,7 +193,7 @@ let package = Package(
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
         "mapped-registers",
         "user-tables",
-        "page-requests", "nvme-rw",
+        "page-requests", "nvme-rw", "live-migration",
       ]),
   ],
   swiftLanguageModes: [.v6]

@@ -7,7 +7,6 @@
 #ifndef COPY_ENGINE_H
 #define COPY_ENGINE_H
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -22,8 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "iommufd_abi.h"
-#include "vfio_abi.h"
+#include "vfio_device.h"
 
 // Registers of BAR 0.
 enum {
@@ -66,71 +64,27 @@ struct engine {
   volatile uint8_t *registers;  // BAR 0, where engine_map has mapped it
 };
 
-static inline bool read_id(const char *bdf, const char *file, unsigned *id) {
-  char path[320];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", bdf, file);
-  FILE *stream = fopen(path, "re");
-  if (!stream) return false;
-  bool read = fscanf(stream, "%x", id) == 1;
-  fclose(stream);
-  return read;
-}
-
-// Finds the VFIO node of a PCI device; false where vfio-pci has not got it.
-static inline bool find_node(const char *bdf, char *node, size_t size) {
-  char path[320];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/vfio-dev", bdf);
-  DIR *directory = opendir(path);
-  if (!directory) return false;
-  bool found = false;
-  for (struct dirent *entry; !found && (entry = readdir(directory));) {
-    if (strncmp(entry->d_name, "vfio", 4)) continue;
-    snprintf(node, size, "/dev/vfio/devices/%.64s", entry->d_name);
-    found = true;
-  }
-  closedir(directory);
-  return found;
+static inline bool is_engine(const char *bdf) {
+  unsigned vendor, device;
+  return read_id(bdf, "vendor", &vendor) && read_id(bdf, "device", &device) &&
+         vendor == 0x8086 && device == 0x2021;
 }
 
 // Finds the first copy engine that vfio-pci drives, or the one at `wanted`.
 static inline bool engine_find(struct engine *engine, const char *wanted) {
-  struct dirent **entries;
-  int count = scandir("/sys/bus/pci/devices", &entries, NULL, alphasort);
-  bool found = false;
-  for (int i = 0; i < count; i++) {
-    const char *bdf = entries[i]->d_name;
-    unsigned vendor, device;
-    if (!found && bdf[0] != '.' && (!wanted || !strcmp(bdf, wanted)) &&
-        read_id(bdf, "vendor", &vendor) && read_id(bdf, "device", &device) && vendor == 0x8086 &&
-        device == 0x2021 && find_node(bdf, engine->node, sizeof engine->node)) {
-      snprintf(engine->bdf, sizeof engine->bdf, "%.31s", bdf);
-      found = true;
-    }
-    free(entries[i]);
-  }
-  if (count >= 0) free(entries);
-  return found;
+  return find_device(is_engine, wanted, NULL, engine->bdf, engine->node);
 }
 
 // Connects the device to the context: after this it may be used, and its DMA reaches nothing.
 static inline int engine_bind(struct engine *engine) {
-  struct vfio_device_bind_iommufd bind = {
-      .argsz = sizeof bind - sizeof bind.token_uuid_ptr, .iommufd = engine->iommu};
-  if (ioctl(engine->device, VFIO_DEVICE_BIND_IOMMUFD, &bind)) return -1;
-  engine->id = bind.out_devid;
-  return 0;
+  return vfio_bind(engine->device, engine->iommu, &engine->id);
 }
 
 static inline int engine_attach(struct engine *engine, uint32_t page_table) {
-  struct vfio_device_attach_iommufd_pt attach = {
-      .argsz = sizeof attach - sizeof attach.pasid, .pt_id = page_table};
-  return ioctl(engine->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach);
+  return vfio_attach(engine->device, page_table);
 }
 
-static inline int engine_detach(struct engine *engine) {
-  struct vfio_device_detach_iommufd_pt detach = {.argsz = sizeof detach - sizeof detach.pasid};
-  return ioctl(engine->device, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach);
-}
+static inline int engine_detach(struct engine *engine) { return vfio_detach(engine->device); }
 
 // The older way: puts the device's group into a container, /dev/vfio/vfio or /dev/iommu, and takes
 // the device from it. It may be used at once. Returns what failed, or NULL.

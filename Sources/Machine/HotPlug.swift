@@ -285,7 +285,8 @@ public final class HotPlug: Sendable {
         canSkipSnoop: device.noSnoop, kind: slot.kind)
       physical = endpoint
       let made = PCIFunction(
-        device: endpoint, model: try device.model.make(), upstream: slot.upstream,
+        device: endpoint, model: try device.model.make(at: device.address),
+        upstream: slot.upstream,
         barAddresses: slot.barAddresses, bus: slot.bus,
         services: device.services.capabilities(of: endpoint))
       function = made

@@ -182,7 +182,7 @@ private struct Parts {
     if requester == device.address {
       iommu.setFeatures(device.services.features, of: requester)
     }
-    let model = try device.model.make()
+    let model = try device.model.make(at: device.address)
     let upstream =
       upstreams[requester] ?? SoftwareIOMMUBus(iommu: iommu, requester: requester)
     upstreams[requester] = upstream
@@ -268,15 +268,20 @@ private struct Parts {
 }
 
 extension DeviceDescription.Model {
+  /// - Parameter address: Tells NVMe controllers of one subsystem apart.
   /// - Throws: Where a namespace's file cannot be had.
-  func make() throws(IOMMUError) -> any PCIDeviceModel {
+  func make(at address: RequesterID) throws(IOMMUError) -> any PCIDeviceModel {
     switch self {
     case .copyEngine(let engine): return CopyEngine(configuration: engine.configuration)
     case .workQueue(let queue):
       return WorkQueueEngine(
         configuration: WorkQueueEngine.Configuration(
           isShared: queue.mode == .shared, depth: queue.depth))
-    case .nvme(let controller): return try NVMeController(controller)
+    case .nvme(var controller):
+      // 0xFFF0 and up name no controller.
+      controller.controllerID = UInt16(
+        truncatingIfNeeded: min(address.rawValue & 0xFFFF, 0xFFEF))
+      return try NVMeController(controller)
     }
   }
 }

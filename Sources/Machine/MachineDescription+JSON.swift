@@ -80,6 +80,7 @@ extension MachineDescription {
                 ("size", namespace.size.map { .number(Int(clamping: $0)) } ?? .null),
                 ("block-size", .number(namespace.blockSize)),
                 ("read-only", .boolean(namespace.isReadOnly)),
+                ("shared", .boolean(namespace.isShared)),
               ])
             })
         ),

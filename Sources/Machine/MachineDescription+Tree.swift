@@ -164,7 +164,7 @@ extension NVMeConfiguration.Namespace {
   var summary: String {
     let details =
       (size.map { [sizeText($0)] } ?? []) + (blockSize == 512 ? [] : ["blocks of \(blockSize)"])
-      + (isReadOnly ? ["read-only"] : [])
+      + (isReadOnly ? ["read-only"] : []) + (isShared ? ["shared"] : [])
     return (file ?? "memory")
       + (details.isEmpty ? "" : " (\(details.joined(separator: ", ")))")
   }

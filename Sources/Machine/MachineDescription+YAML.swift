@@ -144,6 +144,7 @@ extension MachineDescription {
       if let file = namespace.file { keys.append("file: \(quoted(file))") }
       if let size = namespace.size { keys.append("size: \(sizeText(size))") }
       keys += ["block-size: \(namespace.blockSize)", "read-only: \(namespace.isReadOnly)"]
+      if namespace.isShared { keys.append("shared: true") }
       lines += zip(["- "] + Array(repeating: "  ", count: keys.count), keys).map {
         "      \($0)\($1)"
       }

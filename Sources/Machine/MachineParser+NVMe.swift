@@ -65,7 +65,8 @@ extension MachineParser {
   private func namespace(_ node: Node) -> NVMeConfiguration.Namespace? {
     guard
       let fields = reader.fields(
-        of: node, what: "a namespace", known: ["file", "size", "block-size", "read-only"],
+        of: node, what: "a namespace",
+        known: ["file", "size", "block-size", "read-only", "shared"],
         required: [])
     else { return nil }
     var result = NVMeConfiguration.Namespace()
@@ -96,6 +97,12 @@ extension MachineParser {
           + "memory")
     }
     result.isReadOnly = fields["read-only"].flatMap(reader.flag) ?? false
+    if let node = fields["shared"], let isShared = reader.flag(node) {
+      result.isShared = isShared
+      if isShared, result.file == nil {
+        reader.report(node, "found a namespace in memory, expected a file that others have too")
+      }
+    }
     return result
   }
 

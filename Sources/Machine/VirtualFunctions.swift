@@ -142,7 +142,7 @@ public final class VirtualFunctions: Sendable {
         kind: parent.description.kind(
           pasidBits: Int(parent.iommu.capabilities(for: address).pasidBits)))
       let function = PCIFunction(
-        device: physical, model: try parent.description.model.make(),
+        device: physical, model: try parent.description.model.make(at: address),
         upstream: SoftwareIOMMUBus(iommu: parent.iommu, requester: address),
         barAddresses: parent.layout.barAddresses(of: number), bus: parent.function.bus,
         isVirtual: true)

@@ -61,6 +61,7 @@ import Testing
       ("namespaces: [{size: 1000}]", "from 4KiB"),
       ("namespaces: [{size: 4100}]", "a multiple of the block size 512"),
       ("namespaces: [{size: 1MiB, block-size: 1024}]", "512 or 4096"),
+      ("namespaces: [{size: 1MiB, shared: true}]", "expected a file that others have too"),
       ("namespaces: [{size: 1MiB, blocksize: 512}]", "did you mean 'block-size'"),
       ("namespaces: [{file: a}, {file: a}]", "twice"),
       ("namespaces: [{size: 1MiB}], queues: 256", "from 1 to 255"),
@@ -102,6 +103,33 @@ import Testing
     let readers = try (0..<2).map { _ in try make("file: a.img, read-only: true") }
     #expect(error("file: a.img")?.errno == .resourceBusy)
     withExtendedLifetime(readers) {}
+  }
+
+  @Test("J1: controllers share a namespace where each of them says so")
+  func shared() throws {
+    let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+      "nvme-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: directory) }
+    let path = directory.appendingPathComponent("m.yaml").path
+    let both = try machine(
+      """
+      iommus:
+        - {name: dmar0, kind: intel}
+      devices:
+        - {model: nvme, address: "e0:04.0", namespaces: [{file: a, size: 1MiB, shared: true}]}
+        - {model: nvme, address: "e0:05.0", namespaces: [{file: a, size: 1MiB, shared: true}]}
+
+      """, file: path)
+    #expect(try machine(both.yaml) == both)
+    #expect(both.json.contains("\"shared\": true"))
+    #expect(both.tree(colour: false).contains("a (1MiB, shared)"))
+    let pair = try Machine(both)
+    let alone = #expect(throws: IOMMUError.self) {
+      _ = try Machine(machine(text("namespaces: [{file: a}]"), file: path))
+    }
+    #expect(alone?.errno == .resourceBusy)
+    withExtendedLifetime(pair) {}
   }
 
   @Test("J1: an NVMe controller is in /sys as one: class 010802")

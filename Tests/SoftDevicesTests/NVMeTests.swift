@@ -2,7 +2,7 @@
 //
 // The NVMe controller as a driver uses it: enable, identify, queues, data, shutdown.
 
-import Glibc
+import Foundation
 import SoftDevices
 import TestSupport
 import Testing
@@ -102,6 +102,53 @@ import VFIO
     #expect(try ask(2, namespace: 1)[0..<8] == [2, 0, 0, 0, 0, 0, 0, 0])
     #expect(try ask(3, namespace: 1) != ask(3, namespace: 2))
     #expect(try ask(3, namespace: 1)[0..<2] == [3, 16])
+  }
+
+  @Test("J1: two controllers share a namespace, say so, and never mix what they write")
+  func shared() throws {
+    let file = FileManager.default.temporaryDirectory.appendingPathComponent(
+      "nvme-\(UUID().uuidString).img")
+    defer { try? FileManager.default.removeItem(at: file) }
+    let rigs = try (0..<2).map { number in
+      var configuration = NVMeConfiguration(
+        namespaces: [.init(file: file.path, size: 1 << 20, isShared: true)])
+      configuration.controllerID = UInt16(0x20 + number)
+      let rig = try NVMeRig(configuration)
+      try rig.enable()
+      try rig.makeQueues()
+      return rig
+    }
+    for (number, rig) in rigs.enumerated() {
+      func ask(_ structure: UInt32, _ namespace: UInt32) throws -> [UInt8] {
+        let pointer = NVMeRig.base + NVMeRig.data
+        try rig.admin(
+          NVMeEntry(opcode: 6, namespace: namespace, pointer: pointer, dwords: [structure]))
+        return rig.bytes(NVMeRig.data, count: 4096)
+      }
+      #expect(try ask(0, 1)[30] == 1)
+      let controller = try ask(1, 0)
+      #expect(controller[76] == 2 && controller[78] == 0x20 + UInt8(number))
+    }
+    // 32 KiB each; what is read is all of one write.
+    let count = 32 << 10
+    let lists = rigs.map {
+      $0.pages(NVMeRig.data, count: count, lists: NVMeRig.data + 0x200_0000)
+    }
+    func entry(_ opcode: UInt8, _ rig: Int) -> NVMeEntry {
+      NVMeEntry(
+        opcode: opcode, block: 8, count: 64, pointer: NVMeRig.base + NVMeRig.data,
+        second: lists[rig])
+    }
+    #expect(try rigs[0].run(entry(1, 0)).status == 0)
+    for round in 1...200 {
+      let byte = UInt8(truncatingIfNeeded: round)
+      rigs[0].put([UInt8](repeating: byte, count: count), at: NVMeRig.data)
+      try rigs[0].rings[1]?.submit(entry(1, 0))
+      #expect(try rigs[1].run(entry(2, 1)).status == 0)
+      let read = rigs[1].bytes(NVMeRig.data, count: count)
+      #expect(Set(read).count == 1 && [byte, byte &- 1].contains(read[0]), "round \(round)")
+      #expect(try rigs[0].rings[1]?.wait().status == 0)
+    }
   }
 
   @Test("J1: shutdown writes what is cached, and a reset makes the controller ready anew")

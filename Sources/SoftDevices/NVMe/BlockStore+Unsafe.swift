@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a namespace's blocks are: a file that one controller has to itself, or memory. Holes read
-// as zeros, so a file takes the room of what was written.
+// Where a namespace's blocks are: a file that one controller has to itself or shares with others, or
+// memory. Holes read as zeros, so a file takes the room of what was written.
 
 import CBlockFile
 import IOMMU
@@ -14,7 +14,8 @@ import SystemPackage
 #endif
 
 /// The blocks of one namespace. Thread-safe as files are: transfers that overlap in place and time
-/// may mix at any block.
+/// may mix at any block. Of a file that controllers share, those of two do not even mix there: each
+/// has its part of the file to itself meanwhile.
 ///
 /// A block is written whole: the data is at hand before the first byte is stored, and a file system
 /// stores a page, if nothing else, as one.
@@ -24,6 +25,8 @@ final class BlockStore: Sendable {
   let blockSize: Int
   let blockCount: UInt64
   let isReadOnly: Bool
+  /// Whether other controllers may have the file too.
+  let isShared: Bool
   /// Whether what was written lasts longer than this process.
   let isFile: Bool
 
@@ -33,6 +36,7 @@ final class BlockStore: Sendable {
   init(_ namespace: NVMeConfiguration.Namespace) throws(IOMMUError) {
     isFile = namespace.file != nil
     isReadOnly = namespace.isReadOnly
+    isShared = namespace.isShared && namespace.file != nil
     blockSize = namespace.blockSize
     guard let path = namespace.file else {
       // SAFETY: the name is a literal.
@@ -79,13 +83,13 @@ final class BlockStore: Sendable {
           + (error == .noSuchFileOrDirectory && !makes ? "; give its size to have it made" : "")
       )
     }
-    // Readers share it.
-    guard flock(file, (namespace.isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
+    let shares = namespace.isReadOnly || namespace.isShared
+    guard flock(file, (shares ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
       close(file)
       throw IOMMUError(
         .resourceBusy,
         "namespace file \(path) is in use by another controller, of this machine or of another "
-          + "run; give each its own, or make both read-only")
+          + "run; give each its own, or make both read-only or shared")
     }
     return file
   }
@@ -136,6 +140,8 @@ final class BlockStore: Sendable {
   func read(
     at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
   ) throws(NVMeStatus) {
+    guard lock(offset, UInt64(buffer.count), isExclusive: false) else { throw .readError }
+    defer { unlock(offset, UInt64(buffer.count)) }
     var done = 0
     while done < buffer.count {
       // SAFETY: the rest of the caller's buffer.
@@ -151,6 +157,8 @@ final class BlockStore: Sendable {
 
   /// Writes whole blocks.
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(NVMeStatus) {
+    guard lock(offset, UInt64(buffer.count), isExclusive: true) else { throw .writeFault }
+    defer { unlock(offset, UInt64(buffer.count)) }
     var done = 0
     while done < buffer.count {
       // SAFETY: as in `read`.
@@ -163,6 +171,15 @@ final class BlockStore: Sendable {
       }
       done += count
     }
+  }
+
+  /// Waits until a part of a shared file is this controller's; of others it always is.
+  private func lock(_ offset: UInt64, _ count: UInt64, isExclusive: Bool) -> Bool {
+    !isShared || count == 0 || cblock_lock(descriptor, isExclusive ? 1 : 0, offset, count) == 0
+  }
+
+  private func unlock(_ offset: UInt64, _ count: UInt64) {
+    if isShared, count > 0 { _ = cblock_lock(descriptor, -1, offset, count) }
   }
 
   private static func writeError(_ error: Int32) -> NVMeStatus {
@@ -181,6 +198,8 @@ final class BlockStore: Sendable {
   /// - Parameters: In bytes; whole blocks. A length of 0 does nothing.
   func deallocate(at offset: UInt64, count: UInt64) throws(NVMeStatus) {
     guard count > 0 else { return }
+    guard lock(offset, count, isExclusive: true) else { throw .writeFault }
+    defer { unlock(offset, count) }
     while true {
       let result = cblock_punch_hole(descriptor, offset, count)
       switch -result {

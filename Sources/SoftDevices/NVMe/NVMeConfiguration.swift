@@ -13,14 +13,19 @@ public struct NVMeConfiguration: Hashable, Sendable {
     /// Of a logical block, in bytes: 512 or 4096.
     public var blockSize: Int
     public var isReadOnly: Bool
+    /// Whether other controllers may have the file too, which say so of it as well. Of a file
+    /// only.
+    public var isShared: Bool
 
     public init(
-      file: String? = nil, size: UInt64? = nil, blockSize: Int = 512, isReadOnly: Bool = false
+      file: String? = nil, size: UInt64? = nil, blockSize: Int = 512, isReadOnly: Bool = false,
+      isShared: Bool = false
     ) {
       self.file = file
       self.size = size
       self.blockSize = blockSize
       self.isReadOnly = isReadOnly
+      self.isShared = isShared
     }
   }
 
@@ -39,6 +44,9 @@ public struct NVMeConfiguration: Hashable, Sendable {
   /// As lspci shows them; drivers go by the class.
   public var vendor: UInt16
   public var device: UInt16
+  /// What tells controllers apart that share a namespace, with one serial number: CNTLID, 0 to
+  /// 0xFFEF.
+  public var controllerID: UInt16 = 0
 
   /// How long an idle controller polls its doorbells before it rests: longer than a driver takes
   /// from a completion to the next command, far shorter than anybody would notice.

@@ -44,6 +44,8 @@ extension NVMeEngine {
     answer.put(configuration.modelName, at: 24, count: 40)
     answer.put(Self.firmware, at: 64, count: 8)
     answer.put(configuration.transferLimit, at: 77)  // MDTS
+    answer.put(UInt8(stores.contains(where: \.isShared) ? 1 << 1 : 0), at: 76)  // CMIC
+    answer.put(configuration.controllerID, at: 78)
     answer.put(NVMeRegisters.version, at: 80)
     answer.put(UInt8(1), at: 111)  // an I/O controller
     answer.put(UInt16(1 << 1), at: 256)  // OACS: Format
@@ -84,6 +86,7 @@ extension NVMeEngine {
     answer.put(store.blockCount, at: 8)
     answer.put(store.usedBlocks, at: 16)
     answer.put(UInt8(1), at: 24)  // thin: NUSE says what is used
+    answer.put(UInt8(store.isShared ? 1 : 0), at: 30)  // NMIC
     answer.put(UInt8(0b1001), at: 33)  // deallocated blocks are zero, written zeroes deallocate
     answer.put(store.blockCount * UInt64(store.blockSize), at: 48)  // NVMCAP
     answer.put(UInt8(store.isReadOnly ? 1 : 0), at: 99)  // NSATTR

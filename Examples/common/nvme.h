@@ -7,7 +7,6 @@
 #ifndef NVME_H
 #define NVME_H
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -21,8 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "iommufd_abi.h"
-#include "vfio_abi.h"
+#include "vfio_device.h"
 
 // Registers of BAR 0.
 enum { NVME_CAP = 0x00, NVME_CC = 0x14, NVME_CSTS = 0x1c, NVME_AQA = 0x24, NVME_ASQ = 0x28 };
@@ -62,65 +60,19 @@ struct nvme {
   struct nvme_queue admin, io;
 };
 
-static inline bool nvme_read_hex(const char *bdf, const char *file, unsigned *value) {
-  char path[320];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", bdf, file);
-  FILE *stream = fopen(path, "re");
-  if (!stream) return false;
-  const bool read = fscanf(stream, "%x", value) == 1;
-  fclose(stream);
-  return read;
-}
-
-static inline bool nvme_find_node(const char *bdf, char *node, size_t size) {
-  char path[320];
-  snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/vfio-dev", bdf);
-  DIR *directory = opendir(path);
-  if (!directory) return false;
-  bool found = false;
-  for (struct dirent *entry; !found && (entry = readdir(directory));) {
-    if (strncmp(entry->d_name, "vfio", 4)) continue;
-    snprintf(node, size, "/dev/vfio/devices/%.64s", entry->d_name);
-    found = true;
-  }
-  closedir(directory);
-  return found;
+static inline bool is_nvme(const char *bdf) {
+  unsigned class;
+  return read_id(bdf, "class", &class) && class == 0x010802;
 }
 
 // Finds the first controller that vfio-pci has, or the one at `wanted`: class 01 08 02.
 static inline bool nvme_find(struct nvme *nvme, const char *wanted) {
-  struct dirent **entries;
-  const int count = scandir("/sys/bus/pci/devices", &entries, NULL, alphasort);
-  bool found = false;
-  for (int i = 0; i < count; i++) {
-    const char *bdf = entries[i]->d_name;
-    unsigned class;
-    if (!found && bdf[0] != '.' && (!wanted || !strcmp(bdf, wanted)) &&
-        nvme_read_hex(bdf, "class", &class) && class == 0x010802 &&
-        nvme_find_node(bdf, nvme->node, sizeof nvme->node)) {
-      snprintf(nvme->bdf, sizeof nvme->bdf, "%.31s", bdf);
-      found = true;
-    }
-    free(entries[i]);
-  }
-  if (count >= 0) free(entries);
-  return found;
+  return find_device(is_nvme, wanted, NULL, nvme->bdf, nvme->node);
 }
 
-// Opens and binds the device, and attaches it to a new address space. Returns what failed.
-static inline const char *nvme_open(struct nvme *nvme) {
-  if ((nvme->iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC)) < 0) return "/dev/iommu";
-  if ((nvme->device = open(nvme->node, O_RDWR | O_CLOEXEC)) < 0) return nvme->node;
-  struct vfio_device_bind_iommufd bind = {
-      .argsz = sizeof bind - sizeof bind.token_uuid_ptr, .iommufd = nvme->iommu};
-  if (ioctl(nvme->device, VFIO_DEVICE_BIND_IOMMUFD, &bind)) return "VFIO_DEVICE_BIND_IOMMUFD";
-  struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
-  if (ioctl(nvme->iommu, IOMMU_IOAS_ALLOC, &alloc)) return "IOMMU_IOAS_ALLOC";
-  nvme->ioas = alloc.out_ioas_id;
-  struct vfio_device_attach_iommufd_pt attach = {
-      .argsz = sizeof attach - sizeof attach.pasid, .pt_id = nvme->ioas};
-  if (ioctl(nvme->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)) return "ATTACH_IOMMUFD_PT";
-
+// Finds the registers, maps them where they can be, and lets the device answer and do DMA. Returns
+// what failed.
+static inline const char *nvme_enable(struct nvme *nvme) {
   struct vfio_region_info config = {.argsz = sizeof config, .index = VFIO_PCI_CONFIG_REGION_INDEX};
   struct vfio_region_info bar = {.argsz = sizeof bar, .index = VFIO_PCI_BAR0_REGION_INDEX};
   if (ioctl(nvme->device, VFIO_DEVICE_GET_REGION_INFO, &config)) return "its configuration space";
@@ -139,6 +91,19 @@ static inline const char *nvme_open(struct nvme *nvme) {
   return NULL;
 }
 
+// Opens and binds the device, and attaches it to a new address space. Returns what failed.
+static inline const char *nvme_open(struct nvme *nvme) {
+  uint32_t id;
+  if ((nvme->iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC)) < 0) return "/dev/iommu";
+  if ((nvme->device = open(nvme->node, O_RDWR | O_CLOEXEC)) < 0) return nvme->node;
+  if (vfio_bind(nvme->device, nvme->iommu, &id)) return "VFIO_DEVICE_BIND_IOMMUFD";
+  struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
+  if (ioctl(nvme->iommu, IOMMU_IOAS_ALLOC, &alloc)) return "IOMMU_IOAS_ALLOC";
+  nvme->ioas = alloc.out_ioas_id;
+  if (vfio_attach(nvme->device, nvme->ioas)) return "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
+  return nvme_enable(nvme);
+}
+
 static inline uint32_t nvme_read32(const struct nvme *nvme, unsigned offset) {
   if (nvme->map) return *(volatile uint32_t *)(nvme->map + offset);
   uint32_t value = ~0u;
@@ -152,7 +117,7 @@ static inline void nvme_write32(const struct nvme *nvme, unsigned offset, uint32
     return;
   }
   if (pwrite(nvme->device, &value, 4, (off_t)(nvme->bar0 + offset)) != 4) {
-    perror("nvme-rw: a register");
+    perror("a register of the NVMe controller");
     exit(1);
   }
 }
@@ -210,13 +175,17 @@ static inline void nvme_release(const struct nvme *nvme, const struct nvme_queue
   nvme_ring(nvme, queue->number * 2 + 1, queue->head);
 }
 
-// Carries one command out. Returns its status: type and code; 0 is success.
+// What nvme_run returns where no answer came.
+enum { NVME_NO_ANSWER = 0x7ff };
+
+// Carries one command out. Returns its status: type and code; 0 is success. Waits 30 seconds.
 static inline unsigned nvme_run(const struct nvme *nvme, struct nvme_queue *queue,
                                 const struct nvme_command *command) {
   struct nvme_completion completion;
   nvme_put(queue, command);
   nvme_submit(nvme, queue);
-  while (!nvme_poll(queue, &completion)) sched_yield();
+  for (const time_t end = time(NULL) + 30; !nvme_poll(queue, &completion); sched_yield())
+    if (time(NULL) > end) return NVME_NO_ANSWER;
   nvme_release(nvme, queue);
   return completion.status >> 1 & 0x7ff;
 }
