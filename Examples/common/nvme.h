@@ -55,6 +55,7 @@ struct nvme {
   uint32_t ioas;
   uint64_t bar0;            // file offset of the registers
   uint64_t bar0_size;
+  bool ignores_offsets;     // takes region n to be at n << 40, where Linux happens to have it
   volatile uint8_t *map;    // the registers, where they can be mapped
   uint64_t stride;          // of doorbells, in bytes
   struct nvme_queue admin, io;
@@ -77,6 +78,7 @@ static inline const char *nvme_enable(struct nvme *nvme) {
   struct vfio_region_info bar = {.argsz = sizeof bar, .index = VFIO_PCI_BAR0_REGION_INDEX};
   if (ioctl(nvme->device, VFIO_DEVICE_GET_REGION_INFO, &config)) return "its configuration space";
   if (ioctl(nvme->device, VFIO_DEVICE_GET_REGION_INFO, &bar)) return "its registers";
+  if (nvme->ignores_offsets) bar.offset = 0, config.offset = 7ull << 40;
   nvme->bar0 = bar.offset;
   nvme->bar0_size = bar.size;
   if (bar.flags & VFIO_REGION_INFO_FLAG_MMAP) {

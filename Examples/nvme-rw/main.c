@@ -31,6 +31,7 @@ static void usage(FILE *stream) {
       "  --read         only read them, and print the first bytes\n"
       "  --bench        read 4 KiB at random, 32 at a time, and print how many a second\n"
       "  --count N      of --bench: reads (default 400000)\n"
+      "  --linux-offsets  take BAR 0 at file offset 0, as drivers do that do not ask where it is\n"
       "  --bdf BDF      use the controller at this address (default: the first that is found)\n"
       "  --help         print this\n"
       "\n"
@@ -155,11 +156,13 @@ int main(int count, char **arguments) {
   const char *bdf = NULL;
   uint64_t namespace = 1, block = 0, reads = 400000;
   bool benches = false, only_reads = false;
+  struct nvme nvme = {0};
   static const struct option options[] = {
       {"namespace", required_argument, NULL, 'n'}, {"block", required_argument, NULL, 'B'},
       {"read", no_argument, NULL, 'r'},            {"bench", no_argument, NULL, 'p'},
       {"count", required_argument, NULL, 'c'},     {"bdf", required_argument, NULL, 'b'},
-      {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
+      {"help", no_argument, NULL, 'h'},
+      {"linux-offsets", no_argument, NULL, 'o'},   {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, arguments, "h", options, NULL)) != -1;) {
     switch (option) {
       case 'n': namespace = parse_number(optarg); break;
@@ -168,6 +171,7 @@ int main(int count, char **arguments) {
       case 'p': benches = true; break;
       case 'c': reads = parse_number(optarg); break;
       case 'b': bdf = optarg; break;
+      case 'o': nvme.ignores_offsets = true; break;
       case 'h': usage(stdout); return EXIT_OK;
       default: usage(stderr); return EXIT_USAGE;
     }
@@ -177,7 +181,6 @@ int main(int count, char **arguments) {
     return EXIT_USAGE;
   }
 
-  struct nvme nvme = {0};
   if (!nvme_find(&nvme, bdf)) {
     fprintf(stderr,
             "nvme-rw: no NVMe controller (PCI class 010802)%s%s with a vfio-dev node in "

@@ -255,16 +255,24 @@ final class Server: Sendable {
     let sharing = Int32(truncatingIfNeeded: call[3]) & 0xF
     // What the kernel refuses whatever the file is.
     guard call[5] & 4095 == 0, call[1] > 0, call[1] <= UInt64(Int64.max) else { return .goOn }
+    // What was asked for is mapped where it lies; it was checked, and who traces waits for it.
+    if tracer.isInjected(call.thread) { return .goOn }
+    let offset = handle.registers?.mapOffset(call[5]) ?? call[5]
     try handle.file.checkMap(
       MapRequest(
-        offset: call[5], length: (call[1] + 4095) & ~4095,
+        offset: offset, length: (call[1] + 4095) & ~4095,
         isWritable: protection & PROT_WRITE != 0, isExecutable: protection & PROT_EXEC != 0,
         isShared: sharing == MAP_SHARED || sharing == 3))
-    if let registers = handle.registers, registers.registers(at: call[5]) != nil {
+    if let registers = handle.registers,
+      offset != call[5] || registers.registers(at: offset) != nil
+    {
       let process = caller.processID
       try tracer.admit(thread: call.thread, process: process)
-      // The program has a descriptor more from here on, which the end of the call closes.
-      if let overlay = overlay(call, handle) {
+      // The program has a descriptor more for each from here on, which the end of the call closes.
+      var overlays: [MapOverlay] = []
+      if offset != call[5] { overlays.append(try move(call, handle, to: offset)) }
+      if let doorbells = doorbells(call, handle, at: offset) { overlays.append(doorbells) }
+      for overlay in overlays {
         try tracer.admit(thread: call.thread, process: process, overlay: overlay)
       }
     }

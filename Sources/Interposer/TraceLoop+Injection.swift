@@ -54,6 +54,8 @@ extension TraceLoop {
     Self.endRestart(&saved)
     let place = callAddress(of: thread, saved)
     guard place != 0, csys_trace_set_mask(thread.number, ~0) == 0 else { return nil }
+    tracer.setInjected(thread.number)
+    defer { tracer.setInjected(0) }
     var changed = saved
     changed.rip = place
     changed.rax = UInt64(UInt32(bitPattern: call.number))

@@ -65,8 +65,10 @@ final class TraceLoop {
       // When its call is done: before it can touch what it has mapped.
       thread.awaitsSetUp = true
     }
-    if let overlay = admission.overlay { thread.overlay = overlay }
-    if thread.awaitsSetUp || thread.overlay != nil { _ = csys_trace_interrupt(thread.number) }
+    if let overlay = admission.overlay { thread.overlays.append(overlay) }
+    if thread.awaitsSetUp || !thread.overlays.isEmpty {
+      _ = csys_trace_interrupt(thread.number)
+    }
     return .traced
   }
 
@@ -240,9 +242,10 @@ final class TraceLoop {
       thread.awaitsSetUp = false
       setUp(thread)
     }
-    if let overlay = thread.overlay {
-      thread.overlay = nil
-      map(overlay, in: thread)
+    if !thread.overlays.isEmpty {
+      let overlays = thread.overlays
+      thread.overlays = []
+      for overlay in overlays { map(overlay, in: thread) }
     }
     proceed(thread)
   }

@@ -53,8 +53,8 @@ final class TracedThread {
   let process: TracedProcess
   /// The next stop that was asked for is the one at the end of its first `mmap` of registers.
   var awaitsSetUp = false
-  /// Doorbells that it maps over what its call maps, when that is done.
-  var overlay: DoorbellOverlay?
+  /// What it maps over what its call maps, in this order, when that is done.
+  var overlays: [MapOverlay] = []
   /// The next fault is one that was looked at already: the program gets it.
   var passesFault = false
   var mask = MaskWatch()

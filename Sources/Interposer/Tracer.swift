@@ -23,10 +23,10 @@ final class Tracer: Sendable {
     let thread: Int32
     let process: Int32
     /// What the thread is to map over what its call maps.
-    let overlay: DoorbellOverlay?
+    let overlay: MapOverlay?
     fileprivate let outcome = Guarded<Outcome?>(nil)
 
-    init(thread: Int32, process: Int32, overlay: DoorbellOverlay?) {
+    init(thread: Int32, process: Int32, overlay: MapOverlay?) {
       self.thread = thread
       self.process = process
       self.overlay = overlay
@@ -57,6 +57,8 @@ final class Tracer: Sendable {
   /// The tracing thread; 0 while there is none.
   private let thread = Atomic<Int32>(0)
   private let hasAdmissions = Atomic(false)
+  /// The thread that makes a call for us; 0 where none does.
+  private let injected = Atomic<Int32>(0)
   /// Readable when a child has changed.
   private let bell: OwnedDescriptor?
 
@@ -88,10 +90,10 @@ final class Tracer: Sendable {
   /// Sees to it that a process is traced from here on.
   /// - Parameters:
   ///   - thread: One of its threads, whose `mmap` waits for an answer.
-  ///   - overlay: Doorbells in what it maps.
+  ///   - overlay: What it maps over what its call maps.
   /// - Throws: `EPERM` where it cannot be.
   func admit(
-    thread: Int32, process: Int32, overlay: DoorbellOverlay? = nil
+    thread: Int32, process: Int32, overlay: MapOverlay? = nil
   ) throws(IOMMUError) {
     let admission = Admission(thread: thread, process: process, overlay: overlay)
     let starts = state.withLock { state in
@@ -138,6 +140,11 @@ final class Tracer: Sendable {
     }
   }
 
+  /// Whether the call of a thread is one that the tracing thread makes it do, and waits for.
+  func isInjected(_ thread: Int32) -> Bool {
+    injected.load(ordering: .sequentiallyConsistent) == thread
+  }
+
   // MARK: for who watches over the program
 
   /// Readable when `nextChange` has something; negative where nothing can be told.
@@ -175,6 +182,11 @@ final class Tracer: Sendable {
   func begin() {
     _ = csys_interruptible(Self.interruption)
     thread.store(csys_thread(), ordering: .sequentiallyConsistent)
+  }
+
+  /// - Parameter thread: Makes a call for us from here on; 0 where none does any more.
+  func setInjected(_ thread: Int32) {
+    injected.store(thread, ordering: .sequentiallyConsistent)
   }
 
   func takeAdmissions() -> [Admission] {

@@ -138,8 +138,15 @@ public protocol DeviceMemoryFile: OpenFile {
 public protocol RegisterFile: OpenFile {
   /// Programs may map registers from here on. Called before a program has the file.
   func offerRegisters()
+  /// Where in the file a mapping goes that asks for `offset`: another place where programs know the
+  /// file by offsets that are not its own. The carrier sees to it that the mapping goes there.
+  func mapOffset(_ offset: UInt64) -> UInt64
   /// The registers at an offset of the file, where they can be mapped; nil where there are none.
   func registers(at offset: UInt64) -> RegisterPlace?
+}
+
+extension RegisterFile {
+  public func mapOffset(_ offset: UInt64) -> UInt64 { offset }
 }
 
 /// A place in a device's registers.

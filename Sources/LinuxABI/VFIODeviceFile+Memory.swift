@@ -74,6 +74,10 @@ extension VFIODeviceFile: DeviceMemoryFile {
 extension VFIODeviceFile: RegisterFile {
   func offerRegisters() { mapsRegisters.store(true, ordering: .relaxed) }
 
+  func mapOffset(_ offset: UInt64) -> UInt64 {
+    mapsRegisters.load(ordering: .relaxed) ? told(offset) : offset
+  }
+
   func registers(at offset: UInt64) -> RegisterPlace? {
     guard session.hasAccess, let place = RegionWindow.locate(offset), place.index < 6,
       let bar = function.bar(Int(place.index)), !bar.isMemory,

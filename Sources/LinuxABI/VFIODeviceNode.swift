@@ -9,8 +9,12 @@ import Synchronization
 import SystemPackage
 import VFIO
 
-/// Where regions lie in the offsets of a device file. A client takes them from
-/// GET_REGION_INFO; the high bit tells them from the offsets of any file.
+/// Where regions lie in the offsets of a device file. A client takes them from GET_REGION_INFO.
+///
+/// Linux has region n at n << 40, and so BAR 0 at the offset that most files are read and mapped at. Here
+/// a high bit tells them from the offsets of any file: a call is known by it, whatever descriptor it
+/// names. Where a descriptor is known by its number, Linux's own offsets work as well
+/// (`VFIODeviceFile.told`).
 enum RegionWindow {
   static let base: UInt64 = 1 << 45
   /// One past the last offset.
@@ -36,12 +40,6 @@ enum RegionWindow {
       UInt32(slot % registers), offset & ((1 << shift) - 1), slot >= registers
     )
   }
-}
-
-extension RegionWindow {
-  /// Where a call goes that did not ask GET_REGION_INFO: DPDK has configuration space where Linux
-  /// happens to have it (VFIO_PCI_INDEX_TO_OFFSET). Good for calls, not for mappings.
-  static func ours(_ offset: UInt64) -> UInt64 { offset < base ? base | offset : offset }
 }
 
 extension PCIRegion {
@@ -156,7 +154,7 @@ final class VFIODeviceFile: OpenFile {
   ) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
-    let (region, offset) = try locate(RegionWindow.ours(offset))
+    let (region, offset) = try locate(told(offset))
     return try function.whileAwake { () throws(IOMMUError) in
       // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
       try unsafe function.read(region, at: offset, into: buffer)
@@ -166,7 +164,7 @@ final class VFIODeviceFile: OpenFile {
   func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
-    let (region, offset) = try locate(RegionWindow.ours(offset))
+    let (region, offset) = try locate(told(offset))
     if let portal = function.portal(in: region, at: offset) {
       // SAFETY: the bytes are copied here, once; the client may change them meanwhile.
       return try function.submit(
@@ -176,6 +174,15 @@ final class VFIODeviceFile: OpenFile {
       // SAFETY: as in `read`.
       try unsafe function.write(region, at: offset, from: buffer)
     }
+  }
+
+  /// The offset that GET_REGION_INFO tells of a place, where `offset` is the one that Linux happens to
+  /// have it at (VFIO_PCI_INDEX_TO_OFFSET): some programs do not ask. Others stay as they are.
+  func told(_ offset: UInt64) -> UInt64 {
+    guard offset < RegionWindow.base else { return offset }
+    let index = UInt32(offset >> RegionWindow.shift)
+    guard let region = PCIRegion(index: index) else { return offset }
+    return self.offset(of: region, index: index) | offset & ((1 << RegionWindow.shift) - 1)
   }
 
   func locate(

@@ -52,6 +52,23 @@ import VFIO
     }
   }
 
+  @Test("J1: regions are where Linux has them, too: region n at n << 40")
+  func linuxOffsets() throws {
+    rig.bind()
+    #expect(rig.pwrite(2 << 40 | 16, UInt64(0x1234)) == 8)
+    #expect(rig.pread(Self.bar2 + 16) == UInt64(0x1234))
+    #expect(rig.pread(7 << 40) == UInt16(0x8086))
+    #expect(rig.pread(0x08) == rig.pread(rig.registerBase + 0x08, UInt8.self))
+    #expect(rig.pread(3 << 40, UInt8.self) == nil && rig.pread(9 << 40, UInt8.self) == nil)
+    let file = try #require(rig.file as? any RegisterFile)
+    #expect(file.mapOffset(0x1000) == 0x1000, "not before the carrier offers it")
+    file.offerRegisters()
+    #expect(file.mapOffset(0x1000) == rig.registerBase + 0x1000)
+    #expect(file.mapOffset(2 << 40 | 0x2000) == Self.bar2 + 0x2000)
+    #expect(file.mapOffset(Self.bar2) == Self.bar2)
+    #expect(file.mapOffset(9 << 40) == 9 << 40 && file.mapOffset(1 << 46) == 1 << 46)
+  }
+
   @Test("J1: the BAR with the MSI-X table says that it can be mapped whole, where it can")
   func mappableTable() throws {
     rig.bind()

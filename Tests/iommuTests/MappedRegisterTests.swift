@@ -40,6 +40,12 @@
       #expect(run.status == 0, "\(run.output)\(run.errors)")
     }
 
+    @Test("J1: regions are found at Linux's own file offsets too, by calls and by mappings")
+    func linuxOffsets() throws {
+      let run = try run("linux-offsets")
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
     @Test("C4: registers that do not answer raise SIGBUS; mapped ones keep the device open")
     func revocation() throws {
       for name in ["memory-off", "lifetime"] {

@@ -28,6 +28,10 @@ import Testing
       "run", "--machine", machine.path, "--", built("nvme-rw").path, "--block", "100")
     #expect(write.status == 0, "\(write)")
     #expect(write.output.contains("64 KiB written at block 100, read back, the same"))
+    let other = try iommu(
+      "run", "--machine", machine.path, "--", built("nvme-rw").path, "--linux-offsets",
+      "--block", "1000")
+    #expect(other.status == 0 && other.output.contains("registers are mapped"), "\(other)")
     let read = try iommu(
       "run", "--machine", machine.path, "--", built("nvme-rw").path, "--block", "100", "--read")
     #expect(read.status == 0, "\(read)")

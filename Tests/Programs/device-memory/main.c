@@ -66,6 +66,27 @@ static void check_registers(void) {
   CHECK(munmap((void *)registers, info.size) == 0);
 }
 
+// The same at the offsets that Linux happens to have, for programs that do not ask.
+static void check_linux_offsets(volatile uint64_t *memory) {
+  struct vfio_region_info info = {.argsz = sizeof info};
+  CHECK(ioctl(engine.device, VFIO_DEVICE_GET_REGION_INFO, &info) == 0);
+  uint32_t value = 0;
+  CHECK(pread(engine.device, &value, 1, VERSION) == 1 && value != 0);
+  memory[0] = 0xfeed;
+  uint64_t word = 0;
+  CHECK(pread(engine.device, &word, 8, (off_t)(2ull << 40)) == 8 && word == 0xfeed);
+  if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP)) return;
+  volatile uint8_t *registers = mmap(NULL, info.size, BOTH, MAP_SHARED, engine.device, 0);
+  CHECK(registers != MAP_FAILED && registers[VERSION] == value);
+  volatile uint64_t *other =
+      mmap(NULL, region.size, BOTH, MAP_SHARED, engine.device, (off_t)(2ull << 40));
+  CHECK(other != MAP_FAILED && other[0] == 0xfeed);
+  other[region.size / 8 - 1] = 0xbeef;
+  CHECK(memory[region.size / 8 - 1] == 0xbeef);
+  other[region.size / 8 - 1] = memory[0] = 0;
+  CHECK(munmap((void *)registers, info.size) == 0 && munmap((void *)other, region.size) == 0);
+}
+
 static void check_contents(volatile uint64_t *map) {
   CHECK(map[0] == 0 && at(0) == 0);
   map[1] = 0x1234;
@@ -162,6 +183,7 @@ int main(void) {
   check_registers();
   uint64_t *map = mmap(NULL, region.size, BOTH, MAP_SHARED, engine.device, (off_t)region.offset);
   CHECK(map != MAP_FAILED);
+  check_linux_offsets(map);
   check_contents(map);
   check_revocation(map);
   check_refusal(map);

@@ -200,6 +200,37 @@ static void strings(void) {
   CHECK(pair[0] == 0x1234);
 }
 
+// Where Linux's vfio-pci happens to have regions: region n at n << 40. Some programs do not ask.
+static void linux_offsets(void) {
+  uint16_t id;
+  CHECK(pread(engine.device, &id, sizeof id, (off_t)(7ull << 40)) == 2 && id == 0x8086);
+  volatile uint8_t *other =
+      mmap(NULL, bar.size, PROT_READ | PROT_WRITE, MAP_SHARED, engine.device, 0);
+  CHECK(other != MAP_FAILED && other[VERSION] == map[VERSION]);
+  *(volatile uint32_t *)(other + PLAIN) = 0x12345678;
+  CHECK(*word(PLAIN) == 0x12345678);
+  uint32_t value = 0;
+  CHECK(pread(engine.device, &value, 4, PLAIN) == 4 && value == 0x12345678);
+  value = 0x42;
+  CHECK(pwrite(engine.device, &value, 4, PLAIN) == 4 && *word(PLAIN) == 0x42);
+  // No BAR 1 there, and nothing after the end.
+  CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, engine.device, (off_t)(1ull << 40)) == MAP_FAILED);
+  CHECK(errno == EINVAL);
+  CHECK(mmap(NULL, bar.size + 4096, PROT_READ, MAP_SHARED, engine.device, 0) == MAP_FAILED);
+  CHECK(errno == EINVAL);
+  // As often as one likes.
+  CHECK(munmap((void *)map, bar.size) == 0);
+  for (int i = 0; i < 100; i++) {
+    map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, engine.device, 0);
+    CHECK(map != MAP_FAILED);
+    *word(PLAIN) = (uint32_t)i;
+    CHECK(*(volatile uint32_t *)(other + PLAIN) == (uint32_t)i);
+    CHECK(munmap((void *)map, 4096) == 0);
+  }
+  CHECK(fcntl(engine.device, F_GETFD) >= 0 && open("/dev/null", O_RDONLY) < 100);
+}
+
 const struct test access_tests[] = {
     {"widths", widths}, {"copy", copy},         {"threads", threads}, {"memory-off", memory_off},
-    {"remaps", remaps}, {"lifetime", lifetime}, {"strings", strings}, {NULL, NULL}};
+    {"remaps", remaps}, {"lifetime", lifetime}, {"strings", strings}, {"linux-offsets", linux_offsets},
+    {NULL, NULL}};
