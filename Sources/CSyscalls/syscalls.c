@@ -4,6 +4,7 @@
 
 #define _GNU_SOURCE
 #include "CSyscalls.h"
+#include "wait_status.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -225,23 +226,6 @@ int csys_thread_start(void (*body)(void *), void *argument, size_t stack) {
     return -error;
   }
   return 0;
-}
-
-static void take_apart(int pid, int status, struct csys_wait *out) {
-  memset(out, 0, sizeof *out);
-  out->pid = pid;
-  if (WIFEXITED(status)) {
-    out->exited = 1;
-    out->code = WEXITSTATUS(status);
-  } else if (WIFSIGNALED(status)) {
-    out->signaled = 1;
-    out->code = WTERMSIG(status);
-  } else if (WIFSTOPPED(status)) {
-    out->stopped = 1;
-    out->code = WSTOPSIG(status);
-  } else {
-    out->continued = 1;
-  }
 }
 
 int csys_wait_change(int pid, struct csys_wait *out) {

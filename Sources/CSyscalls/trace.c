@@ -4,6 +4,7 @@
 
 #define _GNU_SOURCE
 #include "CSyscalls.h"
+#include "wait_status.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -20,17 +21,13 @@ int csys_trace_wait(int task, struct csys_trace_event *out) {
   // Children of all of our threads, and all that this one traces.
   int result = (int)syscall(SYS_wait4, task, &status, __WALL, NULL);
   if (result < 0) return -errno;
-  memset(out, 0, sizeof *out);
-  out->thread = result;
-  if (WIFEXITED(status)) {
-    out->exited = 1;
-    out->code = WEXITSTATUS(status);
-  } else if (WIFSIGNALED(status)) {
-    out->signaled = 1;
-    out->code = WTERMSIG(status);
-  } else {
-    out->code = WSTOPSIG(status) & 0x7f;
-    out->is_call = (WSTOPSIG(status) & 0x80) != 0;
+  struct csys_wait change;
+  take_apart(result, status, &change);
+  *out = (struct csys_trace_event){
+      .thread = result, .exited = change.exited, .signaled = change.signaled, .code = change.code};
+  if (change.stopped) {
+    out->code = change.code & 0x7f;
+    out->is_call = (change.code & 0x80) != 0;
     out->event = (int)((unsigned)status >> 16);
   }
   return 0;

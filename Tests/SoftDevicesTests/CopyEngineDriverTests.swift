@@ -3,6 +3,7 @@
 // J1: what Linux's and DPDK's copy drivers do to the engine, in their order: the accesses are
 // theirs, the values facts of their sources.
 
+import Glibc
 import IOMMU
 import TestSupport
 import Testing
@@ -228,14 +229,24 @@ extension EngineRig {
     write(0x86, count)
   }
 
-  /// Waits until CHANSTS is `wanted`; the suite's time limit ends what never comes.
-  fileprivate func wait(status wanted: UInt64) {
-    while status != wanted { pause() }
-  }
+  /// Waits until CHANSTS is `wanted`.
+  fileprivate func wait(status wanted: UInt64) { poll(wanted, "CHANSTS") { status } }
 
   fileprivate func wait(word wanted: UInt64, at address: UInt64) {
-    while caller.get(UInt64.self, at: address) != wanted { pause() }
+    poll(wanted, "the word at \(address)") { caller.get(UInt64.self, at: address) }
   }
 
-  private func pause() { wait([0, 1, 2, 3, 4]) }
+  /// Asks again and again, for 30 seconds.
+  private func poll(_ wanted: UInt64, _ what: String, _ value: () -> UInt64) {
+    let start = ContinuousClock.now
+    while true {
+      let found = value()
+      if found == wanted { return }
+      guard ContinuousClock.now - start < .seconds(30) else {
+        Issue.record("\(what) stays \(found), not \(wanted)")
+        return
+      }
+      sched_yield()
+    }
+  }
 }

@@ -8,14 +8,7 @@
 #include <sys/mman.h>
 
 #include "copy_engine.h"
-
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
+#include "../common/check.h"
 
 /// The other way to the device: its group. Closes what it opens, but for one mapping.
 void check_group_way(struct engine *engine, const struct vfio_region_info *region);

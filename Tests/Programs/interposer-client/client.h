@@ -13,20 +13,14 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include "../common/check.h"
+
 struct request {
   uint64_t a, b, c;
   int32_t d, e;
 };
 
 #define COMMAND(number) (0x3B00 | (number))
-
-#define CHECK(condition)                                                                 \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
-      exit(1);                                                                           \
-    }                                                                                    \
-  } while (0)
 
 static inline int call(int fd, int number, struct request *request) {
   return ioctl(fd, COMMAND(number), request);

@@ -10,6 +10,7 @@ import Synchronization
 import TestSupport
 
 final class TestContextFile: TestFile, MmapFile, @unchecked Sendable {
+  // Unchecked, as its superclass is: everything is constant or guarded.
   let areas = MmapAreas()
   private let pages = Mutex<[MmapArea?]>([])
   private static let queues = Mutex<[TestEventQueue]>([])

@@ -9,6 +9,7 @@ import LinuxABI
 import Synchronization
 
 final class TestDoorbellFile: TestFile, RegisterFile, DeviceMemoryFile, @unchecked Sendable {
+  // Unchecked, as its superclass is: everything is constant, guarded or atomic.
   private static let base: UInt64 = 1 << 45
   private static let doorbells: Range<UInt64> = 0x1000..<0x2000
   /// How many words it looks at.

@@ -10,14 +10,7 @@
 #include "copy_engine.h"
 #include "ioasid_abi.h"
 #include "kvm_abi.h"
-
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
+#include "../common/check.h"
 
 enum { PAGE = 4096, COOKIE = 7, GUEST = 0x100000, MOVED = 0x400000 };
 

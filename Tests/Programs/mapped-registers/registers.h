@@ -12,14 +12,7 @@
 #include <sys/wait.h>
 
 #include "copy_engine.h"
-
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
+#include "../common/check.h"
 
 // A register that takes any 64 bits and does nothing by itself.
 enum { PLAIN = CHANCMP };

@@ -7,16 +7,9 @@
 #include <sys/mman.h>
 
 #include "copy_engine.h"
+#include "../common/check.h"
 
 #define BOTH (PROT_READ | PROT_WRITE)
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
-
 enum { RAM = 0x100000, BAR = 0x800000, SIZE = 0x10000 };
 
 static int container;

@@ -8,14 +8,7 @@
 #include <sys/stat.h>
 
 #include "copy_engine.h"
-
-#define CHECK(condition)                                                                       \
-  do {                                                                                         \
-    if (!(condition)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);        \
-      exit(1);                                                                                 \
-    }                                                                                          \
-  } while (0)
+#include "../common/check.h"
 
 static const char uuid[] = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3";
 static const uint8_t token[16] = {0xbd, 0x8d, 0x9d, 0x2b, 0x5a, 0x5f, 0x4f, 0x5a,
