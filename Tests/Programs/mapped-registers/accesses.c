@@ -79,6 +79,20 @@ static void threads(void) {
   for (int i = 0; i < 8; i++) CHECK(pthread_join(all[i], NULL) == 0);
 }
 
+// No increment is lost.
+static void *add(void *argument) {
+  for (int i = 0; i < 500; i++) __atomic_fetch_add(wide(PLAIN), 1, __ATOMIC_RELAXED);
+  return argument;
+}
+
+static void counts(void) {
+  *wide(PLAIN) = 0;
+  pthread_t all[8];
+  for (int i = 0; i < 8; i++) CHECK(pthread_create(&all[i], NULL, add, NULL) == 0);
+  for (int i = 0; i < 8; i++) CHECK(pthread_join(all[i], NULL) == 0);
+  CHECK(*wide(PLAIN) == 4000);
+}
+
 static sigjmp_buf back;
 static volatile siginfo_t seen;
 static void on_bus_error(int number, siginfo_t *information, void *context) {
@@ -230,7 +244,49 @@ static void linux_offsets(void) {
   CHECK(fcntl(engine.device, F_GETFD) >= 0 && open("/dev/null", O_RDONLY) < 100);
 }
 
+// What the C library makes of registers: vectors as wide as the processor has them.
+static void library(void) {
+  enum { SIZE = 256 };
+  uint8_t *copy = calloc(1, SIZE + 1);
+  uint8_t *registers = (uint8_t *)map;
+  *wide(PLAIN) = 0x4443424144434241;
+  for (uint64_t i = 0; i < SIZE; i += 8) {
+    uint64_t value = engine_read(&engine, i, 8);
+    memcpy(copy + i, &value, 8);
+  }
+  for (size_t length = 1; length < 150; length += 13) {
+    uint8_t other[SIZE];
+    memcpy(other, registers + PLAIN - 64, length);
+    CHECK(memcmp(other, copy + PLAIN - 64, length) == 0);
+    CHECK(memcmp(registers + PLAIN - 64, copy + PLAIN - 64, length) == 0);
+    CHECK(memcmp(registers + PLAIN, registers + PLAIN, length) == 0);
+  }
+  copy[PLAIN + 7]++;
+  CHECK(memcmp(registers + PLAIN, copy + PLAIN, 8) < 0);
+  CHECK(memcmp(copy + 64, registers + 64, 128) > 0);
+  copy[PLAIN + 7]--;
+  CHECK(memchr(registers + 64, 'C', SIZE - 64) == registers + PLAIN + 2);
+  CHECK(memrchr(registers, 'C', SIZE) == registers + PLAIN + 6);
+  CHECK(memmem(registers, SIZE, "DABC", 4) == registers + PLAIN + 3);
+  CHECK(strnlen((char *)registers + PLAIN, 5) == 5);
+  CHECK(strlen((char *)registers + PLAIN) == strlen((char *)copy + PLAIN));
+  CHECK(strncmp((char *)registers + PLAIN, "ABCDABCD", 8) == 0);
+  CHECK(strcmp((char *)registers + PLAIN, (char *)copy + PLAIN) == 0);
+  CHECK(strchr((char *)registers + PLAIN, 'D') == (char *)registers + PLAIN + 3);
+  CHECK(strspn((char *)registers + PLAIN, "CBA") == 3);
+  CHECK(strcspn((char *)registers + PLAIN, "D") == 3);
+  memset(registers + PLAIN, 0x5a, 8);
+  CHECK(*wide(PLAIN) == 0x5a5a5a5a5a5a5a5a);
+  memmove(registers + PLAIN + 1, registers + PLAIN, 7);
+  CHECK(*wide(PLAIN) == 0x5a5a5a5a5a5a5a5a);
+  // What compilers make of a register that is read as a number.
+  *wide(PLAIN) = (uint64_t)-3;
+  CHECK((double)*(volatile int64_t *)wide(PLAIN) == -3.0);
+  CHECK((float)*(volatile int32_t *)word(PLAIN) == -3.0f);
+  free(copy);
+}
+
 const struct test access_tests[] = {
-    {"widths", widths}, {"copy", copy},         {"threads", threads}, {"memory-off", memory_off},
-    {"remaps", remaps}, {"lifetime", lifetime}, {"strings", strings}, {"linux-offsets", linux_offsets},
-    {NULL, NULL}};
+    {"widths", widths},   {"copy", copy},         {"threads", threads}, {"memory-off", memory_off},
+    {"remaps", remaps},   {"lifetime", lifetime}, {"strings", strings}, {"linux-offsets", linux_offsets},
+    {"counts", counts},   {"library", library},   {NULL, NULL}};

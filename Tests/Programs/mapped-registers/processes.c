@@ -194,10 +194,38 @@ static void leader_ends(void) {
   pthread_exit(NULL);
 }
 
+// A process that shares the memory, but not the threads: both touch registers.
+static int add_and_end(void *argument) {
+  for (int i = 0; i < 300; i++) __atomic_fetch_add(wide(PLAIN), 1, __ATOMIC_RELAXED);
+  (void)argument;
+  return 9;
+}
+static int touch_shared(void *argument) {
+  touch_for_ever(argument);
+  return 0;
+}
+static void shares_memory(void) {
+  const size_t size = 256 << 10;
+  uint8_t *stack = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (int i = 0; i < 20; i++) {
+    *wide(PLAIN) = 0;
+    pid_t child = clone(add_and_end, stack + size, CLONE_VM | SIGCHLD, NULL);
+    CHECK(child > 0);
+    for (int j = 0; j < 300; j++) __atomic_fetch_add(wide(PLAIN), 1, __ATOMIC_RELAXED);
+    CHECK(wait_for(child) == 9 << 8 && *wide(PLAIN) == 600);
+    child = clone(touch_shared, stack + size, CLONE_VM | SIGCHLD, NULL);
+    CHECK(child > 0);
+    for (int j = 0; j < 50; j++) CHECK(map[VERSION] != 0);
+    CHECK(kill(child, SIGKILL) == 0);
+    int status = wait_for(child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  }
+}
+
 const struct test process_tests[] = {{"forks", forks},       {"executes", executes},
                                      {"executes-ignoring", executes_ignoring},
                                      {"killed", killed},     {"stops", stops},
                                      {"debugged", debugged}, {"comings", comings},
                                      {"leader-ends", leader_ends},
-                                     {"polled", polled},
+                                     {"polled", polled},     {"shares-memory", shares_memory},
                                      {NULL, NULL}};

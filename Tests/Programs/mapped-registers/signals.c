@@ -190,6 +190,92 @@ static void timers(void) {
   CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
 }
 
+// A handler on a stack of its own touches registers, and one that does leaves by a jump.
+static void on_alternate(int number) {
+  (void)number;
+  char here;
+  stack_t stack;
+  CHECK(sigaltstack(NULL, &stack) == 0 && stack.ss_flags == SS_ONSTACK);
+  CHECK(&here > (char *)stack.ss_sp && &here < (char *)stack.ss_sp + stack.ss_size);
+  touch();
+  count++;
+}
+static void alternate_stack(void) {
+  stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+  CHECK(sigaltstack(&stack, NULL) == 0);
+  struct sigaction action = {.sa_handler = on_alternate, .sa_flags = SA_ONSTACK};
+  CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+  for (int i = 0; i < 100; i++) {
+    touch();
+    CHECK(raise(SIGUSR1) == 0 && count == 2 * i + 1);
+    // With SIGBUS blocked, too, where a call has to be made for the thread on that stack.
+    block(true);
+    CHECK(raise(SIGUSR1) == 0 && count == 2 * i + 2 && blocks());
+    block(false);
+    touch();
+  }
+}
+
+static void on_jump(int number) {
+  touch();
+  count++;
+  siglongjmp(back, number);
+}
+static void jumps(void) {
+  struct sigaction action = {.sa_handler = on_jump};
+  CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+  for (volatile int i = 0; i < 200; i++) {
+    const int before = count;
+    if (sigsetjmp(back, 1) == 0) {
+      struct itimerval timer = {{0, 0}, {0, 200 + i}};
+      CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
+      for (uint64_t end = milliseconds() + 10000;;) {
+        *word(PLAIN) = 1;
+        CHECK(milliseconds() < end);
+      }
+    }
+    CHECK(count == before + 1 && !blocks());
+    touch();
+  }
+}
+
+// A thread ends in the middle of its accesses.
+static void on_end(int number) {
+  (void)number;
+  *word(PLAIN + 4) = 2;
+  syscall(SYS_exit, 0);
+}
+static int numbers[4];
+static void *touch_to_the_end(void *argument) {
+  __atomic_store_n((int *)argument, (int)syscall(SYS_gettid), __ATOMIC_RELEASE);
+  for (;;) *word(PLAIN + 4) = 1;
+  return NULL;
+}
+static bool lives(int thread) { return syscall(SYS_tgkill, getpid(), thread, 0) == 0; }
+static void ends(void) {
+  struct sigaction action = {.sa_handler = on_end};
+  CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+  for (int i = 0; i < 25; i++) {
+    pthread_t all[4];
+    for (int j = 0; j < 4; j++) {
+      numbers[j] = 0;
+      CHECK(pthread_create(&all[j], NULL, touch_to_the_end, &numbers[j]) == 0);
+    }
+    for (int j = 0; j < 4; j++) {
+      while (!__atomic_load_n(&numbers[j], __ATOMIC_ACQUIRE)) usleep(100);
+      *word(PLAIN) = (uint32_t)j;
+      CHECK(syscall(SYS_tgkill, getpid(), numbers[j], SIGUSR1) == 0);
+      CHECK(*word(PLAIN) == (uint32_t)j);
+    }
+    for (int j = 0; j < 4; j++)
+      for (uint64_t end = milliseconds() + 10000; lives(numbers[j]);) CHECK(milliseconds() < end);
+    for (int j = 0; j < 4; j++) CHECK(pthread_join(all[j], NULL) == 0);
+  }
+  CHECK(*word(PLAIN + 4) == 2);
+}
+
 const struct test signal_tests[] = {{"own-handler", own_handler}, {"default-action", default_action},
                                     {"blocked", blocked}, {"block-in-loop", block_in_loop},         {"ignored", ignored},
-                                    {"timers", timers},           {NULL, NULL}};
+                                    {"timers", timers},
+                                    {"alternate-stack", alternate_stack}, {"jumps", jumps},
+                                    {"ends", ends},               {NULL, NULL}};
