@@ -87,7 +87,7 @@ extension TraceLoop {
   }
 
   /// What comes of an instruction.
-  private enum End {
+  enum End {
     case done
     /// Another signal than the SIGBUS that the thread has stopped for.
     case raises(csys_signal_information)
@@ -95,7 +95,7 @@ extension TraceLoop {
   }
 
   /// Carries out the instruction that a thread has stopped at.
-  private func emulate(_ thread: TracedThread, _ area: RegisterArea) -> End {
+  func emulate(_ thread: TracedThread, _ area: RegisterArea) -> End {
     guard unsafe csys_trace_registers(thread.number, &registers) == 0 else { return .busError }
     let instruction: Instruction
     do throws(DecodeError) {
@@ -128,7 +128,7 @@ extension TraceLoop {
   private static let mostRounds = 4096
 
   /// The instruction that a thread's registers are at; nil where there is none to be read.
-  private func instruction(of thread: TracedThread) throws(DecodeError) -> Instruction? {
+  func instruction(of thread: TracedThread) throws(DecodeError) -> Instruction? {
     // SAFETY: 15 bytes of 4096; fewer where the code's page ends.
     let count = unsafe csys_process_vm_readv(
       thread.number, scratch.bytes.baseAddress, registers.rip, 15)
@@ -137,9 +137,15 @@ extension TraceLoop {
     return try unsafe Instruction.decode(code.bindMemory(to: UInt8.self).span)
   }
 
+  /// `SI_KERNEL`: a general protection fault.
+  static let kernelCode: Int32 = 0x80
+
   private func end(_ fault: ExecutionFault, _ cause: TracedMemory.Cause) -> End {
     var information = csys_signal_information()
     switch fault {
+    case .access where cause == .noPASID:
+      information.number = SIGSEGV
+      information.code = Self.kernelCode
     case .access(let access):
       guard cause == .notMapped || cause == .notAllowed else {
         signal.address = access.address
@@ -151,7 +157,7 @@ extension TraceLoop {
       information.address = access.address
     case .generalProtection:
       information.number = SIGSEGV
-      information.code = 0x80  // SI_KERNEL
+      information.code = Self.kernelCode
     case .divideError:
       information.number = SIGFPE
       information.code = 1  // FPE_INTDIV

@@ -151,6 +151,8 @@ final class TraceLoop {
         proceed(thread)
       } else if event.code == SIGBUS {
         handleBusError(thread)
+      } else if Self.isRefusal(event.code) {
+        handleRefusal(thread, event.code)
       } else {
         proceed(thread, signal: event.code)
       }

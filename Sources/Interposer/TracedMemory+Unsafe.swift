@@ -7,6 +7,7 @@ import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI
+import SystemPackage
 import X86Instructions
 
 #if canImport(Glibc)
@@ -24,6 +25,8 @@ struct TracedMemory: InstructionMemory {
     case noAnswer
     case notMapped
     case notAllowed
+    /// ENQCMD of a thread that has no PASID.
+    case noPASID
   }
 
   let loop: TraceLoop
@@ -84,21 +87,31 @@ struct TracedMemory: InstructionMemory {
   mutating func enqueue(
     _ address: UInt64, _ command: VectorValue
   ) throws(AccessFault) -> Bool {
-    guard find(address) else {
-      // Ordinary memory takes no deferrable write.
-      return false
+    // Ordinary memory takes no deferrable write.
+    guard find(address) else { return false }
+    guard area.area.isWritable else {
+      cause = .notAllowed
+      throw AccessFault(address: address, isStore: true)
     }
-    var command = command
     let offset = area.area.offset &+ (address &- area.area.start)
-    let file = area.file
+    let reporter = loop.tracer.reporter
+    let started = reporter.isTracing ? Reporter.now() : 0
     do throws(IOMMUError) {
-      try unsafe withUnsafeBytes(of: &command.words) { (bytes) throws(IOMMUError) in
-        _ = try unsafe file.write(at: offset, from: bytes)
+      let answer = try area.file.enqueue(WorkCommand(words: command.words), at: offset)
+      if reporter.isTracing {
+        var command = command
+        unsafe withUnsafeBytes(of: &command.words) {
+          unsafe report(offset, $0, isStore: true, started)
+        }
       }
-      return true
+      return answer == .accepted
     } catch {
-      guard error.errno == .ioError else { return false }
-      cause = .noAnswer
+      cause = error.errno == .ioError ? .noAnswer : .noPASID
+      if cause == .noPASID {
+        reporter.note(
+          "process \(traced.process.number) executes ENQCMD without a PASID: it gets SIGSEGV; "
+            + error.reason)
+      }
       throw AccessFault(address: address, isStore: true)
     }
   }
@@ -171,8 +184,9 @@ struct TracedMemory: InstructionMemory {
         unsafe fill(bytes, from: count)
       }
     } catch {
-      // What the registers cannot do with such an access, a bus would not tell either.
-      guard error.errno == .invalidArgument else {
+      // What the registers cannot do with such an access, a bus would not tell either, and neither
+      // that a portal does not take a plain store.
+      guard Self.isUntold(error.errno) else {
         cause = .noAnswer
         throw AccessFault(address: address, isStore: isStore)
       }
@@ -180,6 +194,13 @@ struct TracedMemory: InstructionMemory {
     }
     if reporter.isTracing {
       unsafe report(offset, UnsafeRawBufferPointer(bytes), isStore: isStore, started)
+    }
+  }
+
+  private static func isUntold(_ errno: Errno) -> Bool {
+    switch errno {
+    case .invalidArgument, .resourceTemporarilyUnavailable, .notPermitted, .badAddress: true
+    default: false
     }
   }
 

@@ -143,10 +143,20 @@ public protocol RegisterFile: OpenFile {
   func mapOffset(_ offset: UInt64) -> UInt64
   /// The registers at an offset of the file, where they can be mapped; nil where there are none.
   func registers(at offset: UInt64) -> RegisterPlace?
+  /// Offers a command to what lies at an offset of the file, as a processor does that executes
+  /// ENQCMD. Registers that are no work portal put it off, always.
+  /// - Parameter command: Without a PASID: the thread's takes its place.
+  /// - Throws: `EIO` where the registers do not answer; other errors where the thread has no PASID
+  ///   that counts there.
+  func enqueue(_ command: WorkCommand, at offset: UInt64) throws(IOMMUError) -> DeferrableWrite
 }
 
 extension RegisterFile {
   public func mapOffset(_ offset: UInt64) -> UInt64 { offset }
+
+  public func enqueue(
+    _ command: WorkCommand, at offset: UInt64
+  ) throws(IOMMUError) -> DeferrableWrite { .retry }
 }
 
 /// A place in a device's registers.

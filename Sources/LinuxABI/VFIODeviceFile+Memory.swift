@@ -85,4 +85,23 @@ extension VFIODeviceFile: RegisterFile {
     else { return nil }
     return RegisterPlace(bar: bar.index, offset: place.offset, barSize: bar.size)
   }
+
+  /// Processors keep a PASID for each thread, which the kernel sets when it shares the process's
+  /// memory with a device. Here it is the one that the device is attached by: of several, none is.
+  func enqueue(_ command: WorkCommand, at offset: UInt64) throws(IOMMUError) -> DeferrableWrite
+  {
+    try session.checkAccess()
+    let (region, offset) = try locate(told(offset))
+    guard let portal = function.portal(in: region, at: offset) else { return .retry }
+    let attached = function.device?.pasids.all ?? []
+    guard let pasid = attached.first, attached.count == 1 else {
+      throw IOMMUError(
+        .notPermitted,
+        "ENQCMD to \(function.name) needs a PASID, which is the one that the device is attached by; "
+          + "it is attached by \(attached.count) (VFIO_DEVICE_ATTACH_IOMMUFD_PT)")
+    }
+    var command = command
+    command.pasid = pasid
+    return try function.submit(command, to: portal, from: session.virtualMachine)
+  }
 }

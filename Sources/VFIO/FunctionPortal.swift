@@ -88,21 +88,30 @@ extension PCIFunction {
         "the work portal of \(name) takes \(WorkCommand.byteCount) bytes in one write, at a "
           + "multiple of that; not \(bytes.count) at \(hex(offset))")
     }
-    guard isMemoryEnabled else {
-      throw IOMMUError(
-        .ioError,
-        "\(name) does not decode memory: set bit 1 of its command register, and power state D0")
-    }
     var words = InlineArray<8, UInt64>(repeating: 0)
     for (index, byte) in bytes.enumerated() {
       words[index / 8] |= UInt64(byte) << UInt64(index % 8 * 8)
     }
-    switch try portal.enqueue(WorkCommand(words: words), from: machine) {
+    switch try submit(WorkCommand(words: words), to: portal, from: machine) {
     case .accepted: return bytes.count
     case .retry:
       throw IOMMUError(
         .resourceTemporarilyUnavailable,
         "the work queue of \(name) is full; write the command again")
     }
+  }
+
+  /// Writes a command to the portal. As above, but that a full queue is told, not thrown.
+  /// - Parameter command: With a virtual PASID.
+  /// - Throws: `EIO` while memory decoding is off; as `WorkPortal.enqueue`.
+  public func submit(
+    _ command: WorkCommand, to portal: FunctionPortal, from machine: VirtualMachine?
+  ) throws(IOMMUError) -> DeferrableWrite {
+    guard isMemoryEnabled else {
+      throw IOMMUError(
+        .ioError,
+        "\(name) does not decode memory: set bit 1 of its command register, and power state D0")
+    }
+    return try portal.enqueue(command, from: machine)
   }
 }

@@ -98,7 +98,7 @@ extension Decoder {
       result.operation = .directStore
       try operands(8)
     case (0xF9, 0) where !hasOperandSize:
-      result.operation = .store
+      result.operation = .storeDirect
       try operands(rexW ? 8 : 4)
     default: try vectorThreeByte38(opcode)
     }

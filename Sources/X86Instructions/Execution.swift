@@ -24,7 +24,8 @@ extension Instruction {
     case .vectorCombine, .vectorCompare, .vectorNarrow, .vectorConvert, .maskLoad, .maskStore:
       try executeVectorFunction(&registers, &vectors, &memory)
     case .directStore, .enqueue: try executePortal(&registers, &memory)
-    case .load, .store, .storeImmediate, .loadSwapped, .storeSwapped, .loadIf, .storeCondition,
+    case .load, .store, .storeDirect, .storeImmediate, .loadSwapped, .storeSwapped, .loadIf,
+      .storeCondition,
       .translate:
       try executeMove(&registers, &memory)
     case .multiply, .divide, .multiplyToRegister, .multiplyImmediate, .scan, .checksum,
@@ -95,7 +96,8 @@ extension Instruction {
       let value = try load(&memory, address, width)
       registers.write(
         register, registerWidth, signExtends ? Width.signExtended(value, width) : value)
-    case .store: try store(&memory, address, width, registers.read(register, width))
+    case .store, .storeDirect:
+      try store(&memory, address, width, registers.read(register, width))
     case .storeImmediate: try store(&memory, address, width, immediate & Width.mask(width))
     case .loadSwapped:
       let value = try load(&memory, address, width)
@@ -148,12 +150,16 @@ extension Instruction {
     return true
   }
 
+  /// The address in the register.
+  func portalAddress(_ registers: Registers) -> UInt64 {
+    registers.read(register, self.memory.is32Bit ? 4 : 8)
+  }
+
   /// MOVDIR64B, ENQCMD and ENQCMDS: 64 bytes to the address in the register.
   private func executePortal<Memory: InstructionMemory>(
     _ registers: inout Registers, _ memory: inout Memory
   ) throws(ExecutionFault) {
-    var target = registers.read(register, 8)
-    if self.memory.is32Bit { target &= 0xFFFF_FFFF }
+    let target = portalAddress(registers)
     if target & 63 != 0 { throw .generalProtection }
     if case .enqueue(true) = operation { throw .generalProtection }
     var block = try loadBlock(&memory, address(registers), 64)

@@ -40,6 +40,16 @@ public struct Instruction: Sendable {
     }
   }
 
+  /// Where it stores to, if it is MOVDIRI, MOVDIR64B, ENQCMD or ENQCMDS, which many processors do not
+  /// have: they refuse it before they look at memory. Nil for all others.
+  public func portal(_ registers: Registers) -> UInt64? {
+    switch operation {
+    case .storeDirect: address(registers)
+    case .directStore, .enqueue: portalAddress(registers)
+    default: nil
+    }
+  }
+
   /// Whether it goes on until rcx is zero: execution may stop in between.
   public var repeats: Bool { repetition != .none }
 }
@@ -96,6 +106,8 @@ enum Operation: Sendable {
   case nothing
   case load(signExtends: Bool)
   case store, storeImmediate, loadSwapped, storeSwapped
+  /// MOVDIRI.
+  case storeDirect
   case arithmetic(Arithmetic, Form)
   case test(Form)
   case not, negate, increment, decrement

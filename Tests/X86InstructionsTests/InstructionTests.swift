@@ -166,6 +166,21 @@ import Testing
     }
   }
 
+  @Test("J1: MOVDIRI, MOVDIR64B and ENQCMD say where they store to, other stores do not")
+  func portals() throws {
+    var registers = Registers()
+    registers.general[0] = 0x1_0000_1000
+    registers.general[6] = 0x3000
+    let rows: [(bytes: [UInt8], place: UInt64?)] = [
+      ([0x0F, 0x38, 0xF9, 0x46, 0x08], 0x3008),
+      ([0x66, 0x0F, 0x38, 0xF8, 0x06], 0x1_0000_1000),
+      ([0xF2, 0x0F, 0x38, 0xF8, 0x06], 0x1_0000_1000),
+      ([0x67, 0xF3, 0x0F, 0x38, 0xF8, 0x06], 0x1000), ([0x89, 0x06], nil),
+      ([0x0F, 0xC3, 0x06], nil),
+    ]
+    for row in rows { #expect(try decode(row.bytes).portal(registers) == row.place) }
+  }
+
   @Test("J1: a division by zero, and one whose quotient has no room, are divide errors")
   func divideError() throws {
     var memory = memory

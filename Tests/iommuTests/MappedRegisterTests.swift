@@ -13,7 +13,7 @@
 
     @Test(
       "J1: loads and stores of mapped registers are accesses of the device, of every width",
-      arguments: ["widths", "strings", "copy", "remaps"])
+      arguments: ["widths", "strings", "copy", "remaps", "counts", "library"])
     func accesses(_ name: String) throws {
       let run = try run(name)
       #expect(run.status == 0, "\(run.output)\(run.errors)")
@@ -23,7 +23,7 @@
       "J1: threads and processes with mapped registers come, go, stop, execute and are killed",
       arguments: [
         "threads", "forks", "executes", "executes-ignoring", "killed", "stops", "comings",
-        "leader-ends", "polled",
+        "leader-ends", "polled", "shares-memory", "ends",
       ])
     func processes(_ name: String) throws {
       let run = try run(name)
@@ -34,6 +34,7 @@
       "J1: a program's own SIGBUS stays its own: handled, blocked, ignored or by default",
       arguments: [
         "own-handler", "default-action", "blocked", "block-in-loop", "ignored", "timers",
+        "alternate-stack", "jumps",
       ])
     func signals(_ name: String) throws {
       let run = try run(name)
@@ -60,6 +61,26 @@
       #expect(run.status == 0, "\(run.output)\(run.errors)")
       #expect(run.errors.contains("is under a debugger"), "\(run.errors)")
       #expect(run.errors.contains("pread and pwrite"), "\(run.errors)")
+    }
+
+    @Test(
+      "J1: ENQCMD, MOVDIR64B and MOVDIRI reach a portal on any processor, with retry and PASID")
+    func portals() throws {
+      let file = FileManager.default.temporaryDirectory.appendingPathComponent("\(UUID()).yaml")
+      try Data(
+        """
+        iommus:
+          - {name: dmar0, kind: intel, pasid-bits: 8}
+        devices:
+          - {model: work-queue, address: "e0:07.0", group: 7, depth: 3}
+
+        """.utf8
+      ).write(to: file)
+      defer { try? FileManager.default.removeItem(at: file) }
+      let run = try iommu(
+        "run", "--explain", "--machine", file.path, "--", built("work-portal").path)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+      #expect(run.errors.contains("executes ENQCMD without a PASID"), "\(run.errors)")
     }
 
     @Test("J1: a driver's whole copy goes by mapped registers, and a trace has each access")
