@@ -7,7 +7,7 @@
 // anew first. A write that the filter can tell is answered by us. Another one, to a low
 // descriptor other than 1, lands in the file: inotify tells the serving thread before the writer
 // goes on, which finds it in the file and stores it before it answers the next call. Such writes
-// have no borders: each line is one.
+// have no borders: each line is one. Of an attribute of bytes, what differs then is what was written.
 
 import CSyscalls
 import IOMMU
@@ -58,6 +58,8 @@ final class AttributeFile: OpenFile {
   }
 
   var name: String { place.path }
+  /// The attribute, where it is one of bytes.
+  var binary: (any BinaryAttribute)? { place.attribute as? any BinaryAttribute }
 
   func close() {}
 
@@ -66,9 +68,14 @@ final class AttributeFile: OpenFile {
   /// Makes the text anew.
   /// - Throws: What `show` throws; `ENODEV` where the attribute has gone.
   func refresh(_ file: Int32) throws(IOMMUError) {
-    guard isReadable else { return }
+    guard isReadable || binary != nil else { return }
     try place.check()
-    let new = Array(try place.attribute.show().utf8.prefix(Self.mostBytes))
+    let new =
+      if let binary {
+        try binary.read()
+      } else {
+        Array(try place.attribute.show().utf8.prefix(Self.mostBytes))
+      }
     text.withLock { text in
       guard new != text else { return }
       Self.write(new, to: file)
@@ -86,16 +93,45 @@ final class AttributeFile: OpenFile {
   /// Stores what was written to the file itself.
   func takeUnseen(_ file: Int32) {
     guard isWritable else { return }
+    if let binary { return takeUnseen(file, binary) }
     for command in text.withLock({ unseen(file, $0) }) {
       do throws(IOMMUError) {
         try store(command, by: opener)
       } catch {
-        // The writer was told that all is well.
-        reporter.complain(
-          "write on \(name): \(error.reason) (\(error.errno.symbol)); the program was not told, "
-            + "as it wrote to a descriptor that it had moved below 768")
+        complain(error)
       }
     }
+  }
+
+  private func takeUnseen(_ file: Int32, _ binary: any BinaryAttribute) {
+    let text = self.text.withLock { $0 }
+    var bytes = text
+    let count = unsafe bytes.withUnsafeMutableBytes {
+      unsafe csys_pread(file, $0.baseAddress, $0.count, 0)
+    }
+    guard count == text.count, bytes != text else { return }
+    var offset = 0
+    while offset < count {
+      let end = (offset..<count).first { bytes[$0] == text[$0] } ?? count
+      if end > offset {
+        do throws(IOMMUError) {
+          try place.check()
+          try binary.write(Array(bytes[offset..<end]), at: offset)
+        } catch {
+          complain(error)
+        }
+      }
+      offset = end + 1
+    }
+    Self.write(text, to: file)
+    try? refresh(file)
+  }
+
+  private func complain(_ error: IOMMUError) {
+    // The writer was told that all is well.
+    reporter.complain(
+      "write on \(name): \(error.reason) (\(error.errno.symbol)); the program was not told, "
+        + "as it wrote to a descriptor that it had moved below 768")
   }
 
   /// Commands that lie in the file, which is as it was then.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Calls on attributes of /sys. Reads are the kernel's, of a text that is made anew where they
-// begin at the start; a write is one store.
+// begin at the start, and of bytes that are made anew each time; a write is one store.
 
 import CSyscalls
 import IOMMU
@@ -27,10 +27,12 @@ extension Server {
     switch call.number {
     case CSYS_NR_read, CSYS_NR_readv, CSYS_NR_pread64, CSYS_NR_preadv, CSYS_NR_preadv2:
       guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_WRONLY else { return .goOn }
-      if offset(of: call, copy) == 0 { try attribute.refresh(memory.probe.number) }
+      if attribute.binary != nil || offset(of: call, copy) == 0 {
+        try attribute.refresh(memory.probe.number)
+      }
       return .goOn
     case CSYS_NR_write, CSYS_NR_writev, CSYS_NR_pwrite64, CSYS_NR_pwritev, CSYS_NR_pwritev2:
-      return .result(try store(call, caller, attribute, copy))
+      return .result(try store(call, caller, attribute, memory, copy))
     case CSYS_NR_mmap:
       throw IOMMUError(.noSuchDevice, "\(attribute.name) cannot be mapped")
     case CSYS_NR_ioctl:
@@ -54,7 +56,7 @@ extension Server {
   /// One `write(2)`: at most a page of it, as one text.
   private func store(
     _ call: SystemCall, _ caller: ClientCaller, _ attribute: AttributeFile,
-    _ copy: OwnedDescriptor
+    _ memory: StandInMemory, _ copy: OwnedDescriptor
   ) throws(IOMMUError) -> Int {
     guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_RDONLY else {
       throw IOMMUError(.badFileDescriptor, "\(attribute.name) is not open for writing")
@@ -72,9 +74,31 @@ extension Server {
       count += length
     }
     guard count > 0 else { return 0 }
+    if let binary = attribute.binary {
+      // SAFETY: as above.
+      let bytes = unsafe [UInt8](caller.lane.buffer[..<count])
+      return try store(bytes, at: offset(of: call, copy), attribute, binary, memory) { done in
+        if !form.hasOffset { _ = lseek(copy.number, off_t(done), SEEK_CUR) }
+      }
+    }
     let text = unsafe String(decoding: caller.lane.buffer[..<count], as: UTF8.self)
     try attribute.store(text, by: caller)
     if !form.hasOffset { _ = lseek(copy.number, off_t(count), SEEK_CUR) }
     return count
+  }
+
+  /// One `write(2)` of bytes: what lies after the end is left out.
+  private func store(
+    _ bytes: [UInt8], at offset: UInt64, _ attribute: AttributeFile,
+    _ binary: any BinaryAttribute, _ memory: StandInMemory, moved: (Int) -> Void
+  ) throws(IOMMUError) -> Int {
+    try attribute.place.check()
+    let size = UInt64(try binary.read().count)
+    guard offset < size else { return 0 }
+    let part = bytes.prefix(Int(clamping: size - offset))
+    try binary.write(Array(part), at: Int(offset))
+    try attribute.refresh(memory.probe.number)
+    moved(part.count)
+    return part.count
   }
 }

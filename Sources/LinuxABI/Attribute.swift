@@ -48,6 +48,19 @@ extension Attribute {
   }
 }
 
+/// An attribute of bytes, which are read and written at any offset. Linux: `struct bin_attribute`.
+/// Thread-safe.
+public protocol BinaryAttribute: Attribute {
+  /// All bytes as they are now: as many each time.
+  func read() throws(IOMMUError) -> [UInt8]
+
+  /// Does what one `write(2)` says.
+  /// - Parameters:
+  ///   - bytes: At least one; they lie inside of what there is.
+  ///   - offset: Of the first one.
+  func write(_ bytes: [UInt8], at offset: Int) throws(IOMMUError)
+}
+
 /// An attribute made of closures.
 public final class CommandAttribute: Attribute {
   public let mode: UInt16

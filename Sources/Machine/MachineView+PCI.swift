@@ -5,7 +5,7 @@
 // What is bound to which driver, and the commands that change it: PCIDrivers+Attributes.swift. Of
 // the attributes that take commands a device's own `rescan` is left out, and the BARs as files: a
 // file that swallows a command, or shows registers that are none, would lie. For the same reason
-// `config`, `enable` and others that Linux lets root write are read-only.
+// `enable` and others that Linux lets root write are read-only.
 
 import Glibc
 import IOMMU
@@ -57,7 +57,7 @@ extension MachineView {
     builder.attribute("\(path)/class", "0x\(padded(config.classCode, 6))")
     builder.attribute("\(path)/revision", "0x\(padded(config.revision, 2))")
     builder.attribute("\(path)/modalias", modalias(config))
-    builder.bytes("\(path)/config", function.hardware ?? function.configuration)
+    drivers.addConfiguration(of: device.address, at: path, to: &builder)
     addResources(path, of: device.address, function)
     addPlacement(path)
     addLink(path, config: config)

@@ -8,6 +8,22 @@ import LinuxABI
 import SystemPackage
 import VFIO
 
+/// `config`, asked of the function that is there now.
+private final class ConfigurationFile: BinaryAttribute {
+  let mode: UInt16 = 0o644
+  private let function: @Sendable () throws(IOMMUError) -> PCIFunction
+
+  init(_ function: @escaping @Sendable () throws(IOMMUError) -> PCIFunction) {
+    self.function = function
+  }
+
+  func read() throws(IOMMUError) -> [UInt8] { try function().hostConfiguration }
+
+  func write(_ bytes: [UInt8], at offset: Int) throws(IOMMUError) {
+    try function().writeHostConfiguration(bytes, at: offset)
+  }
+}
+
 extension PCIDrivers {
   /// The directories of the drivers and the bus's own commands.
   func addDrivers(to builder: inout SysfsBuilder) {
@@ -108,6 +124,21 @@ extension PCIDrivers {
         }
         try reset(name)
       }))
+  }
+
+  /// `config` of a device: its registers as they are, whoever has it. Root writes them, for setpci.
+  /// - Parameter path: The device's directory.
+  func addConfiguration(
+    of address: RequesterID, at path: String, to builder: inout SysfsBuilder
+  ) {
+    let name = "\(address)"
+    builder.attribute(
+      "\(path)/config",
+      ConfigurationFile { [self] () throws(IOMMUError) in
+        try state.withLock { (state) throws(IOMMUError) in
+          state.devices[try Self.index(of: name, in: state)].function
+        }
+      })
   }
 
   /// Resets a device that can be reset alone, whoever uses it. Linux: `reset`, by

@@ -120,6 +120,26 @@ extension PCIFunction {
     }
   }
 
+  // MARK: The host's own access
+
+  /// Configuration space as the hardware has it, whoever uses the function: what sysfs shows.
+  public var hostConfiguration: [UInt8] {
+    if isDead { return [UInt8](repeating: 0xFF, count: PCIConfigSpace.size) }
+    return whileAwake { isVirtual ? config.virtualFunctionContents : config.contents }
+  }
+
+  /// Writes to it; what cannot be changed stays as it is. Linux: `pci_write_config`.
+  /// - Parameter offset: In bytes; all of `bytes` lies inside.
+  /// - Throws: `EFAULT` past the end.
+  public func writeHostConfiguration(_ bytes: [UInt8], at offset: Int) throws(IOMMUError) {
+    try whileAwake { () throws(IOMMUError) in
+      _ = try unsafe bytes.withUnsafeBufferPointer { (bytes) throws(IOMMUError) in
+        // SAFETY: the array's own bytes, for the length of the call.
+        try unsafe write(.config, at: UInt64(offset), from: UnsafeRawBufferPointer(bytes))
+      }
+    }
+  }
+
   // MARK: Nobody there
 
   /// Bytes of an access that lie in the region.

@@ -31,6 +31,10 @@ final class Tree {
       case .link(let target):
         try files.createSymbolicLink(atPath: path, withDestinationPath: target)
       case .attribute(let attribute):
+        if let binary = attribute as? any BinaryAttribute {
+          try Data(binary.read()).write(to: URL(fileURLWithPath: path))
+          continue
+        }
         let isReadable = attribute.mode & 0o444 != 0
         try Data((isReadable ? attribute.show() : "").utf8).write(
           to: URL(fileURLWithPath: path))
@@ -109,15 +113,27 @@ private func view(of machine: MachineDescription = .standard) throws -> View {
       Set(lines.dropFirst()) == ["0x0000000000000000 0x0000000000000000 0x0000000000000000"])
   }
 
-  @Test("config is the function's own configuration space") func config() throws {
+  @Test("config is the function's own configuration space, and root writes what can be written")
+  func config() throws {
     let machine = try Machine(.standard)
-    for entry in machine.view.entries where entry.path.hasSuffix("0000:e0:04.0/config") {
-      guard case .file(let contents, let mode) = entry.kind else { continue }
-      #expect(contents == machine.functions[0].config.contents)
-      #expect(mode == 0o444)
+    let function = machine.functions[0]
+    let entry = machine.view.entries.first { $0.path.hasSuffix("0000:e0:04.0/config") }
+    guard case .attribute(let attribute)? = entry?.kind,
+      let config = attribute as? any BinaryAttribute
+    else {
+      Issue.record("there is no config")
       return
     }
-    Issue.record("there is no config")
+    #expect(config.mode == 0o644)
+    #expect(try config.read() == function.config.contents)
+    try config.write([0x06, 0x04], at: 4)
+    #expect(try config.read()[4..<6] == [0x06, 0x04])
+    #expect(function.isMemoryEnabled)
+    try config.write([0x55, 0xAA, 0, 0], at: 0)
+    #expect(try config.read()[0..<2] == [0x86, 0x80], "what cannot be written stays")
+    try config.write([0], at: 4)
+    #expect(!function.isMemoryEnabled)
+    #expect(throws: IOMMUError.self) { try config.write([0, 0], at: 4095) }
   }
 
   @Test("a function leads to its driver, group, IOMMU and node") func functionLinks() throws {

@@ -52,10 +52,11 @@ private let home = "/sys/bus/pci/devices/0000:e1:00.0"
   }
 
   private func bytes(_ path: String, of machine: Machine) throws -> [UInt8] {
-    guard case .file(let contents, _)? = machine.view[path] else {
-      throw IOMMUError(.noSuchFileOrDirectory, path)
+    switch machine.view[path] {
+    case .file(let contents, _)?: return contents
+    case .attribute(let attribute as any BinaryAttribute)?: return try attribute.read()
+    default: throw IOMMUError(.noSuchFileOrDirectory, path)
     }
-    return contents
   }
 
   @Test("J1: a physical function says in its capability what it can make of itself")
