@@ -14,7 +14,7 @@ extension MemoryArea {
   ) -> (memory: any DeviceMemory, offset: UInt64)? {
     let place = offset + (address - start)
     if let file = handle.registers, file.registers(at: place) != nil {
-      return (RegisterTarget(handle.key), place)
+      return (RegisterTarget(handle.key, isGiven: file.answers), place)
     }
     return (handle.file as? any DeviceMemoryFile)?.memory(at: place)
   }
@@ -26,9 +26,11 @@ extension MemoryArea {
 private final class RegisterTarget: DeviceMemory {
   let byteCount = UInt64(Int64.max)
   let identity: MemoryIdentity
-  let isGiven = true
+  /// As at the time of the map call: what does not answer then cannot be mapped.
+  let isGiven: Bool
 
-  init(_ key: FileKey) {
+  init(_ key: FileKey, isGiven: Bool) {
+    self.isGiven = isGiven
     identity = MemoryIdentity(space: key.device, object: key.inode, offset: 0)
   }
 

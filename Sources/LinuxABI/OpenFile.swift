@@ -141,6 +141,8 @@ public protocol RegisterFile: OpenFile {
   /// Where in the file a mapping goes that asks for `offset`: another place where programs know the
   /// file by offsets that are not its own. The carrier sees to it that the mapping goes there.
   func mapOffset(_ offset: UInt64) -> UInt64
+  /// Whether the registers answer now, or touching them would raise a signal. Takes no lock.
+  var answers: Bool { get }
   /// The registers at an offset of the file, where they can be mapped; nil where there are none.
   func registers(at offset: UInt64) -> RegisterPlace?
   /// Offers a command to what lies at an offset of the file, as a processor does that executes
@@ -152,6 +154,7 @@ public protocol RegisterFile: OpenFile {
 }
 
 extension RegisterFile {
+  public var answers: Bool { true }
   public func mapOffset(_ offset: UInt64) -> UInt64 { offset }
 
   public func enqueue(

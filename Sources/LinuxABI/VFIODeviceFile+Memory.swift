@@ -74,6 +74,8 @@ extension VFIODeviceFile: DeviceMemoryFile {
 extension VFIODeviceFile: RegisterFile {
   func offerRegisters() { mapsRegisters.store(true, ordering: .relaxed) }
 
+  var answers: Bool { function.isDecoding }
+
   func mapOffset(_ offset: UInt64) -> UInt64 {
     mapsRegisters.load(ordering: .relaxed) ? told(offset) : offset
   }

@@ -107,6 +107,13 @@ public final class HotPlug: Sendable {
   }
 
   private func slot(_ name: String) throws(IOMMUError) -> Slot {
+    let bridges = machine.bridges.map(\.address) + machine.rootPorts.map(\.address)
+    guard !bridges.contains(where: { "\($0)" == name }) else {
+      throw IOMMUError(
+        .operationNotSupported,
+        "\(name) is a bridge, and stays while the machine runs; take the devices below it, one by one"
+      )
+    }
     guard let slot = slots.first(where: { $0.name == name }) else {
       throw IOMMUError(.noSuchDevice, "the machine has no device '\(name)'; \(known)")
     }

@@ -5,6 +5,7 @@
 
 import IOMMU
 import SoftwareIOMMU
+import Synchronization
 import SystemPackage
 
 /// One function. Thread-safe.
@@ -35,6 +36,8 @@ public final class PCIFunction: Sendable {
   private let port: FunctionPort
   /// What is behind the memory BARs, by number, while the function has a user.
   private let memories = Guarded<[Int: any DeviceMemory]>([:])
+  /// `isMemoryEnabled`, as it was last carried out: for who holds locks.
+  private let decodesMemory = Atomic(false)
   /// Serializes resets and changes of what the command register governs.
   private let control = RankedMutex(.function, ())
   let power = PowerGate()
@@ -249,10 +252,14 @@ public final class PCIFunction: Sendable {
   /// Memory BARs answer while the function decodes memory; else who has them mapped faults.
   private func followMemory() {
     let isEnabled = isMemoryEnabled
+    decodesMemory.store(isEnabled, ordering: .sequentiallyConsistent)
     for memory in memories.withLock({ Array($0.values) }) where memory.isGiven != isEnabled {
       if isEnabled { memory.give() } else { memory.take() }
     }
   }
+
+  /// As `isMemoryEnabled`, without a lock: a change that is not carried out yet does not show.
+  public var isDecoding: Bool { decodesMemory.load(ordering: .sequentiallyConsistent) }
 
   /// Whether the BARs answer: memory decoding is on and the function has power.
   public var isMemoryEnabled: Bool {

@@ -66,7 +66,7 @@ struct Control: ParsableCommand {
     private func connect() throws -> Int32 {
       let runs = ControlSocket.runs.filter { pid == nil || $0.pid == pid }
       let live = runs.compactMap { run in
-        ControlSocket.connect(run.path).map { (pid: run.pid, connection: $0) }
+        ControlSocket.connect(to: run).map { (pid: run.pid, connection: $0) }
       }
       guard let first = live.first else {
         throw Complaint(
@@ -101,11 +101,7 @@ struct Control: ParsableCommand {
     func run() throws {
       var isAny = false
       for run in ControlSocket.runs {
-        guard let connection = ControlSocket.connect(run.path) else {
-          // Of a run that was killed.
-          unsafe unlink(run.path)
-          continue
-        }
+        guard let connection = ControlSocket.connect(to: run) else { continue }
         defer { close(connection) }
         isAny = true
         ControlSocket.send("\(ControlServer.version) list", to: connection)

@@ -105,6 +105,15 @@ enum ControlSocket {
     return descriptor
   }
 
+  /// Connects to a run. The socket of one that was killed is taken away: nobody listens, and its
+  /// process is gone. (One that has just begun may not listen yet.)
+  /// - Returns: Nil where nobody listens.
+  static func connect(to run: (pid: Int32, path: String)) -> Int32? {
+    if let descriptor = connect(run.path) { return descriptor }
+    if kill(run.pid, 0) != 0, errno == ESRCH { unsafe unlink(run.path) }
+    return nil
+  }
+
   /// The next caller; nil where nobody listens any more. Others than the user are sent away.
   static func accept(_ listener: Int32) -> Int32? {
     while true {

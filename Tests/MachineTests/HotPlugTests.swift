@@ -250,5 +250,8 @@ import VFIO
     }
     try machine.hotPlug.remove("0000:e0:08.0")
     try machine.hotPlug.add("0000:e0:08.0")
+    let standard = try Machine(.standard)
+    let port = try #require(MachineDescription.standard.rootPorts.first?.address)
+    #expect(errno { try standard.hotPlug.remove("\(port)") } == .operationNotSupported)
   }
 }

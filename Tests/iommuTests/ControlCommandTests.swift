@@ -19,6 +19,22 @@ import Testing
     #expect(try iommu("ctl", "remove", "0000:e0:04.0", "--timeout", "-1").status == 64)
   }
 
+  @Test("J1: the socket of a run that was killed is passed over, and taken away")
+  func stale() throws {
+    let directory = "/tmp/swift-iommu-\(geteuid())"
+    // No process has such a number. What is there and no socket answers as little as one whose
+    // listener is gone.
+    mkdir(directory, 0o700)
+    let path = "\(directory)/4194305.sock"
+    for command in [["list"], ["remove", "0000:e0:04.0", "--run", "4194305"]] {
+      #expect(FileManager.default.createFile(atPath: path, contents: nil))
+      let finished = try iommu(["ctl"] + command)
+      #expect(finished.status == (command == ["list"] ? 0 : 1), "\(finished)")
+      #expect(!finished.output.contains("4194305"))
+      #expect(!FileManager.default.fileExists(atPath: path))
+    }
+  }
+
   @Test("J1: a program removes, adds and disturbs its own machine's devices by iommu ctl")
   func itself() throws {
     // The shell's parent is the supervisor, whose parent is the run.

@@ -118,7 +118,11 @@ int main(int count, char **arguments) {
   if (info.flags & VFIO_REGION_INFO_FLAG_MMAP) {
     uint64_t *registers =
         mmap(NULL, info.size, BOTH, MAP_SHARED, target.device, (off_t)info.offset);
-    CHECK(registers != MAP_FAILED && map(registers, 2 * BAR, info.size) == 0);
+    CHECK(registers != MAP_FAILED);
+    set_command(&target, 4);
+    CHECK(map(registers, 2 * BAR, info.size) == EFAULT);
+    set_command(&target, 6);
+    CHECK(map(registers, 2 * BAR, info.size) == 0);
     CHECK(copy((struct descriptor *)ram, RAM + 8192, 2 * BAR) & 0x200);
     CHECK(copy((struct descriptor *)ram, 2 * BAR, RAM + 12288) & 0x100);
     CHECK(munmap(registers, info.size) == 0);
