@@ -186,13 +186,14 @@ let package = Package(
     example("ioasid-sources", in: "Tests/Programs"),
     example("mapped-registers", in: "Tests/Programs"),
     example("work-portal", in: "Tests/Programs"),
+    example("nvme-stamps", in: "Tests/Programs"),
     .testTarget(
       name: "iommuTests",
       dependencies: [
         "Machine", "iommu", "dma-copy", "trespass", "ioasid-use-cases", "two-processes",
         "fail-nth", "process-stress", "locked-memory", "large-map", "device-memory",
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
-        "mapped-registers", "work-portal",
+        "mapped-registers", "work-portal", "nvme-stamps",
         "user-tables",
         "page-requests", "nvme-rw", "live-migration",
       ]),

@@ -148,6 +148,40 @@ static inline bool nvme_wait(const struct nvme *nvme, uint32_t mask, uint32_t wa
   }
 }
 
+// Where a driver keeps its queues: four pages, the first of memory that the controller reaches.
+enum { NVME_ADMIN_SQ = 0x0, NVME_ADMIN_CQ = 0x1000, NVME_IO_SQ = 0x2000, NVME_IO_CQ = 0x3000 };
+enum { NVME_QUEUE_BYTES = 0x4000 };
+
+// Maps memory for the controller. Returns whether it could.
+static inline bool nvme_map(const struct nvme *nvme, void *memory, uint64_t length,
+                            uint64_t *iova) {
+  struct iommu_ioas_map map = {.size = sizeof map,
+                               .flags = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
+                               .ioas_id = nvme->ioas, .user_va = (uintptr_t)memory,
+                               .length = length};
+  if (ioctl(nvme->iommu, IOMMU_IOAS_MAP, &map)) return false;
+  *iova = map.iova;
+  return true;
+}
+
+// Resets and enables the controller. Returns what took too long.
+static inline const char *nvme_start(struct nvme *nvme, uint8_t *memory, uint64_t iova) {
+  nvme->stride = 4ull << (nvme_read64(nvme, NVME_CAP) >> 32 & 0xf);
+  nvme_write32(nvme, NVME_CC, 0);
+  errno = ETIMEDOUT;
+  if (!nvme_wait(nvme, CSTS_READY, 0)) return "disabling the controller";
+  nvme->admin = (struct nvme_queue){.commands = (void *)(memory + NVME_ADMIN_SQ),
+                                    .completions = (void *)(memory + NVME_ADMIN_CQ), .phase = 1};
+  nvme->io = (struct nvme_queue){.commands = (void *)(memory + NVME_IO_SQ),
+                                 .completions = (void *)(memory + NVME_IO_CQ), .number = 1,
+                                 .phase = 1};
+  nvme_write32(nvme, NVME_AQA, (QUEUE_ENTRIES - 1) | (QUEUE_ENTRIES - 1) << 16);
+  nvme_write64(nvme, NVME_ASQ, iova + NVME_ADMIN_SQ);
+  nvme_write64(nvme, NVME_ACQ, iova + NVME_ADMIN_CQ);
+  nvme_write32(nvme, NVME_CC, 6u << 16 | 4u << 20 | 1);
+  return nvme_wait(nvme, CSTS_READY, CSTS_READY) ? NULL : "enabling the controller";
+}
+
 static inline void nvme_ring(const struct nvme *nvme, unsigned doorbell, uint32_t value) {
   nvme_write32(nvme, NVME_DOORBELLS + doorbell * (unsigned)nvme->stride, value);
 }
@@ -190,6 +224,17 @@ static inline unsigned nvme_run(const struct nvme *nvme, struct nvme_queue *queu
     if (time(NULL) > end) return NVME_NO_ANSWER;
   nvme_release(nvme, queue);
   return completion.status >> 1 & 0x7ff;
+}
+
+// The commands that make the pair of I/O queues.
+static inline struct nvme_command nvme_make_completions(uint64_t iova) {
+  return (struct nvme_command){.opcode = 5, .prp1 = iova + NVME_IO_CQ,
+                               .dwords = {1 | (QUEUE_ENTRIES - 1) << 16, 1}};
+}
+
+static inline struct nvme_command nvme_make_submissions(uint64_t iova) {
+  return (struct nvme_command){.opcode = 1, .prp1 = iova + NVME_IO_SQ,
+                               .dwords = {1 | (QUEUE_ENTRIES - 1) << 16, 1 | 1 << 16}};
 }
 
 #endif

@@ -10,7 +10,7 @@
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_DEVICE = 3 };
 enum { DEPTH = 32, PIECE = 4096 };
-enum { IDENTIFY = 6, CREATE_CQ = 5, CREATE_SQ = 1, FLUSH = 0, WRITE = 1, READ = 2 };
+enum { IDENTIFY = 6, FLUSH = 0, WRITE = 1, READ = 2 };
 
 static void fail(const char *what) {
   const int error = errno;
@@ -51,8 +51,7 @@ static uint64_t parse_number(const char *text) {
 }
 
 // All that the controller reaches: the queues, a page for lists, 64 KiB or 32 pieces of data.
-enum { ADMIN_SQ = 0x0, ADMIN_CQ = 0x1000, IO_SQ = 0x2000, IO_CQ = 0x3000, LIST = 0x4000 };
-enum { DATA = 0x10000, BYTES = DATA + DEPTH * PIECE };
+enum { LIST = NVME_QUEUE_BYTES, DATA = 0x10000, BYTES = DATA + DEPTH * PIECE };
 
 static uint8_t *memory;
 static uint64_t iova;
@@ -60,27 +59,7 @@ static uint64_t iova;
 static void make_memory(struct nvme *nvme) {
   memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) fail("mmap");
-  struct iommu_ioas_map map = {.size = sizeof map,
-                               .flags = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
-                               .ioas_id = nvme->ioas, .user_va = (uintptr_t)memory,
-                               .length = BYTES};
-  if (ioctl(nvme->iommu, IOMMU_IOAS_MAP, &map)) fail("IOMMU_IOAS_MAP");
-  iova = map.iova;
-}
-
-static void start(struct nvme *nvme) {
-  nvme->stride = 4ull << (nvme_read64(nvme, NVME_CAP) >> 32 & 0xf);
-  nvme_write32(nvme, NVME_CC, 0);
-  if (!nvme_wait(nvme, CSTS_READY, 0)) errno = ETIMEDOUT, fail("disabling the controller");
-  nvme->admin = (struct nvme_queue){.commands = (void *)(memory + ADMIN_SQ),
-                                    .completions = (void *)(memory + ADMIN_CQ), .phase = 1};
-  nvme->io = (struct nvme_queue){.commands = (void *)(memory + IO_SQ),
-                                 .completions = (void *)(memory + IO_CQ), .number = 1, .phase = 1};
-  nvme_write32(nvme, NVME_AQA, (QUEUE_ENTRIES - 1) | (QUEUE_ENTRIES - 1) << 16);
-  nvme_write64(nvme, NVME_ASQ, iova + ADMIN_SQ);
-  nvme_write64(nvme, NVME_ACQ, iova + ADMIN_CQ);
-  nvme_write32(nvme, NVME_CC, 6u << 16 | 4u << 20 | 1);
-  if (!nvme_wait(nvme, CSTS_READY, CSTS_READY)) errno = ETIMEDOUT, fail("enabling the controller");
+  if (!nvme_map(nvme, memory, BYTES, &iova)) fail("IOMMU_IOAS_MAP");
 }
 
 static void run(struct nvme *nvme, struct nvme_queue *queue, struct nvme_command command,
@@ -192,7 +171,8 @@ int main(int count, char **arguments) {
   const char *failed = nvme_open(&nvme);
   if (failed) fail(failed);
   make_memory(&nvme);
-  start(&nvme);
+  failed = nvme_start(&nvme, memory, iova);
+  if (failed) fail(failed);
 
   run(&nvme, &nvme.admin,
       (struct nvme_command){.opcode = IDENTIFY, .prp1 = iova + DATA, .dwords = {1}}, "identify");
@@ -216,13 +196,8 @@ int main(int count, char **arguments) {
     return EXIT_FAILED;
   }
 
-  run(&nvme, &nvme.admin,
-      (struct nvme_command){.opcode = CREATE_CQ, .prp1 = iova + IO_CQ,
-                            .dwords = {1 | (QUEUE_ENTRIES - 1) << 16, 1}}, "a completion queue");
-  run(&nvme, &nvme.admin,
-      (struct nvme_command){.opcode = CREATE_SQ, .prp1 = iova + IO_SQ,
-                            .dwords = {1 | (QUEUE_ENTRIES - 1) << 16, 1 | 1 << 16}},
-      "a submission queue");
+  run(&nvme, &nvme.admin, nvme_make_completions(iova), "a completion queue");
+  run(&nvme, &nvme.admin, nvme_make_submissions(iova), "a submission queue");
   const unsigned per_piece = PIECE >> shift;
   if (benches) {
     bench(&nvme, (uint32_t)namespace, blocks / per_piece, per_piece, reads);

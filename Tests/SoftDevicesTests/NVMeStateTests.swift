@@ -139,6 +139,37 @@ import VFIO
     #expect(try rig.run(flush).status == 0)
   }
 
+  @Test("J1: counters of a state that are as large as can be are told, and counted on")
+  func largeCounters() throws {
+    let rig = try rig()
+    try rig.enable()
+    let core = rig.controller.core
+    try migration(rig).quiesce()
+    var state = try NVMeState(
+      migration(rig).saveState(), configuration: core.configuration, core.stores)
+    state.health.readBytes = .max
+    state.health.writtenBytes = .max
+    state.health.readCommands = .max
+    state.health.errorCount = .max
+    state.features.timestamp = (1 << 48 - 1, true)
+    try migration(rig).loadState(state.bytes(of: core.configuration, core.stores))
+    try migration(rig).resume()
+    try rig.makeQueues()
+    #expect(
+      try rig.run(
+        NVMeEntry(opcode: 2, block: 0, count: 8, pointer: NVMeRig.base + NVMeRig.data)
+      ).status == 0)
+    #expect(try rig.run(NVMeEntry(opcode: 0x7F, namespace: 1)).code == 0x001)
+    for (opcode, dwords) in [(2, [127 << 16 | 2]), (10, [0x0E])] as [(UInt8, [UInt32])] {
+      #expect(
+        try rig.admin(
+          NVMeEntry(
+            opcode: opcode, namespace: opcode == 2 ? .max : 0,
+            pointer: NVMeRig.base + NVMeRig.data, dwords: dwords)
+        ).status == 0)
+    }
+  }
+
   @Test(
     "J1: a state with any byte changed is taken or refused, and the controller can be reset")
   func garbled() throws {

@@ -108,6 +108,21 @@ private let nowhere = NVMeRig.byteCount + (1 << 30)
         testDescription: "submission queue of one", opcode: 1, dwords: [2, 1 << 16 | 1],
         code: 0x102),
       NVMeCase(
+        testDescription: "submission queue of too many", opcode: 1,
+        dwords: [2048 << 16 | 2, 1 << 16 | 1], code: 0x102),
+      NVMeCase(
+        testDescription: "submission queue past the last", opcode: 1,
+        dwords: [31 << 16 | 17, 1 << 16 | 1], code: 0x101),
+      NVMeCase(
+        testDescription: "submission queue for completions past the last", opcode: 1,
+        dwords: [31 << 16 | 2, 17 << 16 | 1], code: 0x101),
+      NVMeCase(
+        testDescription: "submission queue in pieces", opcode: 1,
+        dwords: [31 << 16 | 2, 1 << 16], code: 0x002),
+      NVMeCase(
+        testDescription: "submission queue, misaligned", opcode: 1,
+        pointer: NVMeRig.data + 512, dwords: [31 << 16 | 2, 1 << 16 | 1], code: 0x013),
+      NVMeCase(
         testDescription: "delete no submission queue", opcode: 0, dwords: [7], code: 0x101),
       NVMeCase(
         testDescription: "delete the admin submission queue", opcode: 0, dwords: [0],
@@ -147,6 +162,29 @@ private let nowhere = NVMeRig.byteCount + (1 << 30)
       NVMeCase(
         testDescription: "error recovery of no namespace", opcode: 9, namespace: 9,
         dwords: [5, 1], code: 0x00B),
+      NVMeCase(
+        testDescription: "the controller's feature, of a namespace", opcode: 9, namespace: 1,
+        dwords: [6, 1], code: 0x10F),
+      NVMeCase(
+        testDescription: "the controller's feature, of no namespace", opcode: 9, namespace: 9,
+        dwords: [6, 1], code: 0x00B),
+      NVMeCase(
+        testDescription: "the threshold of a sensor that is not there", opcode: 9,
+        dwords: [4, 1 << 16 | 300], code: 0x002),
+      NVMeCase(
+        testDescription: "a threshold of no kind", opcode: 9, dwords: [4, 2 << 20 | 300],
+        code: 0x002),
+      NVMeCase(
+        testDescription: "a time from nowhere", opcode: 9, pointer: nowhere, dwords: [0x0E],
+        code: 0x004),
+      NVMeCase(
+        testDescription: "format all, one of them read-only", opcode: 0x80, namespace: .max,
+        dwords: [0], code: 0x020),
+      NVMeCase(
+        testDescription: "format no namespace", opcode: 0x80, dwords: [0], code: 0x00B),
+      NVMeCase(
+        testDescription: "format with protection", opcode: 0x80, namespace: 1,
+        dwords: [1 << 5], code: 0x10A),
       NVMeCase(
         testDescription: "format to what is not there", opcode: 0x80, namespace: 1, dwords: [1],
         code: 0x10A),
@@ -208,6 +246,22 @@ private let nowhere = NVMeRig.byteCount + (1 << 30)
         testDescription: "the PRP list nowhere", opcode: 2, namespace: 2,
         pointer: NVMeRig.data + 512, second: NVMeRig.base + nowhere, dwords: [0, 0, 1],
         code: 0x004),
+      NVMeCase(
+        testDescription: "the PRP list at the end of all addresses", opcode: 2, namespace: 2,
+        pointer: NVMeRig.data + 512, second: .max - 7, dwords: [0, 0, 1], code: 0x004),
+      NVMeCase(
+        testDescription: "read to the end of all addresses", opcode: 2, namespace: 1,
+        pointer: UInt64.max &- NVMeRig.base - 4091, dwords: [0, 0, 7], code: 0x004),
+      NVMeCase(
+        testDescription: "two pages past the end of what is mapped", opcode: 2, namespace: 1,
+        pointer: NVMeRig.byteCount - 512, second: NVMeRig.base + NVMeRig.byteCount,
+        dwords: [0, 0, 7], code: 0x004),
+      NVMeCase(
+        testDescription: "a second fused command", opcode: 1, flags: 2, namespace: 1,
+        code: 0x002),
+      NVMeCase(
+        testDescription: "ranges from nowhere", opcode: 9, namespace: 1, pointer: nowhere,
+        dwords: [255, 4], code: 0x004),
       NVMeCase(
         testDescription: "read to nowhere", opcode: 2, namespace: 1, pointer: nowhere,
         dwords: [0, 0, 0], code: 0x004),

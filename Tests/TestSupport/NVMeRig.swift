@@ -288,6 +288,8 @@ public final class NVMeRing {
   private unowned let rig: NVMeRig
   public let number: UInt16
   public let entries: UInt32
+  /// Of the completion queue: as many, unless it was made otherwise.
+  public let completionEntries: UInt32
   public let submissions: UInt64
   public let completions: UInt64
   public private(set) var tail: UInt32 = 0
@@ -295,12 +297,14 @@ public final class NVMeRing {
   private var phase: UInt16 = 1
   private var nextIdentifier: UInt16 = 0
 
-  init(
-    _ rig: NVMeRig, number: UInt16, entries: UInt32, submissions: UInt64, completions: UInt64
+  public init(
+    _ rig: NVMeRig, number: UInt16, entries: UInt32, completionEntries: UInt32? = nil,
+    submissions: UInt64, completions: UInt64
   ) {
     self.rig = rig
     self.number = number
     self.entries = entries
+    self.completionEntries = completionEntries ?? entries
     self.submissions = submissions
     self.completions = completions
   }
@@ -308,6 +312,7 @@ public final class NVMeRing {
   init(_ rig: NVMeRig, _ other: NVMeRing) {
     self.rig = rig
     (number, entries) = (other.number, other.entries)
+    completionEntries = other.completionEntries
     (submissions, completions) = (other.submissions, other.completions)
     (tail, head, phase) = (other.tail, other.head, other.phase)
     nextIdentifier = other.nextIdentifier
@@ -348,7 +353,7 @@ public final class NVMeRing {
       queue: UInt16(third >> 16), identifier: UInt16(truncatingIfNeeded: last),
       status: UInt16(last >> 16) >> 1)
     head += 1
-    if head == entries {
+    if head == completionEntries {
       head = 0
       phase ^= 1
     }

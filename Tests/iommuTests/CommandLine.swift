@@ -18,7 +18,12 @@ func iommu(_ arguments: String..., input: String = "") throws -> Finished {
 }
 
 /// Runs the built `iommu`.
-func iommu(_ arguments: [String], input: String = "") throws -> Finished {
+/// - Parameter meanwhile: Called while it runs, with its number and where its output goes; what runs
+///   without an end, it has to end.
+func iommu(
+  _ arguments: [String], input: String = "",
+  meanwhile: (pid_t, URL) throws -> Void = { _, _ in }
+) throws -> Finished {
   let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
   try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
   defer { try? FileManager.default.removeItem(at: place) }
@@ -30,18 +35,31 @@ func iommu(_ arguments: [String], input: String = "") throws -> Finished {
   let (output, errors) = (try file("out"), try file("err"))
   let status = try spawn(
     [built("iommu").path] + arguments, input: try file("in", input), output: output,
-    errors: errors)
+    errors: errors
+  ) { try meanwhile($0, output) }
   return Finished(
     status: status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f,
     output: String(decoding: try Data(contentsOf: output), as: UTF8.self),
     errors: String(decoding: try Data(contentsOf: errors), as: UTF8.self))
 }
 
+/// Kills `iommu` so many microseconds after its program has said something, within a minute.
+func iommu(
+  _ arguments: [String], killedAfter microseconds: UInt32
+) throws -> Finished {
+  try iommu(arguments) { process, output in
+    for _ in 0..<60_000 where try Data(contentsOf: output).isEmpty { usleep(1000) }
+    usleep(microseconds)
+    kill(process, SIGKILL)
+  }
+}
+
 /// Runs a program to its end, with no signal blocked: test threads have most of them blocked,
 /// which Foundation's `Process` would pass on.
 /// - Returns: What `waitpid` says.
 private func spawn(
-  _ arguments: [String], input: URL, output: URL, errors: URL
+  _ arguments: [String], input: URL, output: URL, errors: URL,
+  meanwhile: (pid_t) throws -> Void = { _ in }
 ) throws -> Int32 {
   var actions = posix_spawn_file_actions_t()
   posix_spawn_file_actions_init(&actions)
@@ -61,8 +79,10 @@ private func spawn(
   var process: pid_t = 0
   let result = posix_spawn(&process, arguments[0], &actions, &attributes, &strings, environ)
   guard result == 0 else { throw POSIXError(POSIXErrorCode(rawValue: result) ?? .EINVAL) }
+  let outcome = Result { try meanwhile(process) }
   var status: Int32 = 0
   while waitpid(process, &status, 0) < 0 && errno == EINTR {}
+  try outcome.get()
   return status
 }
 

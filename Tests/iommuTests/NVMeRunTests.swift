@@ -43,6 +43,60 @@ import Testing
     #expect(read.output.contains(text), "\(read)")
   }
 
+  /// The blocks of a namespace's file that were stored in part: not one word again and again, or
+  /// another block's.
+  private func torn(_ file: URL, blockSize: Int) throws -> [Int] {
+    let words = try Data(contentsOf: file).withUnsafeBytes {
+      Array($0.bindMemory(to: UInt64.self))
+    }
+    #expect(words.count == 1 << 17)
+    let perBlock = blockSize / 8
+    return (0..<words.count / perBlock).filter { block in
+      let first = words[block * perBlock]
+      return !words[block * perBlock..<(block + 1) * perBlock].allSatisfy { $0 == first }
+        || first != 0 && first >> 32 != block + 1
+    }
+  }
+
+  @Test("J1: supervisor or program killed in the middle of writes leave whole blocks")
+  func killed() throws {
+    let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+      "nvme-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: directory) }
+    let machine = directory.appendingPathComponent("machine.yaml")
+    try """
+    iommus:
+      - {name: dmar0, kind: intel}
+    devices:
+      - model: nvme
+        address: 0000:e0:04.0
+        namespaces:
+          - {file: a.img, size: 1MiB}
+          - {file: b.img, size: 1MiB, block-size: 4096}
+
+    """.write(to: machine, atomically: true, encoding: .utf8)
+    let command = ["run", "--machine", machine.path, "--", built("nvme-stamps").path]
+    func check(_ what: String) throws {
+      for (name, size) in [("a.img", 512), ("b.img", 4096)] {
+        let torn = try torn(directory.appendingPathComponent(name), blockSize: size)
+        #expect(torn.isEmpty, "\(what): \(name): blocks \(torn)")
+      }
+    }
+    var random = SystemRandomNumberGenerator()
+    for turn in 0..<10 {
+      let run = try iommu(command, killedAfter: .random(in: 0..<20_000, using: &random))
+      #expect(run.status == 128 + SIGKILL, "\(run)")
+      #expect(run.output == "writing\n", "\(run)")
+      try check("supervisor \(turn)")
+    }
+    let run = try iommu(command + ["10"])
+    #expect(run.output == "killed\n", "\(run)")
+    try check("program")
+    let image = try Data(contentsOf: directory.appendingPathComponent("b.img"))
+    #expect(image != Data(count: 1 << 20))
+  }
+
   @Test("J1: nvme-rw without a controller says what it looks for")
   func none() throws {
     let run = try iommu("run", "--", built("nvme-rw").path)

@@ -5,6 +5,7 @@
 
 import CBlockFile
 import IOMMU
+import SoftwareIOMMU
 import SystemPackage
 
 #if canImport(Glibc)
@@ -29,6 +30,8 @@ final class BlockStore: Sendable {
   let isShared: Bool
   /// Whether what was written lasts longer than this process.
   let isFile: Bool
+  /// For tests: a medium that takes its time.
+  let beforeFlush = Guarded<(@Sendable () -> Void)?>(nil)
 
   /// Opens the file, or makes it.
   /// - Throws: `EBUSY` where another run has it; `EINVAL` where its size is not what is asked for;
@@ -84,7 +87,7 @@ final class BlockStore: Sendable {
       )
     }
     let shares = namespace.isReadOnly || namespace.isShared
-    guard flock(file, (shares ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
+    guard lock(file, shares ? LOCK_SH : LOCK_EX) else {
       close(file)
       throw IOMMUError(
         .resourceBusy,
@@ -92,6 +95,16 @@ final class BlockStore: Sendable {
           + "run; give each its own, or make both read-only or shared")
     }
     return file
+  }
+
+  /// Locks a file. A run that was killed just now lets go of it a moment later: half a second is
+  /// waited for that.
+  private static func lock(_ file: Int32, _ kind: Int32) -> Bool {
+    for _ in 0..<50 {
+      if flock(file, kind | LOCK_NB) == 0 { return true }
+      DeviceThread.sleep(microseconds: 10_000)
+    }
+    return false
   }
 
   private static func size(
@@ -186,9 +199,13 @@ final class BlockStore: Sendable {
     error == ENOSPC || error == EDQUOT || error == EFBIG ? .capacityExceeded : .writeFault
   }
 
+  /// Whether a flush has anything to do.
+  var canFlush: Bool { isFile && !isReadOnly }
+
   /// What was written is on the medium when it returns.
   func flush() throws(NVMeStatus) {
-    guard isFile, !isReadOnly else { return }
+    guard canFlush else { return }
+    beforeFlush.withLock { $0 }?()
     while fdatasync(descriptor) != 0 {
       guard errno == EINTR else { throw Self.writeError(errno) }
     }

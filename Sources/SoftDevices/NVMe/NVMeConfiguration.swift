@@ -48,8 +48,9 @@ public struct NVMeConfiguration: Hashable, Sendable {
   /// 0xFFEF.
   public var controllerID: UInt16 = 0
 
-  /// How long an idle controller polls its doorbells before it rests: longer than a driver takes
-  /// from a completion to the next command, far shorter than anybody would notice.
+  /// How long an idle controller polls its doorbells before it rests, in processor time of its own:
+  /// longer than a driver takes from a completion to the next command, far shorter than anybody
+  /// would notice; and where processors are short, the driver had its turn meanwhile.
   public var idlePolling = Duration.microseconds(150)
 
   /// What one page of doorbells, and one of MSI-X vectors, has room for.

@@ -73,6 +73,7 @@ extension NVMeEngine {
   /// Stands still until the controller goes on.
   /// - Returns: False where the thread is to end.
   func park() -> Bool {
+    finishFlushes()
     isParked = true
     closeDoorbells()
     // Whoever goes on with the files finds what was written.
@@ -149,6 +150,8 @@ extension NVMeEngine {
       words.store(queue.rung, at: UInt64(DoorbellState.tail(of: queue.number)) * 4)
     }
     isRunning = state.isRunning
+    hasAdminStarted =
+      submissions[0].map { $0.rung != 0 || $0.head != 0 || $0.completions.tail != 0 } ?? false
     core.line.setMask(state.registers.interruptMask)
     let words = isRunning ? words : nil
     core.monitor.change { core in

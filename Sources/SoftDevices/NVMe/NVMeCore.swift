@@ -26,13 +26,15 @@ final class NVMeCore: Sendable {
     /// The thread is to give its state.
     var wantsSnapshot = false
     var snapshot: NVMeState?
+    /// What the flushing thread has done.
+    var flushed: [NVMeFlusher.Result] = []
     /// The thread is to go on with this, of a controller that is stopped.
     var loading: NVMeState?
 
     /// Whether the thread is wanted for more than commands.
     var hasRequests: Bool {
       !registers.requests.isEmpty || isResetting || isStopping || !doorbells.errors.isEmpty
-        || isQuiesced || wantsSnapshot
+        || isQuiesced || wantsSnapshot || !flushed.isEmpty
     }
   }
 
@@ -109,6 +111,14 @@ final class NVMeCore: Sendable {
       state.registers.requests = []
       state.registers.status.insert(.fatal)
       state.registers.status.remove(.shutdownOccurring)
+    }
+  }
+
+  /// Flushes are done: the thread completes their commands.
+  func complete(_ results: [NVMeFlusher.Result]) {
+    monitor.change { state in
+      state.flushed += results
+      attention.store(true, ordering: .releasing)
     }
   }
 

@@ -22,7 +22,6 @@ extension NVMeEngine {
     case .abort: return abort(command)
     case .requestEvent:
       guard events.take(command.identifier) else { throw .eventLimit }
-      deliverEvents()
       return nil
     case .format: try format(command)
     case nil: throw .invalidOpcode
@@ -114,12 +113,11 @@ extension NVMeEngine {
   private func abort(_ command: NVMeCommand) -> UInt32 {
     let queue = UInt16(truncatingIfNeeded: command.dword(10))
     let identifier = UInt16(truncatingIfNeeded: command.dword(10) >> 16)
-    guard queue == 0, events.cancel(identifier) else { return 1 }
-    deliverEvents()
-    return 0
+    return queue == 0 && events.cancel(identifier) ? 0 : 1
   }
 
-  /// Completes requests for events where there is something to tell.
+  /// Completes requests for events where there is something to tell. Between two commands: each
+  /// takes room of the admin completion queue.
   func deliverEvents() {
     guard isRunning, !isParked, let admin = submissions[0] else { return }
     do throws(BusError) {

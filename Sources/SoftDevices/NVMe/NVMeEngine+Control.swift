@@ -17,6 +17,7 @@ extension NVMeEngine {
     }
     if isResetting { return reset() }
     if isQuiesced { return park() }
+    completeFlushed()
     if wantsSnapshot { giveSnapshot() }
     let (requests, errors) = core.monitor.withLock { state in
       defer {
@@ -101,6 +102,7 @@ extension NVMeEngine {
       state.doorbells.words = nil
       state.doorbells.sizes = []
       state.doorbells.errors = []
+      state.flushed = []
     }
     closeDoorbells()
     for index in 0..<Int(words.byteCount / 4) { words.store(0, at: UInt64(index) * 4) }
@@ -111,6 +113,7 @@ extension NVMeEngine {
       completions[number] = nil
     }
     active = []
+    flushing.forget()
     events.reset()
     data.clear()
   }
@@ -122,6 +125,7 @@ extension NVMeEngine {
 
   /// What was written is on the medium when CSTS says so. What is in the queues stays there.
   private func shutDown() {
+    finishFlushes()
     isRunning = false
     core.monitor.change { $0.doorbells.words = nil }
     closeDoorbells()
@@ -150,8 +154,9 @@ extension NVMeEngine {
     setDoorbell(DoorbellState.tail(of: queue.number), size: queue.size)
   }
 
-  /// What was rung for and not fetched is dropped.
+  /// What was rung for and not fetched is dropped, and what is being flushed completes nowhere.
   func remove(_ queue: SubmissionQueue) {
+    queue.completions.reserved -= flushing.forget(of: queue)
     queue.completions.users -= 1
     submissions[Int(queue.number)] = nil
     active = submissions.compactMap { $0 }

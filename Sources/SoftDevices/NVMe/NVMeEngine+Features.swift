@@ -100,6 +100,7 @@ extension NVMeEngine {
     let feature = try identifier(command)
     // Nothing is kept over a reset.
     guard command.dword(10) >> 31 == 0 else { throw .notSaveable }
+    try checkScope(of: feature, command)
     let value = command.dword(11)
     switch feature {
     case .arbitration: features.arbitration = value
@@ -149,10 +150,20 @@ extension NVMeEngine {
     return 0
   }
 
+  /// All but one are the controller's, and no namespace's.
+  private func checkScope(
+    of feature: NVMeFeatures.Identifier, _ command: NVMeCommand
+  ) throws(NVMeStatus) {
+    guard feature != .errorRecovery, command.namespace != 0,
+      command.namespace != Self.everyNamespace
+    else { return }
+    _ = try store(command.namespace)
+    throw .notOfNamespace
+  }
+
   private func watchTemperature() {
     // Bit 1 of the critical warnings that are to be told.
     guard features.isTemperatureOff, features.eventConfiguration & 1 << 1 != 0 else { return }
     events.add(.temperature)
-    deliverEvents()
   }
 }

@@ -29,10 +29,8 @@ extension NVMeEngine {
     // What is past the end is zero.
     let bytes = log[Int(offset)...].prefix(Int(wanted))
     try answer(command, bytes + Array(repeating: 0, count: Int(wanted) - bytes.count))
-    if settings & 1 << 15 == 0 {
-      events.clear(page)
-      deliverEvents()
-    }
+    // The next event of the kind is told after this.
+    if settings & 1 << 15 == 0 { events.clear(page) }
   }
 
   private func read(
@@ -78,9 +76,8 @@ extension NVMeEngine {
     log.put(NVMeHealth.temperature, at: 1)
     log.put(UInt8(100), at: 3)  // spare, in percent
     log.put(UInt8(10), at: 4)
-    // In thousands of 512 bytes, begun ones too.
-    log.put((health.readBytes + 511_999) / 512_000, at: 32)
-    log.put((health.writtenBytes + 511_999) / 512_000, at: 48)
+    log.put(Self.thousands(health.readBytes), at: 32)
+    log.put(Self.thousands(health.writtenBytes), at: 48)
     log.put(health.readCommands, at: 64)
     log.put(health.writeCommands, at: 80)
     log.put(UInt64(1), at: 112)  // power cycles
@@ -88,6 +85,11 @@ extension NVMeEngine {
     log.put(health.mediaErrors, at: 160)
     log.put(health.errorCount, at: 176)
     return log.bytes
+  }
+
+  /// Thousands of 512 bytes, a begun one too.
+  private static func thousands(_ bytes: UInt64) -> UInt64 {
+    bytes / 512_000 + (bytes % 512_000 > 0 ? 1 : 0)
   }
 
   private var effectsLog: [UInt8] {

@@ -7,19 +7,26 @@ import VFIO
 
 extension NVMeEngine {
   /// Carries an I/O command out.
-  func transfer(_ command: NVMeCommand) throws(NVMeStatus) {
+  /// - Returns: The stores that are to be flushed before it completes.
+  func transfer(_ command: NVMeCommand) throws(NVMeStatus) -> Range<Int> {
     // No fused commands.
     guard command.fuse == 0, command.dataPointer != 3 else { throw .invalidField }
     switch NVMeCommand.NVM(rawValue: command.opcode) {
     case .read: try read(command)
-    case .write: try write(command)
-    case .flush: try flush(command)
+    case .write:
+      try write(command)
+      return settled(command, forced: command.forcesUnitAccess)
+    case .flush: return try flushed(command)
     case .compare: try compare(command)
-    case .writeZeroes: try writeZeroes(command)
-    case .manageDataset: try manageDataset(command)
+    case .writeZeroes:
+      try writeZeroes(command)
+      return settled(command, forced: command.forcesUnitAccess)
+    case .manageDataset:
+      if try manageDataset(command) { return settled(command) }
     case .verify: try verify(command)
     case nil: throw .invalidOpcode
     }
+    return Self.none
   }
 
   /// Where a command's blocks are, in bytes.
@@ -53,9 +60,18 @@ extension NVMeEngine {
     return Int(extent.count)
   }
 
+  /// No stores.
+  private static var none: Range<Int> { 0..<0 }
+
+  /// The store of a command's namespace, which there is.
+  private func storeIndex(_ command: NVMeCommand) -> Range<Int> {
+    let index = Int(command.namespace) - 1
+    return index..<index + 1
+  }
+
   /// Without a volatile cache each write lasts when it completes.
-  private func settle(_ store: BlockStore, forced: Bool) throws(NVMeStatus) {
-    if forced || !features.writeCache { try store.flush() }
+  private func settled(_ command: NVMeCommand, forced: Bool = false) -> Range<Int> {
+    forced || !features.writeCache ? storeIndex(command) : Self.none
   }
 
   private func read(_ command: NVMeCommand) throws(NVMeStatus) {
@@ -76,15 +92,12 @@ extension NVMeEngine {
     try data.write(extent.store, at: extent.offset, count: count)
     health.writtenBytes &+= extent.count
     health.writeCommands &+= 1
-    try settle(extent.store, forced: command.forcesUnitAccess)
   }
 
-  private func flush(_ command: NVMeCommand) throws(NVMeStatus) {
-    if command.namespace == Self.everyNamespace {
-      for store in stores { try store.flush() }
-    } else {
-      try store(command.namespace).flush()
-    }
+  private func flushed(_ command: NVMeCommand) throws(NVMeStatus) -> Range<Int> {
+    guard command.namespace != Self.everyNamespace else { return stores.indices }
+    _ = try store(command.namespace)
+    return storeIndex(command)
   }
 
   private func compare(_ command: NVMeCommand) throws(NVMeStatus) {
@@ -103,7 +116,6 @@ extension NVMeEngine {
     let extent = try extent(command, writes: true)
     try extent.store.deallocate(at: extent.offset, count: extent.count)
     health.writeCommands &+= 1
-    try settle(extent.store, forced: command.forcesUnitAccess)
   }
 
   /// Reads the blocks, and transfers none.
@@ -118,7 +130,8 @@ extension NVMeEngine {
   }
 
   /// Ranges of blocks that may go, or hints that change nothing.
-  private func manageDataset(_ command: NVMeCommand) throws(NVMeStatus) {
+  /// - Returns: Whether anything was written.
+  private func manageDataset(_ command: NVMeCommand) throws(NVMeStatus) -> Bool {
     let store = try store(command.namespace)
     let ranges = Int(command.dword(10) & 0xFF) + 1
     let deallocates = command.dword(11) & 4 != 0
@@ -133,8 +146,8 @@ extension NVMeEngine {
         try extent(
           store, first: data.word(index * 2 + 1), count: data.word(index * 2) >> 32))
     }
-    guard deallocates else { return }
+    guard deallocates else { return false }
     for extent in extents { try store.deallocate(at: extent.offset, count: extent.count) }
-    try settle(store, forced: false)
+    return true
   }
 }

@@ -36,12 +36,14 @@ final class NVMeEngine {
   var isParked = false
   private var seenRings: UInt64 = 0
   private let batch = CommandBatch()
+  /// Commands that complete when their blocks are on the medium.
+  var flushing = NVMeFlushing()
 
   var features: NVMeFeatures
   var events = NVMeEvents()
   var health: NVMeHealth
 
-  /// Looks at the doorbells between two looks at the clock.
+  /// Looks at the doorbells between two looks at the clock, when others may have the processor.
   private static let looks = 64
 
   init(core: NVMeCore, function: FunctionPort) {
@@ -61,7 +63,8 @@ final class NVMeEngine {
 
   /// Runs until the controller is taken out.
   func run() {
-    var idleSince: ContinuousClock.Instant?
+    defer { flushing.stop() }
+    var idleSince: Duration?
     var looks = 0
     while true {
       if core.attention.load(ordering: .acquiring), !attend() { return }
@@ -73,13 +76,13 @@ final class NVMeEngine {
       // With nobody to carry pages each ring wakes the thread; it need not look out for them.
       looks += 1
       guard !isRunning || looks % Self.looks == 0 else { continue }
-      let now = ContinuousClock.now
       if isRunning {
+        let now = threadTime()
         guard let start = idleSince else {
           idleSince = now
           continue
         }
-        if start.duration(to: now) < configuration.idlePolling {
+        if now - start < configuration.idlePolling {
           yieldProcessor()
           continue
         }
@@ -215,12 +218,15 @@ final class NVMeEngine {
       try batch.fetch(
         queue.address &+ UInt64(queue.head) * UInt64(NVMeCommand.size), count: Int(count), port)
       for index in 0..<Int(count) {
-        // A reset drops what is left.
-        guard isRunning, !core.attention.load(ordering: .relaxed) else { break }
+        // A reset drops what is left; what a command has set free to be told takes room too.
+        guard isRunning, !core.attention.load(ordering: .relaxed), completions.room > 0 else {
+          break
+        }
         queue.head += 1
         if queue.head == queue.size { queue.head = 0 }
         execute(batch.command(index), of: queue)
         if completions.isFull { try post(completions) }
+        if queue.number == 0 { deliverEvents() }
       }
       try post(completions)
     } catch {
@@ -229,6 +235,7 @@ final class NVMeEngine {
     return true
   }
 
+  /// Carries a command out, and readies its completion, or leaves both to the thread that flushes.
   private func execute(_ command: NVMeCommand, of queue: SubmissionQueue) {
     let isAdmin = queue.number == 0
     var status = NVMeStatus.success
@@ -238,7 +245,8 @@ final class NVMeEngine {
         guard let answer = try administer(command) else { return }
         result = answer
       } else {
-        try transfer(command)
+        let stores = try transfer(command)
+        if try flush(stores, for: command, of: queue) { return }
       }
     } catch {
       status = error

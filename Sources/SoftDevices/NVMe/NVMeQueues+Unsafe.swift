@@ -52,6 +52,8 @@ final class CompletionQueue {
   let vector: UInt16?
   /// Submission queues that complete here.
   var users = 0
+  /// Entries of commands that are being flushed.
+  var reserved: UInt32 = 0
   var head: UInt32 = 0
   /// Where the next entry goes that is not staged.
   private(set) var tail: UInt32 = 0
@@ -97,7 +99,7 @@ final class CompletionQueue {
   /// Entries that the driver has not taken yet.
   var used: UInt32 { tail >= head ? tail - head : tail + size - head }
   /// Entries that may be staged: one always stays free, or full would look like empty.
-  var room: UInt32 { size - 1 - used - UInt32(stagedCount) }
+  var room: UInt32 { size - 1 - used - reserved - UInt32(stagedCount) }
   var isFull: Bool { stagedCount == Self.batch }
 
   /// Readies an entry. There is room, and it is not `isFull`.

@@ -27,6 +27,9 @@ struct NVMeRegisters: Sendable {
 
   /// CC.
   struct Configuration: Hashable, Sendable {
+    /// What stays as it is while the controller is enabled: command set, page size, arbitration.
+    static let fixed: UInt32 = 0x3FF0
+
     var rawValue: UInt32 = 0
     var isEnabled: Bool { rawValue & 1 != 0 }
     var commandSet: UInt32 { rawValue >> 4 & 7 }
@@ -133,6 +136,10 @@ struct NVMeRegisters: Sendable {
   private mutating func configure(_ value: UInt32) {
     let old = configuration
     configuration.rawValue = value & 0x00FF_FFF1
+    if old.isEnabled, configuration.isEnabled {
+      configuration.rawValue =
+        configuration.rawValue & ~Configuration.fixed | old.rawValue & Configuration.fixed
+    }
     if configuration.isEnabled != old.isEnabled {
       if configuration.isEnabled {
         requests.insert(.enable)

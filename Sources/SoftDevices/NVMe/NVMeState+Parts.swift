@@ -24,8 +24,8 @@ extension NVMeRegisters {
     adminSubmission = try reader.read()
     adminCompletion = try reader.read()
     requests = Requests(rawValue: try reader.read())
-    guard configuration.rawValue & ~0x00FF_FFF1 == 0, configuration.pageShift <= 16,
-      status.rawValue <= 0x1F, adminQueueSizes & ~0x0FFF_0FFF == 0, requests.rawValue <= 0xF,
+    guard configuration.rawValue & ~0x00FF_FFF1 == 0, status.rawValue <= 0x1F,
+      adminQueueSizes & ~0x0FFF_0FFF == 0, requests.rawValue <= 0xF,
       (adminSubmission | adminCompletion) & 0xFFF == 0
     else { throw DeviceStateReader.invalid("a register has bits that it cannot have") }
   }

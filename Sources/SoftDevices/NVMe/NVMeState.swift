@@ -176,5 +176,10 @@ struct NVMeState: Sendable {
       submissions.allSatisfy({ ($0.number == 0) == ($0.completions == 0) }),
       completions.isEmpty == submissions.isEmpty, !isRunning || !submissions.isEmpty
     else { throw DeviceStateReader.invalid("its queues do not fit together") }
+    // What is to be disabled may have been told another size already.
+    guard
+      !isRunning || registers.requests.contains(.disable)
+        || registers.configuration.pageShift <= 12 + Int(NVMeRegisters.largestPage)
+    else { throw DeviceStateReader.invalid("pages of a size that it has not") }
   }
 }

@@ -52,7 +52,7 @@ public struct NVMeStatus: Error, Hashable, Sendable {
   public static let invalidFormat = NVMeStatus(0x10A)
   public static let invalidQueueDeletion = NVMeStatus(0x10C)
   public static let notSaveable = NVMeStatus(0x10D)
-  public static let notChangeable = NVMeStatus(0x10E)
+  public static let notOfNamespace = NVMeStatus(0x10F)
   // Of the medium.
   public static let writeFault = NVMeStatus(0x280, isFinal: false)
   public static let readError = NVMeStatus(0x281, isFinal: false)
