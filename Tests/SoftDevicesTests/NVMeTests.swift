@@ -139,6 +139,8 @@ import VFIO
         opcode: opcode, block: 8, count: 64, pointer: NVMeRig.base + NVMeRig.data,
         second: lists[rig])
     }
+    // What Identify said is there still.
+    rigs[0].put([UInt8](repeating: 0, count: count), at: NVMeRig.data)
     #expect(try rigs[0].run(entry(1, 0)).status == 0)
     for round in 1...200 {
       let byte = UInt8(truncatingIfNeeded: round)
