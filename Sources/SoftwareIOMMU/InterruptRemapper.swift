@@ -33,9 +33,37 @@ public final class InterruptRemapper: Sendable {
     let signal: any EventSignal
   }
 
+  private enum Slot {
+    case free
+    /// Of a block whose device has fewer messages than that.
+    case vacant
+    case entry(Entry)
+
+    var isFree: Bool {
+      if case .free = self { true } else { false }
+    }
+  }
+
   private struct State {
-    var entries: [Entry?] = []
+    var slots: [Slot] = []
     var free: [Int] = []
+
+    mutating func release(_ handle: Int) {
+      guard handle < slots.count, !slots[handle].isFree else { return }
+      slots[handle] = .free
+      free.append(handle)
+    }
+
+    /// Where `count` slots in a row are free; nil where there is no such place.
+    func place(of count: Int) -> Int? {
+      var length = 0
+      for (handle, slot) in slots.enumerated() {
+        length = slot.isFree ? length + 1 : 0
+        if length == count { return handle + 1 - count }
+      }
+      let start = slots.count - length
+      return start + count <= InterruptRemapper.capacity ? start : nil
+    }
   }
 
   private let state = RankedMutex(.interrupts, State())
@@ -54,12 +82,12 @@ public final class InterruptRemapper: Sendable {
     let entry = Entry(requester: requester, signal: signal)
     let handle = state.withLock { state -> Int? in
       if let handle = state.free.popLast() {
-        state.entries[handle] = entry
+        state.slots[handle] = .entry(entry)
         return handle
       }
-      guard state.entries.count < Self.capacity else { return nil }
-      state.entries.append(entry)
-      return state.entries.count - 1
+      guard state.slots.count < Self.capacity else { return nil }
+      state.slots.append(.entry(entry))
+      return state.slots.count - 1
     }
     guard let handle else {
       throw IOMMUError(
@@ -69,19 +97,58 @@ public final class InterruptRemapper: Sendable {
     return Self.message(handle: handle)
   }
 
+  /// Makes interrupts for one device that differ in their data only, as MSI has them: message n is
+  /// the one that is returned with n in the lowest 16 bits of its data.
+  ///
+  /// The message has the subhandle-valid bit (VT-d 5.1.2.2): its data is added to its handle.
+  /// - Parameter signals: Of message 0 and up; nil for what is not there, which faults.
+  /// - Throws: `ENOSPC` where there are not so many handles in a row.
+  public func allocate(
+    for requester: RequesterID, signals: [(any EventSignal)?]
+  ) throws(IOMMUError) -> MSIMessage {
+    let slots = signals.map { signal -> Slot in
+      signal.map { .entry(Entry(requester: requester, signal: $0)) } ?? .vacant
+    }
+    let handle = state.withLock { state -> Int? in
+      guard let start = state.place(of: slots.count) else { return nil }
+      let taken = start..<start + slots.count
+      state.free.removeAll { taken.contains($0) }
+      for (handle, slot) in zip(taken, slots) {
+        if handle < state.slots.count {
+          state.slots[handle] = slot
+        } else {
+          state.slots.append(slot)
+        }
+      }
+      return start
+    }
+    guard let handle else {
+      throw IOMMUError(
+        .noSpace,
+        "the IOMMU has no \(signals.count) interrupts in a row left, \(requester) gets none")
+    }
+    var message = Self.message(handle: handle)
+    message.address |= Self.subhandleValid
+    return message
+  }
+
+  /// Takes back what `allocate(for:signals:)` made, as `free` does.
+  public func free(_ first: MSIMessage, count: Int) {
+    guard let handle = Self.handle(address: first.address, data: first.data) else { return }
+    state.withLock { state in
+      for handle in handle..<handle + count { state.release(handle) }
+    }
+  }
+
   /// Takes an interrupt back: when it returns, its signal is not used any more. A message that
   /// is not allocated is passed over.
   public func free(_ message: MSIMessage) {
     guard let handle = Self.handle(address: message.address, data: message.data) else { return }
-    state.withLock { state in
-      guard handle < state.entries.count, state.entries[handle] != nil else { return }
-      state.entries[handle] = nil
-      state.free.append(handle)
-    }
+    state.withLock { $0.release(handle) }
   }
 
   /// Interrupts in use.
-  public var count: Int { state.withLock { $0.entries.count - $0.free.count } }
+  public var count: Int { state.withLock { $0.slots.count - $0.free.count } }
 
   /// A device raises an interrupt beside its DMA ports: for a slice of it, whose own requests
   /// carry a PASID and cannot be interrupts.
@@ -98,9 +165,10 @@ public final class InterruptRemapper: Sendable {
   ) -> InterruptRefusal? {
     guard address & 0b1_0000 != 0 else { return .notRemappable }
     guard let handle = Self.handle(address: address, data: data) else { return .reservedBits }
-    let index = UInt16(handle)
+    let index = UInt16(truncatingIfNeeded: handle)
     let refusal = state.withLock { state -> InterruptRefusal? in
-      guard handle < state.entries.count, let entry = state.entries[handle] else {
+      guard handle < Self.capacity else { return .beyondTable(index: index) }
+      guard handle < state.slots.count, case .entry(let entry) = state.slots[handle] else {
         return .notPresent(index: index)
       }
       guard entry.requester == requester else { return .wrongSource(index: index) }
@@ -119,11 +187,18 @@ public final class InterruptRemapper: Sendable {
       data: 0)
   }
 
-  /// The handle that a message names; nil where it is not of the remappable format.
+  /// In the address: the lowest 16 bits of the data count.
+  private static let subhandleValid: UInt64 = 1 << 3
+
+  /// The number that a message names, which may lie past the table; nil where it is not of the
+  /// remappable format.
   static func handle(address: UInt64, data: UInt32) -> Int? {
-    guard window.contains(address), address & 0b1_1011 == 0b1_0000, data == 0 else {
+    let hasSubhandle = address & subhandleValid != 0
+    guard window.contains(address), address & 0b1_0011 == 0b1_0000,
+      hasSubhandle ? data <= 0xFFFF : data == 0
+    else {
       return nil
     }
-    return Int(address >> 5 & 0x7FFF | (address >> 2 & 1) << 15)
+    return Int(address >> 5 & 0x7FFF | (address >> 2 & 1) << 15) + Int(data)
   }
 }

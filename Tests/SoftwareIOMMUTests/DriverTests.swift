@@ -286,4 +286,47 @@ struct InterruptTests {
     #expect(
       try bench.iommu.interrupts.allocate(for: Bench.device, signal: counter) == messages[77])
   }
+
+  @Test("C4: messages of a block differ in their data; vacant ones, and past it, are refused")
+  func blocks() throws {
+    let bench = Bench()
+    _ = try bench.attachedDomain()
+    let single = try bench.iommu.interrupts.allocate(for: Bench.device, signal: Counter())
+    let counters = (0..<3).map { _ in Counter() }
+    let block = try bench.iommu.interrupts.allocate(
+      for: Bench.device, signals: counters + [nil])
+    #expect(block == MSIMessage(address: 0xFEE0_0038, data: 0))
+    #expect(bench.iommu.interrupts.count == 5)
+    let port = bench.port
+    func raise(_ data: UInt32) -> DMAFault.Reason? {
+      reason { () throws(DMAFault) in try port.store(data, at: IOVA(block.address)) }
+    }
+    for data in 0..<3 as Range<UInt32> { #expect(raise(data) == nil) }
+    for data in [3, 4, 0xFFFF, 0x1_0000, .max] as [UInt32] {
+      #expect(raise(data) == .interruptRefused)
+    }
+    #expect(counters.map(\.count) == [1, 1, 1])
+    #expect(
+      reason { () throws(DMAFault) in try port.store(UInt32(1), at: IOVA(single.address)) }
+        == .interruptRefused, "its subhandle is not valid")
+    bench.iommu.interrupts.free(block, count: 4)
+    #expect(raise(0) == .interruptRefused)
+    // What is free is used again, and what is not in a row is not.
+    let next = try bench.iommu.interrupts.allocate(for: Bench.device, signal: Counter())
+    let other = try bench.iommu.interrupts.allocate(
+      for: Bench.device, signals: [counters[0], counters[1], nil, nil])
+    #expect(InterruptRemapper.handle(address: next.address, data: 0) == 4)
+    #expect(InterruptRemapper.handle(address: other.address, data: 0) == 5)
+    bench.iommu.interrupts.free(next)
+    let fits = try bench.iommu.interrupts.allocate(
+      for: Bench.device, signals: Array(repeating: counters[0], count: 4))
+    #expect(InterruptRemapper.handle(address: fits.address, data: 0) == 1)
+    #expect {
+      _ = try bench.iommu.interrupts.allocate(
+        for: Bench.device,
+        signals: Array(repeating: counters[0], count: InterruptRemapper.capacity))
+    } throws: {
+      ($0 as? IOMMUError)?.errno == .noSpace
+    }
+  }
 }
