@@ -177,9 +177,9 @@ struct TracedMemory: InstructionMemory {
     let started = reporter.isTracing ? Reporter.now() : 0
     do throws(IOMMUError) {
       if isStore {
-        _ = try unsafe area.file.write(at: offset, from: UnsafeRawBufferPointer(bytes))
+        _ = try unsafe area.file.store(at: offset, from: UnsafeRawBufferPointer(bytes))
       } else {
-        let count = try unsafe area.file.read(at: offset, into: bytes)
+        let count = try unsafe area.file.load(at: offset, into: bytes)
         // After the BAR's end in its last page.
         unsafe fill(bytes, from: count)
       }

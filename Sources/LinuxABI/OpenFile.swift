@@ -151,10 +151,34 @@ public protocol RegisterFile: OpenFile {
   /// - Throws: `EIO` where the registers do not answer; other errors where the thread has no PASID
   ///   that counts there.
   func enqueue(_ command: WorkCommand, at offset: UInt64) throws(IOMMUError) -> DeferrableWrite
+
+  /// As `read`, of a program that has mapped the registers and loads from there.
+  func load(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int
+
+  /// As `write`, of a program that has mapped the registers and stores there.
+  func store(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int
 }
 
 extension RegisterFile {
   public var answers: Bool { true }
+
+  /// Registers that are the same to calls.
+  public func load(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
+    try unsafe read(at: offset, into: buffer)
+  }
+
+  public func store(
+    at offset: UInt64, from buffer: UnsafeRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    // SAFETY: as in `load`.
+    try unsafe write(at: offset, from: buffer)
+  }
+
   public func mapOffset(_ offset: UInt64) -> UInt64 { offset }
 
   public func enqueue(

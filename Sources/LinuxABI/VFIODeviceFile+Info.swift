@@ -13,7 +13,8 @@ extension VFIODeviceFile {
     let minimum = 16
     var info = try caller.load(vfio_device_info(), from: argument, size: minimum)
     try checkHead(argsz: info.argsz, atLeast: minimum)
-    info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET
+    info.flags = VFIO_DEVICE_FLAGS_PCI
+    if function.canReset { info.flags |= VFIO_DEVICE_FLAGS_RESET }
     info.num_regions = VFIO_PCI_NUM_REGIONS
     info.num_irqs = VFIO_PCI_NUM_IRQS
     let room = min(MemoryLayout<vfio_device_info>.size, Int(info.argsz))

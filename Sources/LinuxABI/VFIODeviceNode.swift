@@ -137,7 +137,7 @@ final class VFIODeviceFile: OpenFile {
     case VFIO_DEVICE_GET_REGION_INFO: try getRegionInfo(argument, caller)
     case VFIO_DEVICE_GET_IRQ_INFO: try getInterruptInfo(argument, caller)
     case VFIO_DEVICE_SET_IRQS: try setInterrupts(argument, caller)
-    case VFIO_DEVICE_RESET: function.reset()
+    case VFIO_DEVICE_RESET: try reset()
     case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: try getHotResetInfo(argument, caller)
     case VFIO_DEVICE_PCI_HOT_RESET: try hotReset(argument, caller)
     default:
@@ -149,19 +149,55 @@ final class VFIODeviceFile: OpenFile {
     return 0
   }
 
+  private func reset() throws(IOMMUError) {
+    guard function.canReset else {
+      throw IOMMUError(
+        .invalidArgument,
+        "\(function.name) has no reset of its own, as VFIO_DEVICE_GET_INFO says; ask for a hot reset"
+      )
+    }
+    function.reset()
+  }
+
   func read(
     at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
+    try unsafe read(at: offset, into: buffer, isMapped: false)
+  }
+
+  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
+    // SAFETY: as in `read`.
+    try unsafe write(at: offset, from: buffer, isMapped: false)
+  }
+
+  func load(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+  ) throws(IOMMUError) -> Int {
+    // SAFETY: as in `read`.
+    try unsafe read(at: offset, into: buffer, isMapped: true)
+  }
+
+  func store(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
+    // SAFETY: as in `read`.
+    try unsafe write(at: offset, from: buffer, isMapped: true)
+  }
+
+  private func read(
+    at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer, isMapped: Bool
   ) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
     let (region, offset) = try locate(told(offset))
     return try function.whileAwake { () throws(IOMMUError) in
       // SAFETY: the carrier's buffer is passed on unchanged, for the length of the call.
-      try unsafe function.read(region, at: offset, into: buffer)
+      try unsafe function.read(region, at: offset, into: buffer, isMapped: isMapped)
     }
   }
 
-  func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOMMUError) -> Int {
+  private func write(
+    at offset: UInt64, from buffer: UnsafeRawBufferPointer, isMapped: Bool
+  ) throws(IOMMUError) -> Int {
     try session.checkAccess()
     guard buffer.count > 0 else { return 0 }
     let (region, offset) = try locate(told(offset))
@@ -172,7 +208,7 @@ final class VFIODeviceFile: OpenFile {
     }
     return try function.whileAwake { () throws(IOMMUError) in
       // SAFETY: as in `read`.
-      try unsafe function.write(region, at: offset, from: buffer)
+      try unsafe function.write(region, at: offset, from: buffer, isMapped: isMapped)
     }
   }
 

@@ -73,6 +73,7 @@ public final class AccessorBus: UpstreamBus {
 
   public func makeInterruptPort() -> any BusPort {
     MessagePort { [self] message in
+      guard message.address == Self.messageAddress else { return }
       // Under the lock, so that nothing is signalled after `freeInterrupt`. It never blocks.
       state.withLock { $0.signals[message.data]?.signal() }
     }

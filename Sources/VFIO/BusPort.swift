@@ -104,6 +104,19 @@ public protocol UpstreamBus: AnyObject, Sendable {
 
   /// Takes a message back. When it returns, writing it signals nothing.
   func freeInterrupt(_ message: InterruptMessage)
+
+  /// Allocates messages that differ in the lowest bits of their data only, as MSI has them: message
+  /// n is the one that is returned with n in those bits, which are 0 in it.
+  /// - Parameter signals: Of message 0 and up, a power of two of them; nil for a message that is not
+  ///   there: it signals nothing.
+  /// - Throws: `ENOSPC` where there are not so many left.
+  func allocateInterrupts(
+    signals: [(any EventSignal)?]
+  ) throws(IOMMUError) -> InterruptMessage
+
+  /// Takes back what `allocateInterrupts` made. When it returns, writing one of the messages
+  /// signals nothing.
+  func freeInterrupts(_ first: InterruptMessage, count: Int)
 }
 
 extension UpstreamBus {
@@ -117,6 +130,18 @@ extension UpstreamBus {
 
   /// Interrupts go where DMA goes.
   public func makeInterruptPort() -> any BusPort { makePort() }
+
+  /// A bus whose messages have nothing to do with each other: one, and no more.
+  public func allocateInterrupts(
+    signals: [(any EventSignal)?]
+  ) throws(IOMMUError) -> InterruptMessage {
+    guard signals.count == 1, case let signal?? = signals.first else {
+      throw IOMMUError(.noSpace, "this bus has no \(signals.count) messages in a row")
+    }
+    return try allocateInterrupt(signal: signal)
+  }
+
+  public func freeInterrupts(_ first: InterruptMessage, count: Int) { freeInterrupt(first) }
 }
 
 /// A port that everything faults on.

@@ -94,7 +94,8 @@ public final class FunctionPort: Sendable {
   }
 
   /// Raises an interrupt: a DMA write of the vector's message. Nothing happens where the
-  /// vector is out of range or MSI-X is off.
+  /// vector is out of range or no messages are in use. By MSI, vectors go round in the messages
+  /// that there are.
   public func raise(vector: Int) { interrupts.raise(vector) }
 
   /// Drives or releases the function's interrupt line. Nothing happens where it has none.

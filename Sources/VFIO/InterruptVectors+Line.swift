@@ -16,6 +16,8 @@ struct LineState: Sendable {
   var maskedForSleep = false
   /// The user wrote Interrupt Disable into the command register.
   var disabled = false
+  /// What Interrupt Status in the status register says.
+  var isShown = false
   var signal: (any EventSignal)?
   /// What unmasks it when the user signals it; nil for none.
   var unmasking: LineWatch?
@@ -27,8 +29,17 @@ extension InterruptVectors {
     guard count(of: .line) > 0 else { return }
     state.withLock { state in
       state.line.asserted = asserted
+      showLine(&state)
       deliverLine(&state)
     }
+  }
+
+  /// Interrupt Status follows the line, masked or not; with messages in use there is no line.
+  func showLine(_ state: inout State) {
+    let isShown = state.line.asserted && state.mode != .msi && state.mode != .msix
+    guard state.line.isShown != isShown else { return }
+    state.line.isShown = isShown
+    config.setInterruptStatus(isShown)
   }
 
   /// Follows Interrupt Disable in the command register. Linux: `virq_disabled`.

@@ -11,7 +11,8 @@ import SystemPackage
 /// One function's interrupts. Thread-safe.
 ///
 /// An MSI or MSI-X interrupt is a DMA write of the vector's message by the device, so a device
-/// that its IOMMU blocks cannot raise one.
+/// that its IOMMU blocks cannot raise one. Of MSI-X the message is what stands in the table that the
+/// device has in a BAR, whoever wrote it there.
 public final class InterruptVectors: Sendable {
   /// The interrupt indices of a PCI device. Linux: `VFIO_PCI_…_IRQ_INDEX`.
   public enum Index: UInt32, Sendable {
@@ -60,6 +61,7 @@ public final class InterruptVectors: Sendable {
     }
   }
 
+  /// A vector that the user listens to.
   struct Vector: Sendable {
     var signal: any EventSignal
     var message: InterruptMessage
@@ -68,29 +70,37 @@ public final class InterruptVectors: Sendable {
   struct State: Sendable {
     var mode = Mode.none
     var vectors: [Int: Vector] = [:]
-    /// MSI-X vectors that were raised while nobody listened: masked, in hardware's words.
+    /// Messages that were raised while masked.
     var pending: Set<Int> = []
+    /// The device's MSI-X table.
+    var table: [TableEntry]
+    /// MSI's messages; nil while it is not in use.
+    var block: MessageBlock?
     var line = LineState()
     var error: (any EventSignal)?
     var request: (any EventSignal)?
   }
 
   /// Vectors of each kind.
-  private let counts: (line: Int, msi: Int, msix: Int)
+  let counts: (line: Int, msi: Int, msix: Int)
   let upstream: any UpstreamBus
-  private let config: PCIConfigSpace
+  let config: PCIConfigSpace
   private let port: any BusPort
-  let state = RankedMutex(.interruptVectors, State())
+  let state: RankedMutex<State>
 
+  /// - Parameter log: What the device has written: a message may go anywhere, once a program has
+  ///   rewritten the MSI-X table.
   init(
-    msixVectors: Int, msiVectors: Int, config: PCIConfigSpace, upstream: any UpstreamBus,
-    gate: MasterGate
+    msix: MSIXLayout?, msi: MSILayout?, config: PCIConfigSpace, upstream: any UpstreamBus,
+    gate: MasterGate, log: DMALog
   ) {
-    counts = (config.interruptPin == 0 ? 0 : 1, msiVectors, msixVectors)
+    counts = (config.interruptPin == 0 ? 0 : 1, msi?.vectors ?? 0, msix?.vectors ?? 0)
     self.config = config
     self.upstream = upstream
     // Used under the lock only, so by one thread at a time.
-    port = GatedPort(port: upstream.makeInterruptPort(), gate: gate)
+    port = GatedPort(port: upstream.makeInterruptPort(), gate: gate, log: log)
+    let table = Array(repeating: TableEntry(), count: msix?.vectors ?? 0)
+    state = RankedMutex(.interruptVectors, State(table: table))
   }
 
   /// Vectors of an index; 0 where the function has none of the kind.
@@ -103,51 +113,9 @@ public final class InterruptVectors: Sendable {
     }
   }
 
-  /// Raises a message-signalled interrupt.
-  func raise(_ vector: Int) {
-    state.withLock { state in
-      switch state.mode {
-      case .msi, .msix:
-        if let target = state.vectors[vector] {
-          send(target.message)
-        } else if state.mode == .msix, vector >= 0, vector < counts.msix {
-          state.pending.insert(vector)
-        }
-      case .none, .line: break
-      }
-    }
-  }
-
-  /// Bit n is set where vector n was raised while masked; 64 vectors a word.
-  func pendingBits(word: Int) -> UInt64 {
-    state.withLock { state in
-      state.pending.reduce(0) { bits, vector in
-        vector / 64 == word ? bits | 1 << UInt64(vector % 64) : bits
-      }
-    }
-  }
-
-  /// Vectors that were raised while masked, in order.
-  var pendingVectors: [Int] { state.withLock { $0.pending.sorted() } }
-
-  /// Takes pending vectors over from a state that was moved here.
-  func setPending(_ vectors: Set<Int>) { state.withLock { $0.pending = vectors } }
-
-  /// Raises what is pending and has a listener by now: the device goes on.
-  func raisePending() {
-    state.withLock { state in
-      guard state.mode == .msix else { return }
-      for vector in state.pending.sorted() {
-        guard let target = state.vectors[vector] else { continue }
-        state.pending.remove(vector)
-        send(target.message)
-      }
-    }
-  }
-
   /// A message that does not get through was the device's DMA and has been counted as a
   /// fault; nobody is signalled.
-  private func send(_ message: InterruptMessage) {
+  func send(_ message: InterruptMessage) {
     try? port.store(message.data, at: IOVA(message.address))
   }
 
@@ -164,6 +132,8 @@ public final class InterruptVectors: Sendable {
     _ index: Index, action: Action?, start: Int, arguments: Arguments, count: Int
   ) throws(IOMMUError) {
     try state.withLock { (state) throws(IOMMUError) in
+      // Messages and the line exclude each other.
+      defer { showLine(&state) }
       switch (index, action) {
       case (.line, .mask?):
         try maskLine(&state, start: start, count: count, arguments)
@@ -204,78 +174,6 @@ public final class InterruptVectors: Sendable {
     return index
   }
 
-  private func triggerMessages(
-    _ state: inout State, _ mode: Mode, start: Int, count: Int, _ arguments: Arguments
-  ) throws(IOMMUError) {
-    if case .none = arguments, state.mode == mode, count == 0 {
-      disableMessages(&state)
-      return
-    }
-    guard state.mode == mode || state.mode == .none else { throw otherKindInUse(state.mode) }
-    switch arguments {
-    case .events(let events):
-      let wasOff = state.mode == .none
-      if wasOff {
-        guard start + count > 0 else {
-          throw IOMMUError(
-            .outOfRange, "interrupts cannot be switched on with no vector at all")
-        }
-        state.mode = mode
-        if mode == .msix { config.setMSIXEnabled(true) }
-      }
-      do throws(IOMMUError) {
-        try arm(&state, start: start, events)
-      } catch {
-        if wasOff { disableMessages(&state) }
-        throw error
-      }
-    case .none:
-      guard state.mode == mode else { throw notInUse(mode) }
-      for vector in start..<start + count { state.vectors[vector]?.signal.signal() }
-    case .booleans(let flags):
-      guard state.mode == mode else { throw notInUse(mode) }
-      for (vector, flag) in zip(start..., flags) where flag {
-        state.vectors[vector]?.signal.signal()
-      }
-    }
-  }
-
-  /// Gives vectors their events, in order. On an error those of this call are taken back.
-  private func arm(
-    _ state: inout State, start: Int, _ events: [Event]
-  ) throws(IOMMUError) {
-    for (vector, event) in zip(start..., events) {
-      do throws(IOMMUError) {
-        if let old = state.vectors.removeValue(forKey: vector) {
-          upstream.freeInterrupt(old.message)
-        }
-        switch event {
-        case .remove: break
-        case .invalid(let error): throw error
-        case .signal(let signal):
-          let message = try upstream.allocateInterrupt(signal: signal)
-          state.vectors[vector] = Vector(signal: signal, message: message)
-          if state.pending.remove(vector) != nil { send(message) }
-        }
-      } catch {
-        for vector in start...vector {
-          if let old = state.vectors.removeValue(forKey: vector) {
-            upstream.freeInterrupt(old.message)
-          }
-        }
-        throw error
-      }
-    }
-  }
-
-  private func disableMessages(_ state: inout State) {
-    for vector in state.vectors.values { upstream.freeInterrupt(vector.message) }
-    state.vectors = [:]
-    state.pending = []
-    state.mode = .none
-    config.setMSIXEnabled(false)
-  }
-
   func otherKindInUse(_ mode: Mode) -> IOMMUError {
     IOMMUError(
       .invalidArgument,
@@ -292,6 +190,10 @@ public final class InterruptVectors: Sendable {
   func disableAll() {
     state.withLock { state in
       disableMessages(&state)
+      for vector in state.table.indices { state.table[vector] = TableEntry() }
+      state.line.signal = nil
+      state.line.asserted = false
+      showLine(&state)
       state.line = LineState()
       state.error = nil
       state.request = nil
@@ -301,11 +203,13 @@ public final class InterruptVectors: Sendable {
   /// Asks the user to let the device go, where it wants to be asked. Linux: `vfio_pci_request`.
   func requestRelease() { state.withLock { $0.request?.signal() } }
 
-  /// The device asserted nothing any more (it was reset). What is set up stays.
+  /// The device asserts nothing any more (it was reset). What is set up stays: Linux saves and
+  /// restores it, but not what a program has rewritten in the MSI-X table.
   func deviceReset() {
     state.withLock { state in
-      state.pending = []
+      restoreMessages(&state)
       state.line.asserted = false
+      showLine(&state)
     }
   }
 }

@@ -20,6 +20,8 @@ enum Header {
   static let capabilities = 0x34
   static let interruptLine = 0x3C
   static let interruptPin = 0x3D
+  /// In the status register.
+  static let interruptStatus: UInt16 = 0x0008
 }
 
 /// Bits of the command register.
@@ -35,16 +37,30 @@ enum Command {
 enum Express {
   static let control = 0x08
   static let size = 0x3C
+  /// In the device capabilities.
+  static let functionReset: UInt32 = 1 << 28
 }
 
 enum PowerManagement {
   static let control = 0x04
   static let size = 0x08
+  /// D0 finds the function as D3hot left it.
+  static let noSoftReset: UInt16 = 0x0008
+}
+
+/// What resets a function alone.
+struct ResetKinds: OptionSet, Sendable {
+  let rawValue: UInt8
+  /// The bit in the PCI Express capability.
+  static let function = ResetKinds(rawValue: 1)
+  /// The way from D3hot to D0.
+  static let power = ResetKinds(rawValue: 2)
 }
 
 /// Where each capability starts; 0 where it is missing.
 struct CapabilityLayout: Sendable {
   var msix = 0
+  var msi = 0
   var express = 0
   var power = 0
 }
@@ -87,9 +103,11 @@ extension PCIConfigSpace.Storage {
     }
   }
 
-  /// Writes the list: MSI-X, PCI Express, power management; and advanced error reporting as
+  /// Writes the list: MSI-X, PCI Express, power management, MSI; and advanced error reporting as
   /// the extended list. Offsets are those of Intel's copy engine.
-  mutating func writeCapabilities(msix: MSIXLayout?) -> CapabilityLayout {
+  mutating func writeCapabilities(
+    msix: MSIXLayout?, msi: MSILayout?, resets: ResetKinds
+  ) -> CapabilityLayout {
     var layout = CapabilityLayout()
     var link = Header.capabilities
     func place(_ id: UInt8, at offset: Int, in storage: inout Self) -> Int {
@@ -105,21 +123,26 @@ extension PCIConfigSpace.Storage {
       set32(msix.pendingOffset | UInt32(msix.pendingBAR), at: layout.msix + 8)
     }
     layout.express = place(0x10, at: 0x90, in: &self)
-    writeExpress(at: layout.express)
+    writeExpress(at: layout.express, canReset: resets.contains(.function))
     layout.power = place(0x01, at: 0xE0, in: &self)
     // Version 3; the bits for power-management events stay clear, as vfio-pci hides them.
     set16(0x0003, at: layout.power + 2)
-    // No internal reset on the way back from D3hot.
-    set16(0x0008, at: layout.power + PowerManagement.control)
+    set16(
+      resets.contains(.power) ? 0 : PowerManagement.noSoftReset,
+      at: layout.power + PowerManagement.control)
+    if let msi {
+      layout.msi = place(0x05, at: 0x50, in: &self)
+      writeMSI(msi, at: layout.msi)
+    }
     writeErrorReporting(at: 0x100)
     return layout
   }
 
-  private mutating func writeExpress(at offset: Int) {
+  private mutating func writeExpress(at offset: Int, canReset: Bool) {
     // Version 2, endpoint.
     set16(0x0002, at: offset + 0x02)
-    // Device capabilities: 256-byte payload, extended tags, role-based errors, FLR.
-    set32(0x1000_8021, at: offset + 0x04)
+    // Device capabilities: 256-byte payload, extended tags, role-based errors.
+    set32(0x0000_8021 | (canReset ? Express.functionReset : 0), at: offset + 0x04)
     set16(0x2910, at: offset + Express.control)
     // All but phantom functions, auxiliary power and the reset bit, which reads as 0.
     setWritable16(0x79FF, at: offset + Express.control)
@@ -144,12 +167,12 @@ extension PCIConfigSpace.Storage {
     setWritable32(correctable, at: offset + 0x14)
   }
 
-  private mutating func setWritable16(_ mask: UInt16, at offset: Int) {
+  mutating func setWritable16(_ mask: UInt16, at offset: Int) {
     writable[offset] = UInt8(truncatingIfNeeded: mask)
     writable[offset + 1] = UInt8(truncatingIfNeeded: mask >> 8)
   }
 
-  private mutating func setWritable32(_ mask: UInt32, at offset: Int) {
+  mutating func setWritable32(_ mask: UInt32, at offset: Int) {
     setWritable16(UInt16(truncatingIfNeeded: mask), at: offset)
     setWritable16(UInt16(truncatingIfNeeded: mask >> 16), at: offset + 2)
   }

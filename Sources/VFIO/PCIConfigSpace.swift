@@ -18,8 +18,10 @@ public final class PCIConfigSpace: Sendable {
     let rawValue: UInt8
     /// Memory decoding, bus mastering, the interrupt line or the power state changed.
     static let control = Effects(rawValue: 1)
-    /// A function-level reset was asked for.
+    /// A function-level reset was asked for, or the way back from D3hot was one.
     static let functionReset = Effects(rawValue: 2)
+    /// MSI's control or masks changed.
+    static let messages = Effects(rawValue: 4)
   }
 
   struct Storage: Sendable {
@@ -28,27 +30,35 @@ public final class PCIConfigSpace: Sendable {
     var clearedByOne = [UInt8](repeating: 0, count: PCIConfigSpace.size)
     /// Virtual functions that there are.
     var enabledVFs: UInt16 = 0
+    var msi = MSIControl()
   }
 
   /// Where a capability starts; 0 where there is none.
   let layout: CapabilityLayout
-  private let initial: Storage
+  /// What resets the function without its neighbours.
+  let resets: ResetKinds
+  let initial: Storage
   private let services: TranslationCapabilities
   private let deviceRegisters: [ConfigRegister]
-  private let state: RankedMutex<Storage>
+  let state: RankedMutex<Storage>
 
   /// - Parameters:
   ///   - bars: Their addresses on the bus, in the same order, in `barAddresses`.
   ///   - interruptPin: 1 to 4 for INTA to INTD, 0 for none.
   public init(
     identity: PCIIdentity, bars: [BAR], barAddresses: [UInt64], msix: MSIXLayout? = nil,
-    interruptPin: UInt8 = 0, registers: [ConfigRegister] = [], sriov: SRIOVLayout? = nil,
-    services: TranslationCapabilities = TranslationCapabilities()
+    msi: MSILayout? = nil, interruptPin: UInt8 = 0, registers: [ConfigRegister] = [],
+    sriov: SRIOVLayout? = nil, services: TranslationCapabilities = TranslationCapabilities(),
+    hasFunctionReset: Bool = true, isResetByPower: Bool = false
   ) {
     var storage = Storage()
     storage.writeHeader(identity, interruptPin: interruptPin)
     for (bar, address) in zip(bars, barAddresses) { storage.write(bar, at: address) }
-    layout = storage.writeCapabilities(msix: msix)
+    var resets: ResetKinds = []
+    if hasFunctionReset { resets.insert(.function) }
+    if isResetByPower { resets.insert(.power) }
+    self.resets = resets
+    layout = storage.writeCapabilities(msix: msix, msi: msi, resets: resets)
     for register in registers { storage.write(register) }
     if let sriov { storage.writeSRIOV(sriov) }
     storage.write(services)
@@ -78,14 +88,29 @@ public final class PCIConfigSpace: Sendable {
       }
       if state.value16(at: Header.command) != oldCommand { effects.insert(.control) }
       let resetByte = layout.express + Express.control + 1
-      if let byte = data.byte(at: resetByte, of: offset), byte & 0x80 != 0 {
+      // Where there is no such reset, Linux passes over the bit.
+      if resets.contains(.function), let byte = data.byte(at: resetByte, of: offset),
+        byte & 0x80 != 0
+      {
         effects.insert(.functionReset)
+      }
+      if layout.msi != 0, offset < layout.msi + MessageControl.size,
+        offset + data.count > layout.msi
+      {
+        if data.byte(at: layout.msi + 2, of: offset) != nil {
+          state.followMessageControl(at: layout.msi + 2)
+        }
+        effects.insert(.messages)
       }
       let power = layout.power + PowerManagement.control
       if offset == power, let byte = data.first {
         // D1 and D2 are not offered; asking for them changes nothing, as on Linux; nor does asking
         // for D3hot while there are virtual functions.
         if byte & 3 == 0 || byte & 3 == 3 && state.enabledVFs == 0 {
+          // Linux restores configuration space after the way back.
+          if state.bytes[power] & 3 == 3, byte & 3 == 0, resets.contains(.power) {
+            effects.insert(.functionReset)
+          }
           state.bytes[power] = state.bytes[power] & ~3 | byte & 3
           effects.insert(.control)
         }
@@ -111,6 +136,13 @@ public final class PCIConfigSpace: Sendable {
   public var contents: [UInt8] {
     var storage = state.withLock { $0 }
     storage.writeHidden(services)
+    if layout.msi != 0 {
+      let control = storage.value16(at: layout.msi + 2)
+      storage.set16(
+        control & ~(MessageControl.enable | MessageControl.used)
+          | (storage.msi.isEnabled ? MessageControl.enable : 0)
+          | storage.msi.used << MessageControl.usedShift, at: layout.msi + 2)
+    }
     return storage.bytes
   }
 
@@ -130,6 +162,14 @@ public final class PCIConfigSpace: Sendable {
     state.withLock { state in
       let index = layout.msix + 3
       state.bytes[index] = state.bytes[index] & 0x7F | (enabled ? 0x80 : 0)
+    }
+  }
+
+  /// The Interrupt Status bit: the function's line is asserted, whether or not it is disabled.
+  func setInterruptStatus(_ isPending: Bool) {
+    state.withLock { state in
+      let status = state.value16(at: Header.status) & ~Header.interruptStatus
+      state.set16(status | (isPending ? Header.interruptStatus : 0), at: Header.status)
     }
   }
 

@@ -102,6 +102,31 @@ public struct MSIXLayout: Hashable, Sendable {
   }
 }
 
+/// How a function raises interrupts by MSI. The capability is emulated: a model never sees an
+/// access to it.
+public struct MSILayout: Hashable, Sendable {
+  /// Messages that it can have: 1, 2, 4, 8, 16 or 32.
+  public var vectors: Int
+  /// Whether each message can be masked, and is pending meanwhile.
+  public var isMaskable: Bool
+
+  /// Where its mask bits and its pending bits are, in bytes from the capability's start: its
+  /// addresses have 64 bits.
+  static let mask = 0x10
+  static let pending = 0x14
+
+  /// Linux: `PCI_MSI_FLAGS_QMASK`.
+  var log2: UInt16 { UInt16(vectors.trailingZeroBitCount) }
+
+  public init(vectors: Int, isMaskable: Bool = false) {
+    precondition(
+      (1...32).contains(vectors) && vectors & (vectors - 1) == 0,
+      "MSI has 1 to 32 messages, a power of two")
+    self.vectors = vectors
+    self.isMaskable = isMaskable
+  }
+}
+
 /// A 32-bit register of the device's own in configuration space.
 public struct ConfigRegister: Hashable, Sendable {
   /// In bytes, a multiple of 4, outside header and capabilities.
@@ -132,6 +157,8 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
   var interruptPin: UInt8 { get }
   /// Nil where the function raises no interrupts by MSI-X.
   var msix: MSIXLayout? { get }
+  /// Nil, unless a model says otherwise, where the function raises no interrupts by MSI.
+  var msi: MSILayout? { get }
   /// The device's own registers in configuration space.
   var configRegisters: [ConfigRegister] { get }
 
@@ -148,6 +175,13 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
 
   /// As `readRegister`. What is not there or may not be written ignores the write.
   func writeRegister(bar: Int, offset: UInt64, width: Int, value: UInt64)
+
+  /// Whether the function has a function-level reset (PCI Express); true, unless a model says
+  /// otherwise.
+  var hasFunctionReset: Bool { get }
+  /// Whether the way from D3hot to D0 resets it (No_Soft_Reset is clear); false, unless a model says
+  /// otherwise.
+  var isResetByPower: Bool { get }
 
   /// Function-level reset: everything is as after power-on. When it returns, the function does
   /// no DMA and raises no interrupt that it had begun before.
@@ -175,6 +209,9 @@ public protocol PCIDeviceModel: AnyObject, Sendable {
 
 extension PCIDeviceModel {
   public var interruptPin: UInt8 { 0 }
+  public var msi: MSILayout? { nil }
+  public var hasFunctionReset: Bool { true }
+  public var isResetByPower: Bool { false }
   public var portal: PortalLayout? { nil }
   public func receive(_ command: WorkCommand) -> DeferrableWrite { .retry }
   public func drain(_ pasid: PASID) {}

@@ -145,11 +145,16 @@ extension PCIFunction {
 
   private func sessionDevice(_ migration: any DeviceMigration) -> MigrationData.Device {
     let registers = 4 + model.configRegisters.count * 8
-    let vectors = 4 + interrupts.count(of: .msix) * 4
+    let vectors = 4 + messageLimit * 4
     // The function holds its session, and whoever reads or writes one holds the function.
     return MigrationData.Device(
       origin: origin(migration), limit: 4 + migration.stateLimit + registers + vectors,
       store: { [unowned self] (bytes) throws(IOMMUError) in try storeMemory(bytes) })
+  }
+
+  /// Vectors of MSI-X or of MSI, whichever are more.
+  private var messageLimit: Int {
+    max(interrupts.count(of: .msix), interrupts.count(of: .msi))
   }
 
   private func origin(_ migration: any DeviceMigration) -> MigrationRecord.Origin {
@@ -191,7 +196,7 @@ extension PCIFunction {
     var pending: Set<Int> = []
     for _ in 0..<(try reader.read(UInt32.self)) {
       let vector = Int(try reader.read(UInt32.self))
-      guard vector < interrupts.count(of: .msix) else {
+      guard vector < messageLimit else {
         throw DeviceStateReader.invalid("it has an interrupt vector \(vector)")
       }
       pending.insert(vector)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Access to a function's regions as vfio-pci gives it: any length, any alignment, cut into
-// aligned pieces. Facts: Linux 6.12, vfio_pci_rdwr.c and vfio_pci_config.c.
+// aligned pieces. A program that has mapped a BAR meets the device's own MSI-X table there, one that
+// calls does not. Facts: Linux 6.12, vfio_pci_rdwr.c and vfio_pci_config.c.
 
 import IOMMU
 import SystemPackage
@@ -26,12 +27,15 @@ extension PCIFunction {
 
   /// Reads from a region.
   ///
-  /// - Parameter offset: In bytes, in the region.
+  /// - Parameters:
+  ///   - offset: In bytes, in the region.
+  ///   - isMapped: Whether the program has the region mapped, and loads.
   /// - Returns: Bytes read: fewer than asked for where a BAR ends.
   /// - Throws: `EINVAL` where the region is not there or starts after its end; `EIO` where
   ///   memory decoding is off; `EFAULT` past the end of configuration space.
   public func read(
-    _ region: PCIRegion, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
+    _ region: PCIRegion, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer,
+    isMapped: Bool = false
   ) throws(IOMMUError) -> Int {
     guard unsafe !buffer.isEmpty else { return 0 }
     if isDead { return try unsafe readNothing(region, at: offset, into: buffer) }
@@ -53,11 +57,13 @@ extension PCIFunction {
       }
       var done = 0
       while done < count {
-        let piece = nextPiece(bar, offset + UInt64(done), count - done)
+        let piece = nextPiece(bar, offset + UInt64(done), count - done, isMapped: isMapped)
         var value = UInt64.max
-        if !piece.isExcluded {
+        if isMapped || piece.table == nil {
           try checkMemory()
-          value = readRegister(bar, offset + UInt64(done), piece.width)
+          value =
+            piece.table.map { interrupts.readTable(at: $0, width: piece.width) }
+            ?? readRegister(bar, offset + UInt64(done), piece.width)
         }
         // SAFETY: done + width <= count <= buffer.count.
         unsafe withUnsafeBytes(of: value.littleEndian) { bytes in
@@ -73,7 +79,8 @@ extension PCIFunction {
 
   /// Writes to a region. As `read`.
   public func write(
-    _ region: PCIRegion, at offset: UInt64, from buffer: UnsafeRawBufferPointer
+    _ region: PCIRegion, at offset: UInt64, from buffer: UnsafeRawBufferPointer,
+    isMapped: Bool = false
   ) throws(IOMMUError) -> Int {
     guard unsafe !buffer.isEmpty else { return 0 }
     if isDead { return try count(region, at: offset, buffer.count) }
@@ -101,16 +108,20 @@ extension PCIFunction {
       }
       var done = 0
       while done < count {
-        let piece = nextPiece(bar, offset + UInt64(done), count - done)
-        if !piece.isExcluded {
+        let piece = nextPiece(bar, offset + UInt64(done), count - done, isMapped: isMapped)
+        if isMapped || piece.table == nil {
           try checkMemory()
           var value: UInt64 = 0
           // SAFETY: done + width <= count <= buffer.count.
           unsafe withUnsafeMutableBytes(of: &value) { bytes in
             unsafe bytes.copyBytes(from: buffer[done..<done + piece.width])
           }
-          writeRegister(
-            bar, offset + UInt64(done), piece.width, UInt64(littleEndian: value))
+          value = UInt64(littleEndian: value)
+          if let place = piece.table {
+            interrupts.writeTable(at: place, width: piece.width, value: value)
+          } else {
+            writeRegister(bar, offset + UInt64(done), piece.width, value)
+          }
         }
         done += piece.width
       }
@@ -172,24 +183,28 @@ extension PCIFunction {
 
   private struct Piece {
     var width: Int
-    /// In the MSI-X table, which reads as all ones and ignores writes.
-    var isExcluded: Bool
+    /// Where in the MSI-X table it is; nil outside. To calls that reads as all ones, and ignores
+    /// writes.
+    var table: UInt64?
   }
 
   /// Cuts the next aligned piece off an access, none of it half in the MSI-X table.
-  private func nextPiece(_ bar: BAR, _ offset: UInt64, _ count: Int) -> Piece {
+  private func nextPiece(
+    _ bar: BAR, _ offset: UInt64, _ count: Int, isMapped: Bool
+  ) -> Piece {
     var count = count
+    var place: UInt64?
     if let msix = model.msix, msix.tableBAR == bar.index {
       let table = msix.tableRange
       if table.contains(offset) {
-        return Piece(
-          width: min(count, 8, Int(clamping: table.upperBound - offset)), isExcluded: true)
-      }
-      if offset < table.lowerBound {
+        place = offset - table.lowerBound
+        count = min(count, Int(clamping: table.upperBound - offset))
+        if !isMapped { return Piece(width: min(count, 8), table: place) }
+      } else if offset < table.lowerBound {
         count = min(count, Int(clamping: table.lowerBound - offset))
       }
     }
-    return Piece(width: Self.width(Int(truncatingIfNeeded: offset), count), isExcluded: false)
+    return Piece(width: Self.width(Int(truncatingIfNeeded: offset), count), table: place)
   }
 
   /// The widest aligned access of at most `count` bytes at `offset`.

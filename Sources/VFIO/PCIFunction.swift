@@ -97,11 +97,12 @@ public final class PCIFunction: Sendable {
     config = PCIConfigSpace(
       identity: model.identity, bars: bars,
       barAddresses: isVirtual ? bars.map { _ in 0 } : addresses, msix: model.msix,
-      interruptPin: isVirtual ? 0 : model.interruptPin, registers: model.configRegisters,
-      sriov: sriov, services: services)
+      msi: model.msi, interruptPin: isVirtual ? 0 : model.interruptPin,
+      registers: model.configRegisters, sriov: sriov, services: services,
+      hasFunctionReset: model.hasFunctionReset, isResetByPower: model.isResetByPower)
     interrupts = InterruptVectors(
-      msixVectors: model.msix?.vectors ?? 0, msiVectors: 0, config: config,
-      upstream: upstream, gate: gate)
+      msix: model.msix, msi: model.msi, config: config, upstream: upstream, gate: gate,
+      log: log)
     port = FunctionPort(
       interrupts: interrupts, config: config, upstream: upstream, gate: gate,
       pasids: endpoint?.pasids, allowedPASIDs: allowedPASIDs, log: log,
@@ -196,6 +197,12 @@ public final class PCIFunction: Sendable {
     resetVirtualFunctions()
   }
 
+  /// Whether it can be reset without others: by itself, or by its bus where it is alone there. Linux:
+  /// `reset_works`.
+  public var canReset: Bool {
+    !config.resets.isEmpty || bus.map { $0.functions.count == 1 } ?? false
+  }
+
   /// A migration ends with any reset: the function runs after it.
   private func resetting(_ body: () -> Void) {
     progress.withLock { progress in
@@ -236,8 +243,13 @@ public final class PCIFunction: Sendable {
 
   /// Carries out what a write to configuration space asked for beyond the bytes it changed.
   func carryOut(_ effects: PCIConfigSpace.Effects) {
-    if effects.contains(.control) { control.withLock { _ in followControl() } }
-    if effects.contains(.functionReset) { reset() }
+    if effects.contains(.functionReset) {
+      // It follows the rest too; no DMA of what was there before begins in between.
+      reset()
+    } else if effects.contains(.control) {
+      control.withLock { _ in followControl() }
+    }
+    if effects.contains(.messages) { interrupts.followMessageControl() }
   }
 
   private func followControl() {

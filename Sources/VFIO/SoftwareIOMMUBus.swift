@@ -52,6 +52,18 @@ public final class SoftwareIOMMUBus: UpstreamBus {
   public func freeInterrupt(_ message: InterruptMessage) {
     iommu.interrupts.free(MSIMessage(address: message.address, data: message.data))
   }
+
+  public func allocateInterrupts(
+    signals: [(any EventSignal)?]
+  ) throws(IOMMUError) -> InterruptMessage {
+    let message = try iommu.interrupts.allocate(for: requester, signals: signals)
+    return InterruptMessage(address: message.address, data: message.data)
+  }
+
+  public func freeInterrupts(_ first: InterruptMessage, count: Int) {
+    iommu.interrupts.free(
+      MSIMessage(address: first.address, data: first.data), count: count)
+  }
 }
 
 /// A requester has one port, which one thread at a time may use: the function's threads, and

@@ -21,6 +21,8 @@ final class TestBus: UpstreamBus, BusPort {
     var messages: [UInt32: any EventSignal] = [:]
     var next: UInt32 = 1
     var isBlocked = false
+    /// What was written outside of the messages' address.
+    var writes: [InterruptMessage] = []
   }
   private let state = Mutex(State())
 
@@ -28,6 +30,7 @@ final class TestBus: UpstreamBus, BusPort {
     get { state.withLock { $0.isBlocked } }
     set { state.withLock { $0.isBlocked = newValue } }
   }
+  var writes: [InterruptMessage] { state.withLock { $0.writes } }
   var messageCount: Int { state.withLock { $0.messages.count } }
 
   func makePort() -> any BusPort { self }
@@ -44,8 +47,32 @@ final class TestBus: UpstreamBus, BusPort {
     state.withLock { _ = $0.messages.removeValue(forKey: message.data) }
   }
 
+  func allocateInterrupts(
+    signals: [(any EventSignal)?]
+  ) throws(IOMMUError) -> InterruptMessage {
+    state.withLock { state in
+      let count = UInt32(signals.count)
+      let first = (state.next + count - 1) & ~(count - 1)
+      for (data, signal) in zip(first..., signals) { state.messages[data] = signal }
+      state.next = first + count
+      return InterruptMessage(address: 0xFEE0_0000, data: first)
+    }
+  }
+
+  func freeInterrupts(_ first: InterruptMessage, count: Int) {
+    for data in first.data..<first.data + UInt32(count) {
+      freeInterrupt(InterruptMessage(address: first.address, data: data))
+    }
+  }
+
   func write(_ address: IOVA, from buffer: UnsafeRawBufferPointer) throws(BusError) {
     let data = buffer.loadUnaligned(as: UInt32.self)
+    guard address.rawValue == 0xFEE0_0000 else {
+      state.withLock {
+        $0.writes.append(InterruptMessage(address: address.rawValue, data: data))
+      }
+      return
+    }
     guard !isBlocked, let signal = state.withLock({ $0.messages[data] }) else {
       throw BusError(kind: .translation, address: address, access: .write)
     }
@@ -90,12 +117,26 @@ final class TestModel: PCIDeviceModel {
   let msix: MSIXLayout? = MSIXLayout(
     vectors: 70, tableBAR: 2, tableOffset: 0x100, pendingBAR: 2, pendingOffset: 0x8000)
   let interruptPin: UInt8
+  let msi: MSILayout?
   let configRegisters = [
     ConfigRegister(offset: 0x48, initialValue: 0xAB, writable: 0xFF00),
     ConfigRegister(offset: 0x180, clearedByOne: 0xFFFF),
   ]
 
-  init(interruptPin: UInt8 = 0) { self.interruptPin = interruptPin }
+  struct Resets: OptionSet {
+    let rawValue: Int
+    static let function = Resets(rawValue: 1)
+    static let power = Resets(rawValue: 2)
+  }
+  let hasFunctionReset: Bool
+  let isResetByPower: Bool
+
+  init(interruptPin: UInt8 = 0, msi: MSILayout? = nil, resets: Resets = .function) {
+    self.interruptPin = interruptPin
+    self.msi = msi
+    hasFunctionReset = resets.contains(.function)
+    isResetByPower = resets.contains(.power)
+  }
 
   func connect(to function: FunctionPort) { state.withLock { $0.port = function } }
 
@@ -135,8 +176,10 @@ struct TestFunction {
   let session: DeviceSession
   var function: PCIFunction { device.function }
 
-  init(interruptPin: UInt8 = 0) throws {
-    model = TestModel(interruptPin: interruptPin)
+  init(
+    interruptPin: UInt8 = 0, msi: MSILayout? = nil, resets: TestModel.Resets = .function
+  ) throws {
+    model = TestModel(interruptPin: interruptPin, msi: msi, resets: resets)
     let group = system.addGroup()
     let driver = PlainDriver()
     let physical = try system.addDevice(
@@ -154,17 +197,33 @@ struct TestFunction {
     try session.bind(findContext: { context }, publish: { _ in })
   }
 
-  func read(_ region: PCIRegion, _ offset: UInt64, _ count: Int) throws -> [UInt8] {
+  func read(
+    _ region: PCIRegion, _ offset: UInt64, _ count: Int, isMapped: Bool = false
+  ) throws -> [UInt8] {
     var bytes = [UInt8](repeating: 0xEE, count: count)
     let done = try bytes.withUnsafeMutableBytes {
-      try function.read(region, at: offset, into: $0)
+      try function.read(region, at: offset, into: $0, isMapped: isMapped)
     }
     return Array(bytes[..<done])
   }
 
   @discardableResult
-  func write(_ region: PCIRegion, _ offset: UInt64, _ bytes: [UInt8]) throws -> Int {
-    try bytes.withUnsafeBytes { try function.write(region, at: offset, from: $0) }
+  func write(
+    _ region: PCIRegion, _ offset: UInt64, _ bytes: [UInt8], isMapped: Bool = false
+  ) throws -> Int {
+    try bytes.withUnsafeBytes {
+      try function.write(region, at: offset, from: $0, isMapped: isMapped)
+    }
+  }
+
+  /// A register of configuration space.
+  func config(_ offset: UInt64, _ width: Int = 4) throws -> UInt32 {
+    try read(.config, offset, width).reversed().reduce(0) { $0 << 8 | UInt32($1) }
+  }
+
+  func setConfig(_ offset: UInt64, _ value: UInt32, _ width: Int = 4) throws {
+    try write(
+      .config, offset, (0..<width).map { UInt8(truncatingIfNeeded: value >> UInt32($0 * 8)) })
   }
 }
 

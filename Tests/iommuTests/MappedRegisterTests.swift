@@ -47,6 +47,13 @@
       #expect(run.status == 0, "\(run.output)\(run.errors)")
     }
 
+    @Test(
+      "J1: a mapped MSI-X table is the device's: masks, pending bits, messages of one's own")
+    func table() throws {
+      let run = try run("table")
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
     @Test("C4: registers that do not answer raise SIGBUS; mapped ones keep the device open")
     func revocation() throws {
       for name in ["memory-off", "lifetime"] {

@@ -34,7 +34,7 @@ static bool is_reset(void) { return !(map[CHANCMD] & CHANCMD_RESET); }
 static bool is_done(void) { return (*wide(CHANSTS) & 7) == CHANSTS_DONE; }
 
 // As drivers do it: no call from the reset to the end.
-static void copy(void) {
+static void transfer(uint32_t control) {
   struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
   CHECK(ioctl(engine.iommu, IOMMU_IOAS_ALLOC, &alloc) == 0);
   CHECK(engine_attach(&engine, alloc.out_ioas_id) == 0);
@@ -48,7 +48,7 @@ static void copy(void) {
   struct descriptor *chain = (struct descriptor *)(memory + (2 << 20) + 64);
   for (size_t i = 0; i < 1 << 20; i++) memory[i] = (uint8_t)(i * 31 + i / 251);
   *chain = (struct descriptor){.size = 1 << 20,
-                               .control = CONTROL_COMPLETION,
+                               .control = CONTROL_COMPLETION | control,
                                .source = dma.iova,
                                .destination = dma.iova + (1 << 20),
                                .next = dma.iova + (2 << 20) + 64};
@@ -61,6 +61,49 @@ static void copy(void) {
   *(volatile uint16_t *)(map + DMACOUNT) = 1;
   wait_until(is_done);
   CHECK(*word(CHANERR) == 0 && memcmp(memory, memory + (1 << 20), 1 << 20) == 0);
+}
+
+static void copy(void) { transfer(0); }
+
+// The MSI-X table and the pending bits, of vector 0.
+enum { TABLE = 0x2000, PENDING = 0x3000 };
+
+static uint64_t signals(void) {
+  uint64_t count = 0;
+  return read(engine.event, &count, sizeof count) == sizeof count ? count : 0;
+}
+
+// One copy with an interrupt; how many signals came of it. A reset is done when all that it ends is.
+static uint64_t interrupts(void) {
+  transfer(CONTROL_INTERRUPT);
+  map[CHANCMD] = CHANCMD_RESET;
+  wait_until(is_reset);
+  return signals();
+}
+
+// The table as the device has it: what SET_IRQS put there, a mask, a message of one's own.
+static void table(void) {
+  CHECK(*word(TABLE + 12) == 1);
+  CHECK(engine_arm(&engine) == 0);
+  const uint64_t address = *wide(TABLE);
+  const uint32_t data = *word(TABLE + 8);
+  CHECK(address >> 20 == 0xfee && *word(TABLE + 12) == 0);
+  CHECK(engine_read(&engine, TABLE, 8) == UINT64_MAX);
+  map[INTRCTRL] = INTRCTRL_MSIX;
+  CHECK(interrupts() == 1 && !(*word(PENDING) & 1));
+  // Masked, it waits.
+  *word(TABLE + 12) |= 1;
+  CHECK(interrupts() == 0 && (*word(PENDING) & 1));
+  *word(TABLE + 12) = 0;
+  CHECK(signals() == 1 && !(*word(PENDING) & 1));
+  // A message that is nobody's signals nobody, and the device goes on.
+  *wide(TABLE) = 0xfee00000;
+  *word(TABLE + 8) = 0xffffffff;
+  for (uint64_t offset = 16; offset < PENDING - TABLE; offset += 16) *wide(TABLE + offset) = ~offset;
+  CHECK(interrupts() == 0);
+  *wide(TABLE) = address;
+  *wide(TABLE + 8) = data;
+  CHECK(interrupts() == 1);
 }
 
 static void *hammer(void *argument) {
@@ -289,4 +332,4 @@ static void library(void) {
 const struct test access_tests[] = {
     {"widths", widths},   {"copy", copy},         {"threads", threads}, {"memory-off", memory_off},
     {"remaps", remaps},   {"lifetime", lifetime}, {"strings", strings}, {"linux-offsets", linux_offsets},
-    {"counts", counts},   {"library", library},   {NULL, NULL}};
+    {"counts", counts},   {"library", library},   {"table", table},     {NULL, NULL}};
