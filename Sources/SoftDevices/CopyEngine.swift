@@ -57,6 +57,9 @@ public final class CopyEngine: PCIDeviceModel {
         BAR(index: 2, size: configuration.localMemory, isPrefetchable: true, isMemory: true))
     }
     self.bars = bars
+    // A slice's interrupts are its parent's to send.
+    msi = engine == nil ? MSILayout(vectors: 1) : nil
+    interruptPin = engine == nil ? 1 : 0
   }
 
   deinit { core.stop() }
@@ -70,6 +73,9 @@ public final class CopyEngine: PCIDeviceModel {
   public let msix: MSIXLayout? = MSIXLayout(
     vectors: 1, tableBAR: 0, tableOffset: 0x2000, pendingBAR: 0, pendingOffset: 0x3000)
 
+  public let msi: MSILayout?
+  public let interruptPin: UInt8
+
   public let configRegisters = [
     ConfigRegister(offset: Config.dmaControl, writable: 0xFFFF_FFFF),
     ConfigRegister(offset: Config.uncorrectableErrors, clearedByOne: 0xFFFF_FFFF),
@@ -81,10 +87,11 @@ public final class CopyEngine: PCIDeviceModel {
 
   public func readRegister(bar: Int, offset: UInt64, width: Int) -> UInt64 {
     guard bar == 0 else { return 0 }
-    return core.monitor.withLock { state in
+    return core.read { state in
       var value: UInt64 = 0
       for register in CopyRegister.all where register.meets(offset, width) {
         value |= register.place(state.read(register), at: offset)
+        state.noteRead(register)
       }
       return value & Self.mask(width)
     }

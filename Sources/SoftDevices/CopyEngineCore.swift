@@ -40,6 +40,24 @@ final class CopyEngineCore: Sendable {
     engine?.add(self, function: port)
   }
 
+  /// Reads registers; some reads let the interrupt line go.
+  func read(_ body: (inout CopyEngineState) -> UInt64) -> UInt64 {
+    let function = self.function.withLock { $0 }
+    return monitor.withLock { state in
+      let value = body(&state)
+      followLine(&state, function)
+      return value
+    }
+  }
+
+  /// Drives the interrupt line. With the monitor held, as all that changes it.
+  private func followLine(_ state: inout CopyEngineState, _ function: FunctionPort?) {
+    let asserts = state.wantsLine
+    guard asserts != state.drivesLine else { return }
+    state.drivesLine = asserts
+    function?.setLine(asserted: asserts)
+  }
+
   /// Changes registers, and does what that asks for.
   func change(_ body: (inout CopyEngineState) -> CopyChannel.Actions) {
     let function = self.function.withLock { $0 }
@@ -84,6 +102,7 @@ final class CopyEngineCore: Sendable {
     _ actions: CopyChannel.Actions, _ state: inout CopyEngineState, _ function: FunctionPort?
   ) {
     if actions.contains(.cancel) { waits.cancel() }
+    defer { followLine(&state, function) }
     guard actions.contains(.interrupt), state.interruptsEnabled else { return }
     guard !state.isQuiesced else {
       state.owesInterrupt = true
@@ -96,6 +115,7 @@ final class CopyEngineCore: Sendable {
 
   /// Function-level reset. When it returns, no DMA goes on.
   func reset() {
+    let function = self.function.withLock { $0 }
     monitor.change { state in
       waits.cancel()
       _ = state.channel.writeCommand(CopyChannel.Command.reset)
@@ -104,6 +124,7 @@ final class CopyEngineCore: Sendable {
     monitor.wait { state in
       guard !state.channel.isBusy else { return nil as Void? }
       state.powerOn()
+      followLine(&state, function)
       return ()
     }
   }
@@ -228,8 +249,9 @@ final class CopyEngineCore: Sendable {
         return false
       }
       state.channel.deliver()
-      return control.contains(.interrupt) && state.channel.requestInterrupt()
-        && state.interruptsEnabled
+      guard control.contains(.interrupt), state.channel.requestInterrupt() else { return false }
+      followLine(&state, function)
+      return state.interruptsEnabled
     }
     if raises { function.raise(vector: 0) }
     monitor.change { $0.channel.finish() }

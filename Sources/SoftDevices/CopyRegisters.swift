@@ -106,6 +106,12 @@ struct CopyEngineState: Sendable {
   var isQuiesced = false
   /// An interrupt came due meanwhile.
   var owesInterrupt = false
+  /// The driver has read ATTNSTATUS since the channel signalled, or INTRCTRL since it wrote that:
+  /// the interrupt line is let go.
+  private var isAttended = false
+  private var isHeldBack = false
+  /// What the function's line is driven to.
+  var drivesLine = false
 
   init(configuration: CopyEngine.Configuration) { self.configuration = configuration }
 
@@ -115,6 +121,28 @@ struct CopyEngineState: Sendable {
   /// Whether interrupts leave the device: by the master switch, or by MSI-X alone.
   var interruptsEnabled: Bool {
     interruptControl & (InterruptControl.master | InterruptControl.vectorControl) != 0
+  }
+
+  /// Whether the interrupt line is asserted: the channel has signalled, the master switch is on, and
+  /// no driver has looked yet.
+  var wantsLine: Bool {
+    attention && !isAttended && !isHeldBack && !isQuiesced
+      && interruptControl & InterruptControl.master != 0
+  }
+
+  /// What reading a register does. Reading INTRCTRL lets the line go until INTRCTRL is written or
+  /// the channel is re-armed, and reading ATTNSTATUS until the channel signals again.
+  mutating func noteRead(_ register: CopyRegister) {
+    switch register.name {
+    case .attention: isAttended = attention
+    case .interruptControl: isHeldBack = attention
+    default: break
+    }
+  }
+
+  private mutating func rearmLine() {
+    isAttended = false
+    isHeldBack = false
   }
 
   func read(_ register: CopyRegister) -> UInt64 {
@@ -168,15 +196,18 @@ struct CopyEngineState: Sendable {
     case .generalControl:
       generalControl = UInt8(truncatingIfNeeded: merged(UInt64(generalControl))) & 0x01
     case .interruptControl:
+      isHeldBack = false
       interruptControl =
         UInt8(truncatingIfNeeded: merged(UInt64(interruptControl)))
         & (InterruptControl.master | InterruptControl.vectorControl)
     case .interruptDelay:
       interruptDelay = UInt16(truncatingIfNeeded: merged(UInt64(interruptDelay)))
     case .control:
-      return channel.writeControl(
-        UInt16(truncatingIfNeeded: merged(UInt64(channel.control))))
+      let control = UInt16(truncatingIfNeeded: merged(UInt64(channel.control)))
+      if control & CopyChannel.Control.interruptRearm != 0 { rearmLine() }
+      return channel.writeControl(control)
     case .command:
+      if UInt8(truncatingIfNeeded: written) == CopyChannel.Command.reset { rearmLine() }
       return channel.writeCommand(UInt8(truncatingIfNeeded: written))
     case .doorbell:
       return channel.writeDoorbell(
@@ -216,5 +247,6 @@ struct CopyEngineState: Sendable {
     interruptDelay = 0
     hints = CopyHints()
     owesInterrupt = false
+    rearmLine()
   }
 }

@@ -12,6 +12,8 @@ public final class NVMeController: PCIDeviceModel {
   public let identity: PCIIdentity
   public let bars: [BAR]
   public let msix: MSIXLayout?
+  /// As many messages as there are queues, where MSI has so many.
+  public let msi: MSILayout?
   public let interruptPin: UInt8 = 1
   public let configRegisters: [ConfigRegister] = []
 
@@ -42,6 +44,9 @@ public final class NVMeController: PCIDeviceModel {
     msix = MSIXLayout(
       vectors: configuration.queues + 1, tableBAR: 0, tableOffset: UInt32(Offset.vectors),
       pendingBAR: 0, pendingOffset: UInt32(Offset.pendingVectors))
+    var messages = 1
+    while messages < min(configuration.queues + 1, 32) { messages *= 2 }
+    msi = MSILayout(vectors: messages, isMaskable: true)
   }
 
   deinit { core.stop() }
