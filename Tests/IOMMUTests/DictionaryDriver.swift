@@ -5,7 +5,6 @@
 
 import IOMMU
 import PageTables
-import Synchronization
 import SystemPackage
 
 final class DictionaryDomain: PagingDomain {
@@ -14,9 +13,9 @@ final class DictionaryDomain: PagingDomain {
     var permissions: Permissions
   }
   let geometry: DomainGeometry
-  let pages = Mutex<[UInt64: Page]>([:])
+  let pages = Guarded<[UInt64: Page]>([:])
   /// Map calls that still succeed.
-  let failAfter = Mutex<Int?>(nil)
+  let failAfter = Guarded<Int?>(nil)
 
   init(geometry: DomainGeometry) { self.geometry = geometry }
 
@@ -66,11 +65,11 @@ final class DictionaryDriver: IOMMUDriver {
     case domain(ObjectIdentifier)
   }
   /// Every context that each requester was put into, in order.
-  let history = Mutex<[RequesterID: [Seen]]>([:])
+  let history = Guarded<[RequesterID: [Seen]]>([:])
   /// The same of each PASID, whatever device has it.
-  let pasidHistory = Mutex<[PASID: [Seen]]>([:])
-  let domains = Mutex<[DictionaryDomain]>([])
-  let refuses = Mutex<Set<RequesterID>>([])
+  let pasidHistory = Guarded<[PASID: [Seen]]>([:])
+  let domains = Guarded<[DictionaryDomain]>([])
+  let refuses = Guarded<Set<RequesterID>>([])
 
   init(
     capabilities: IOMMUCapabilities = IOMMUCapabilities(),

@@ -12,8 +12,8 @@ import Testing
 @Suite struct VirtualDriverTests {
   /// A virtual IOMMU of one kind, with nothing of its own but a say on devices.
   private final class Bare: VirtualIOMMU {
-    let refusal: Mutex<IOMMUError?> = Mutex(nil)
-    let devices = Mutex<[UInt64]>([])
+    let refusal: Guarded<IOMMUError?> = Guarded(nil)
+    let devices = Guarded<[UInt64]>([])
     private let destroyed = Atomic(false)
     var isDestroyed: Bool { destroyed.load(ordering: .sequentiallyConsistent) }
 
@@ -32,8 +32,8 @@ import Testing
   /// A driver with virtual IOMMUs of type 7.
   private final class Driver: IOMMUDriver {
     let name = "bare"
-    let made = Mutex<[Bare]>([])
-    let events = Mutex<VirtualEvents?>(nil)
+    let made = Guarded<[Bare]>([])
+    let events = Guarded<VirtualEvents?>(nil)
 
     func capabilities(for device: RequesterID) -> IOMMUCapabilities { IOMMUCapabilities() }
     func reservedRegions(for device: RequesterID) -> [ReservedRegion] { [] }

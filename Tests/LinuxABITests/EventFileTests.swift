@@ -5,14 +5,13 @@
 import Glibc
 import IOMMU
 import LinuxABI
-import Synchronization
 import TestSupport
 import Testing
 
 @Suite("Queues of records and areas to map")
 struct EventFileTests {
   private final class Shown: ReadinessSignal {
-    let history = Mutex<[Bool]>([])
+    let history = Guarded<[Bool]>([])
     func set(isReadable: Bool) { history.withLock { $0.append(isReadable) } }
     var all: [Bool] { history.withLock { $0 } }
   }

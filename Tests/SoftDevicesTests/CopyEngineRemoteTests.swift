@@ -13,10 +13,10 @@ import Testing
 
 /// Bytes behind calls; gone once somebody says so.
 private final class DistantMemory: MemorySource, RemoteMemory {
-  private let bytes: Mutex<[UInt8]>
+  private let bytes: Guarded<[UInt8]>
   private let gone = Atomic(false)
 
-  init(byteCount: Int) { bytes = Mutex([UInt8](repeating: 0, count: byteCount)) }
+  init(byteCount: Int) { bytes = Guarded([UInt8](repeating: 0, count: byteCount)) }
 
   func vanish() { gone.store(true, ordering: .sequentiallyConsistent) }
   func fill(_ range: Range<Int>, with byte: (Int) -> UInt8) {

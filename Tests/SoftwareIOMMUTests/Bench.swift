@@ -41,7 +41,7 @@ final class Buffer: @unchecked Sendable {
 final class FarMemory: RemoteMemory {
   let buffer: Buffer
   let base: UInt64
-  private let state = Mutex((gone: false, calls: 0))
+  private let state = Guarded((gone: false, calls: 0))
 
   init(_ count: Int, base: UInt64) {
     buffer = Buffer(count)

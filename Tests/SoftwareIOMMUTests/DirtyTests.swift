@@ -240,9 +240,9 @@ struct DirtyTests {
       var random: UInt64
       var lastWrite: [UInt64: Int] = [:]
     }
-    private let state: Mutex<State>
+    private let state: Guarded<State>
 
-    init(seed: UInt64) { state = Mutex(State(random: seed)) }
+    init(seed: UInt64) { state = Guarded(State(random: seed)) }
 
     var lastWrites: [UInt64: Int] { state.withLock { $0.lastWrite } }
 

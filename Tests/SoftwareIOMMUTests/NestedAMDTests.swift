@@ -6,7 +6,6 @@
 import Glibc
 import HardwareTables
 import PageTables
-import Synchronization
 import SystemPackage
 import Testing
 
@@ -43,7 +42,7 @@ extension NestedBench {
 
 /// What a queue told of.
 final class Notices<Notice: Sendable>: Sendable {
-  private let all = Mutex<[Notice]>([])
+  private let all = Guarded<[Notice]>([])
   func add(_ notice: Notice) { all.withLock { $0.append(notice) } }
   func take() -> [Notice] {
     all.withLock { all in

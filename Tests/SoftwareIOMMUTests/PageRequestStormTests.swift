@@ -16,7 +16,7 @@ import Testing
 /// A process whose memory is not there before the IOMMU faults it in, up to `limit`.
 private final class LazyProcess: ProcessAddressSpace {
   let name = "process 8"
-  private let state = Mutex((present: Set<UInt64>(), faults: 0))
+  private let state = Guarded((present: Set<UInt64>(), faults: 0))
   let limit: UInt64
   /// Whether what is faulted in can be written.
   let isFull: Bool

@@ -12,7 +12,7 @@ import SystemPackage
 /// Counts what it is told.
 public final class CountingSignal: WatchableEventFD {
   private let value = Atomic(0)
-  private let watchers = Mutex<[Int: @Sendable () -> Void]>([:])
+  private let watchers = Guarded<[Int: @Sendable () -> Void]>([:])
   public init() {}
   public var count: Int { value.load(ordering: .sequentiallyConsistent) }
   /// How many wait for it.
@@ -52,11 +52,11 @@ public final class LocalCaller: Caller {
     var signals: [Int32: CountingSignal] = [:]
     var next: Int32 = 3
   }
-  private let files = Mutex(Files())
+  private let files = Guarded(Files())
   /// RLIMIT_MEMLOCK and who it holds for. By default the caller has CAP_IPC_LOCK.
   public let limit = SettableLimit()
   public let owner: MemoryOwner
-  private let lockingRight = Mutex(LockingRight.unlimited)
+  private let lockingRight = Guarded(LockingRight.unlimited)
   public var right: LockingRight {
     get { lockingRight.withLock { $0 } }
     set { lockingRight.withLock { $0 = newValue } }

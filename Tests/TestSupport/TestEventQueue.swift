@@ -5,7 +5,6 @@
 
 import IOMMU
 import LinuxABI
-import Synchronization
 import SystemPackage
 
 /// Records of 8 bytes; a response is 8 bytes too and fails with EINVAL where it is zero.
@@ -21,7 +20,7 @@ public final class TestEventQueue: EventFile {
     var isClosed = false
   }
 
-  private let state = Mutex(State())
+  private let state = Guarded(State())
 
   public init(name: String = "test queue", isWritable: Bool) {
     self.name = name

@@ -4,7 +4,6 @@
 
 import IOMMU
 import SoftwareIOMMU
-import Synchronization
 import TestSupport
 import Testing
 import VFIO
@@ -14,7 +13,7 @@ private final class DoorbellModel: PCIDeviceModel {
   let bars = [BAR(index: 0, size: 16 << 10, doorbells: 0x1000..<0x3000)]
   let msix: MSIXLayout? = nil
   let configRegisters: [ConfigRegister] = []
-  private let function = Mutex<FunctionPort?>(nil)
+  private let function = Guarded<FunctionPort?>(nil)
   var port: FunctionPort? { function.withLock { $0 } }
 
   func connect(to function: FunctionPort) { self.function.withLock { $0 = function } }

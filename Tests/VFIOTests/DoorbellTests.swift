@@ -5,7 +5,6 @@
 import IOMMU
 import PageTables
 import SoftwareIOMMU
-import Synchronization
 import Testing
 import VFIO
 
@@ -15,7 +14,7 @@ private final class Doorbell: PCIDeviceModel {
   let msix: MSIXLayout? = MSIXLayout(
     vectors: 1, tableBAR: 0, tableOffset: 0x800, pendingBAR: 0, pendingOffset: 0xC00)
   let configRegisters: [ConfigRegister] = []
-  private let function = Mutex<FunctionPort?>(nil)
+  private let function = Guarded<FunctionPort?>(nil)
 
   func connect(to function: FunctionPort) { self.function.withLock { $0 = function } }
   func readRegister(bar: Int, offset: UInt64, width: Int) -> UInt64 { 0 }

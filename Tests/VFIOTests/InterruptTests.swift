@@ -4,7 +4,6 @@
 // removal, failure in the middle, masked and pending, blocked devices.
 
 import IOMMU
-import Synchronization
 import SystemPackage
 import Testing
 import VFIO
@@ -247,7 +246,7 @@ import VFIO
 
 /// What is to be called when an event is signalled.
 private final class Bodies: Sendable {
-  private let list = Mutex<[@Sendable () -> Void]>([])
+  private let list = Guarded<[@Sendable () -> Void]>([])
 
   func withLock<Result>(_ body: (inout sending [@Sendable () -> Void]) -> sending Result)
     -> Result

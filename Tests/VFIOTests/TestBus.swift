@@ -24,7 +24,7 @@ final class TestBus: UpstreamBus, BusPort {
     /// What was written outside of the messages' address.
     var writes: [InterruptMessage] = []
   }
-  private let state = Mutex(State())
+  private let state = Guarded(State())
 
   var isBlocked: Bool {
     get { state.withLock { $0.isBlocked } }
@@ -107,7 +107,7 @@ final class TestModel: PCIDeviceModel {
     var resets = 0
     var port: FunctionPort?
   }
-  let state = Mutex(State())
+  let state = Guarded(State())
 
   let identity = PCIIdentity(vendor: 0x1234, device: 0x5678, classCode: 0xFF_0000)
   let bars = [

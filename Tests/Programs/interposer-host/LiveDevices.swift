@@ -6,15 +6,14 @@
 import Glibc
 import IOMMU
 import LinuxABI
-import Synchronization
 
 /// `/sys/devices/test/value`, `log`, `create` and `remove`. Thread-safe.
 final class LiveDevices: Sendable {
   private let files: LiveView
   private let counts: Counts
-  private let value = Mutex("first")
-  private let log = Mutex<[String]>([])
-  private let names = Mutex<Set<String>>([])
+  private let value = Guarded("first")
+  private let log = Guarded<[String]>([])
+  private let names = Guarded<Set<String>>([])
 
   init(_ files: LiveView, _ counts: Counts) {
     self.files = files

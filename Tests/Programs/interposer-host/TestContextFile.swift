@@ -6,14 +6,13 @@
 import Glibc
 import IOMMU
 import LinuxABI
-import Synchronization
 import TestSupport
 
 final class TestContextFile: TestFile, MmapFile, @unchecked Sendable {
   // Unchecked, as its superclass is: everything is constant or guarded.
   let areas = MmapAreas()
-  private let pages = Mutex<[MmapArea?]>([])
-  private static let queues = Mutex<[TestEventQueue]>([])
+  private let pages = Guarded<[MmapArea?]>([])
+  private static let queues = Guarded<[TestEventQueue]>([])
 
   override func perform(
     _ command: UInt32, _ request: inout Request, _ caller: any Caller

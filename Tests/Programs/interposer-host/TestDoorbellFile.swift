@@ -15,8 +15,8 @@ final class TestDoorbellFile: TestFile, RegisterFile, DeviceMemoryFile, @uncheck
   /// How many words it looks at.
   private static let words: UInt64 = 4
 
-  private let pages = Mutex<(any DoorbellPages)?>(nil)
-  private let seen = Mutex([UInt32](repeating: 0, count: Int(words)))
+  private let pages = Guarded<(any DoorbellPages)?>(nil)
+  private let seen = Guarded([UInt32](repeating: 0, count: Int(words)))
   private let isRunning = Atomic(false)
   private let hasEnded = Atomic(true)
   private let openings = Atomic(0)

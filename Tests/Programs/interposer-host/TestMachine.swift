@@ -87,8 +87,8 @@ class TestFile: OpenFile, @unchecked Sendable {
   let number: DeviceNumber
   let regionWindowSize: UInt64
   private let counts: Counts
-  private let registers = Mutex([UInt8](repeating: 0, count: 65_536))
-  let pinned = Mutex<[PinnedRun]>([])
+  private let registers = Guarded([UInt8](repeating: 0, count: 65_536))
+  let pinned = Guarded<[PinnedRun]>([])
 
   init(name: String, number: DeviceNumber, _ counts: Counts) {
     self.name = name
