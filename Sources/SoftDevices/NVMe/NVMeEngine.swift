@@ -155,6 +155,8 @@ final class NVMeEngine {
       if value < queue.size, taken <= queue.used {
         queue.head = value
         followLine(queue)
+        // What found no room among the admin completions has some now.
+        if queue.number == 0 { deliverEvents() }
       } else {
         report(.invalidValue)
       }
