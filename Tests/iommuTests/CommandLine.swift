@@ -43,12 +43,18 @@ func iommu(
     errors: String(decoding: try Data(contentsOf: errors), as: UTF8.self))
 }
 
-/// Kills `iommu` so many microseconds after its program has said something, within a minute.
+/// Kills `iommu` so many microseconds after its program has said something, within a minute; where it
+/// has ended by then, it is as it is.
 func iommu(
   _ arguments: [String], killedAfter microseconds: UInt32
 ) throws -> Finished {
   try iommu(arguments) { process, output in
-    for _ in 0..<60_000 where try Data(contentsOf: output).isEmpty { usleep(1000) }
+    var end = siginfo_t()
+    for _ in 0..<60_000 where try Data(contentsOf: output).isEmpty {
+      waitid(P_PID, id_t(process), &end, WEXITED | WNOHANG | WNOWAIT)
+      guard end.si_signo == 0 else { return }
+      usleep(1000)
+    }
     usleep(microseconds)
     kill(process, SIGKILL)
   }
