@@ -196,7 +196,8 @@ let package = Package(
         "mapped-registers", "work-portal", "nvme-stamps",
         "user-tables",
         "page-requests", "nvme-rw", "live-migration",
-      ]),
+      ],
+      swiftSettings: sanitizer.map { [.define("SANITIZER_\($0)")] } ?? []),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -53,7 +53,10 @@ final class TestDoorbellFile: TestFile, RegisterFile, DeviceMemoryFile, @uncheck
           unsafe Unmanaged<TestDoorbellFile>.fromOpaque(argument!).takeRetainedValue().run()
           return nil
         }, box.toOpaque())
-      return result == 0 ? 0 : 1
+      guard result == 0 else { return 1 }
+      // Who ends it asks `hasEnded`.
+      pthread_detach(thread)
+      return 0
     case 41:  // End; how often the doorbells were opened, how many rings trapped.
       isRunning.store(false, ordering: .sequentiallyConsistent)
       while !hasEnded.load(ordering: .sequentiallyConsistent) { usleep(100) }
