@@ -69,6 +69,8 @@ final class NVMeEngine {
     while true {
       if core.attention.load(ordering: .acquiring), !attend() { return }
       if isRunning, turn() {
+        // Something else than a ring may have ended its rest: a flush that is done.
+        if isRunning, !isOpen { reopen() }
         idleSince = nil
         looks = 0
         continue
