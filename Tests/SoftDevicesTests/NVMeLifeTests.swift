@@ -279,8 +279,7 @@ import VFIO
       #expect(try ring.wait().status == 0)
       for _ in 0..<Int.random(in: 0...400, using: &random) { _ = rig.doorbells?.isOpen }
     }
-    // How often depends on who has the processor; once for the queues, and again after a rest.
-    #expect((rig.doorbells?.openings ?? 0) > 1)
+    #expect((rig.doorbells?.openings ?? 0) > 100)
   }
 }
 

@@ -69,8 +69,6 @@ final class NVMeEngine {
     while true {
       if core.attention.load(ordering: .acquiring), !attend() { return }
       if isRunning, turn() {
-        // Something else than a ring may have ended its rest: a flush that is done.
-        if isRunning, !isOpen { reopen() }
         idleSince = nil
         looks = 0
         continue
@@ -108,11 +106,11 @@ final class NVMeEngine {
         return
       }
     }
-    let attention = core.monitor.wait { state -> Bool? in
-      if state.hasRequests { return true }
-      return state.doorbells.rings != seenRings ? false : nil
+    core.monitor.wait { state -> Void? in
+      state.hasRequests || state.doorbells.rings != seenRings ? () : nil
     }
-    if !attention, isRunning { reopen() }
+    // Whatever ended the rest: a flush that is done may bring the next ring.
+    if isRunning { reopen() }
   }
 
   func reopen() {
