@@ -58,14 +58,8 @@ static uint64_t interrupts(const struct engine *engine) {
 
 int migrate_engine(int iommu) {
   struct host from = {0}, to = {0};
-  if (!find_device(is_engine, NULL, NULL, from.bdf, from.node) ||
-      !find_device(is_engine, NULL, from.bdf, to.bdf, to.node)) {
-    fprintf(stderr, "live-migration: it takes two copy engines (PCI 8086:2021); try: iommu run "
-                    "--machine Examples/live-migration/machine.yaml -- live-migration\n");
+  if (!hosts_open(&from, &to, is_engine, "two copy engines (PCI 8086:2021)", iommu, SIZE))
     return EXIT_NO_DEVICE;
-  }
-  host_open(&from, iommu, SIZE);
-  host_open(&to, iommu, SIZE);
   struct engine old = {0}, new = {0};
   prepare(&old, &from);
   tell("a ring of %d copies of %d bytes on the engine at %s", COPIES, LENGTH, from.bdf);

@@ -41,7 +41,8 @@ static int feature(int device, uint32_t what, void *data, size_t size) {
 
 // MARK: the hosts
 
-void host_open(struct host *host, int iommu, uint64_t size) {
+// Opens the device, gives it an address space and `size` bytes of memory there.
+static void host_open(struct host *host, int iommu, uint64_t size) {
   uint32_t id;
   host->iommu = iommu;
   host->size = size;
@@ -62,6 +63,19 @@ void host_open(struct host *host, int iommu, uint64_t size) {
       .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
       .ioas_id = host->ioas, .user_va = (uintptr_t)memory, .length = size, .iova = GUEST};
   if (ioctl(iommu, IOMMU_IOAS_MAP, &map)) fail("IOMMU_IOAS_MAP");
+}
+
+bool hosts_open(struct host *from, struct host *to, bool (*is_one)(const char *bdf), const char *what,
+                int iommu, uint64_t size) {
+  if (!find_device(is_one, NULL, NULL, from->bdf, from->node) ||
+      !find_device(is_one, NULL, from->bdf, to->bdf, to->node)) {
+    fprintf(stderr, "live-migration: it takes %s; try: iommu run --machine "
+                    "Examples/live-migration/machine.yaml -- live-migration\n", what);
+    return false;
+  }
+  host_open(from, iommu, size);
+  host_open(to, iommu, size);
+  return true;
 }
 
 void host_close(struct host *host) {

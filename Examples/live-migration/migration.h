@@ -37,8 +37,11 @@ struct move {
   size_t length;
 };
 
-// Opens the device, gives it an address space and `size` bytes of memory there.
-void host_open(struct host *host, int iommu, uint64_t size);
+// Finds the first two devices that `is_one` takes; opens each, and gives each an address space and
+// `size` bytes of memory there. `what` they are is for the message where there are none.
+// Returns false, and has said so, where there are not two of them.
+bool hosts_open(struct host *from, struct host *to, bool (*is_one)(const char *bdf), const char *what,
+                int iommu, uint64_t size);
 void host_close(struct host *host);
 // The driver has written to memory. (A VMM hears of it by write protection, or from KVM.)
 void host_wrote(struct host *host, const volatile void *address, uint64_t length);

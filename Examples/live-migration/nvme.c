@@ -131,14 +131,8 @@ static void check(const struct host *host, unsigned count, unsigned round) {
 
 int migrate_nvme(int iommu) {
   struct host from = {0}, to = {0};
-  if (!find_device(is_nvme, NULL, NULL, from.bdf, from.node) ||
-      !find_device(is_nvme, NULL, from.bdf, to.bdf, to.node)) {
-    fprintf(stderr, "live-migration: it takes two NVMe controllers (PCI class 010802); try: iommu "
-                    "run --machine Examples/live-migration/machine.yaml -- live-migration\n");
+  if (!hosts_open(&from, &to, is_nvme, "two NVMe controllers (PCI class 010802)", iommu, SIZE))
     return EXIT_NO_DEVICE;
-  }
-  host_open(&from, iommu, SIZE);
-  host_open(&to, iommu, SIZE);
   struct nvme nvme = {0};
   prepare(&nvme, &from);
   start(&nvme, &from);

@@ -119,9 +119,8 @@ import VFIO
     #expect(!paths.contains { $0.contains(alone) })
   }
 
-  @Test(
-    "C4: torn out, registers read as ones, commands are ENODEV, DMA has ended; then it goes")
-  func surprise() throws {
+  /// A user of the device that is alone: connected, with memory, listening for errors.
+  private func listener() throws -> (rig: EngineRig, error: CountingSignal) {
     let rig = try rig(alone)
     try rig.connect()
     #expect(rig.map(0x10_0000, to: 0x10_0000, length: 0x10_0000) == 0)
@@ -130,6 +129,13 @@ import VFIO
       rig.setIRQs(
         flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index: 3, count: 1,
         data: [rig.caller.add(error)]) == 0)
+    return (rig, error)
+  }
+
+  @Test(
+    "C4: torn out, registers read as ones, commands are ENODEV, DMA has ended; then it goes")
+  func surprise() throws {
+    let (rig, error) = try listener()
     #expect(
       errno {
         try machine.hotPlug.remove(alone, surprise: true, isWanted: { false })
@@ -177,14 +183,7 @@ import VFIO
     "J1: errors put in: ERR unless masked or corrected, DMA that fails, a queue that stands")
   func faults() throws {
     let control = MachineControl(machine)
-    let rig = try rig(alone)
-    try rig.connect()
-    #expect(rig.map(0x10_0000, to: 0x10_0000, length: 0x10_0000) == 0)
-    let error = CountingSignal()
-    #expect(
-      rig.setIRQs(
-        flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index: 3, count: 1,
-        data: [rig.caller.add(error)]) == 0)
+    let (rig, error) = try listener()
     func fault(_ words: String...) -> Errno? {
       errno { _ = try control.perform(["fault", alone] + words) }
     }

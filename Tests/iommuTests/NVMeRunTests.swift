@@ -7,12 +7,11 @@ import Foundation
 import Testing
 
 @Suite(.timeLimit(.minutes(5))) struct NVMeRunTests {
-  @Test("J1: nvme-rw writes, reads back, and finds its data in the next run")
-  func data() throws {
+  /// A directory of its own, and in it a machine with one controller.
+  private func makeMachine(_ namespaces: String...) throws -> (directory: URL, machine: URL) {
     let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
       "nvme-\(UUID().uuidString)")
     try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
-    defer { try? FileManager.default.removeItem(at: directory) }
     let machine = directory.appendingPathComponent("machine.yaml")
     try """
     iommus:
@@ -20,10 +19,16 @@ import Testing
     devices:
       - model: nvme
         address: 0000:e0:04.0
-        namespaces:
-          - {file: disk.img, size: 4MiB}
+        namespaces: [\(namespaces.joined(separator: ", "))]
 
     """.write(to: machine, atomically: true, encoding: .utf8)
+    return (directory, machine)
+  }
+
+  @Test("J1: nvme-rw writes, reads back, and finds its data in the next run")
+  func data() throws {
+    let (directory, machine) = try makeMachine("{file: disk.img, size: 4MiB}")
+    defer { try? FileManager.default.removeItem(at: directory) }
     let write = try iommu(
       "run", "--machine", machine.path, "--", built("nvme-rw").path, "--block", "100")
     #expect(write.status == 0, "\(write)")
@@ -74,22 +79,9 @@ import Testing
 
   @Test("J1: supervisor or program killed in the middle of writes leave whole blocks")
   func killed() throws {
-    let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
-      "nvme-\(UUID().uuidString)")
-    try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    let (directory, machine) = try makeMachine(
+      "{file: a.img, size: 1MiB}", "{file: b.img, size: 1MiB, block-size: 4096}")
     defer { try? FileManager.default.removeItem(at: directory) }
-    let machine = directory.appendingPathComponent("machine.yaml")
-    try """
-    iommus:
-      - {name: dmar0, kind: intel}
-    devices:
-      - model: nvme
-        address: 0000:e0:04.0
-        namespaces:
-          - {file: a.img, size: 1MiB}
-          - {file: b.img, size: 1MiB, block-size: 4096}
-
-    """.write(to: machine, atomically: true, encoding: .utf8)
     let command = ["run", "--machine", machine.path, "--", built("nvme-stamps").path]
     func check(_ what: String) throws {
       for (name, size) in [("a.img", 512), ("b.img", 4096)] {
