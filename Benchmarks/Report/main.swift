@@ -97,6 +97,18 @@ let rows: [Row] = [
     what: "NVMe, a random read of 4 KiB, 32 at a time, in process",
     name: "NVMe: 4 KiB random reads", divisor: 100 * thousand, target: 10_000),
   Row(
+    what: "NVMe, the same of another process's shared memory", name: "NVMe read shared",
+    target: 10_000),
+  Row(
+    what: "NVMe, the same of another process's private memory", name: "NVMe read private",
+    target: 10_000),
+  Row(
+    what: "NVMe, from a doorbell to the completion, 512 bytes, shared memory",
+    name: "doorbell shared", target: 5_000),
+  Row(
+    what: "NVMe, from a doorbell to the completion, 512 bytes, private memory",
+    name: "doorbell private"),
+  Row(
     what: "copy engine, 1 MiB, another process's shared memory", name: "copy shared",
     reference: .init(name: "memcpy shared", word: "of memcpy", kind: .share, limit: 0.6)),
   Row(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Measures from outside what the engine's benchmarks cannot: a trapped call, an empty
-// notification, the copy engine against memcpy across processes, the time to start.
+// notification, the copy engine against memcpy across processes, an NVMe controller, the time to start.
 // Prints lines of a name, a tab, and the median in nanoseconds.
 
 #define _GNU_SOURCE
@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 
 #include "copy_engine.h"
+#include "probe.h"
 
 #ifndef SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP 1
@@ -33,7 +34,7 @@
 
 extern char **environ;
 
-static uint64_t nanoseconds(void) {
+uint64_t nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
@@ -44,13 +45,13 @@ static int ascending(const void *left, const void *right) {
   return (a > b) - (a < b);
 }
 
-static void print_median(const char *name, uint64_t *samples, size_t count) {
+void print_median(const char *name, uint64_t *samples, size_t count) {
   qsort(samples, count, sizeof *samples, ascending);
   printf("%s\t%llu\n", name, (unsigned long long)samples[count / 2]);
   fflush(stdout);
 }
 
-static void fail(const char *what) {
+void fail(const char *what) {
   perror(what);
   exit(1);
 }
@@ -288,7 +289,7 @@ int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
   const size_t samples = count > 2 ? strtoul(arguments[2], NULL, 10) : 0;
   if (!samples) {
-    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|starts COUNT "
+    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts COUNT "
             "[IOMMU]\n");
     return 2;
   }
@@ -298,6 +299,8 @@ int main(int count, char **arguments) {
   else if (!strcmp(what, "faults")) measure_faults(samples);
   else if (!strcmp(what, "copies")) measure_copies(samples, false);
   else if (!strcmp(what, "shared-copies")) measure_copies(samples, true);
+  else if (!strcmp(what, "nvme")) measure_nvme(samples, false);
+  else if (!strcmp(what, "shared-nvme")) measure_nvme(samples, true);
   else if (!strcmp(what, "starts") && count > 3) measure_starts(samples, arguments[3]);
   else return 2;
   return 0;
