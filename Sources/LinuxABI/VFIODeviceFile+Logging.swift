@@ -50,7 +50,9 @@ extension VFIODeviceFile {
       }
       ranges.append(range.iova...last)
     }
-    control.page_size = try function.log.start(ranges, pageSize: control.page_size)
+    try function.log.start(ranges)
+    // What is asked for is a hint.
+    control.page_size = DMALog.pageSize
     do throws(IOMMUError) {
       try call.caller.store(control, to: call.data)
     } catch {

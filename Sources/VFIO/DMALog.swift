@@ -14,8 +14,6 @@ public final class DMALog: Sendable {
   private struct Record: Sendable {
     /// In order; they do not meet. Both ends inclusive, in bytes.
     let ranges: [ClosedRange<UInt64>]
-    /// Log2 of bytes to a bit.
-    let shift: UInt64
     /// 64 pages each, by the number of the first one over 64.
     var words: [UInt64: UInt64] = [:]
   }
@@ -25,33 +23,24 @@ public final class DMALog: Sendable {
 
   init() {}
 
-  /// Bytes to a bit, as bits: what a user may ask for, and gets.
-  private static let pageSizes: ClosedRange<UInt64> = 4096...1 << 30
+  /// Bytes to a bit. Large pages would not do: who asks for a part of one forgets no more than that
+  /// part, and the rest is to be told later.
+  public static let pageSize: UInt64 = 4096
+  private static let shift: UInt64 = 12
 
   /// Starts, empty.
   ///
   /// Linux: `VFIO_DEVICE_FEATURE_DMA_LOGGING_START`.
-  /// - Parameters:
-  ///   - ranges: What is logged; they do not meet. Both ends inclusive, in bytes.
-  ///   - pageSize: What the user would like a bit to stand for, in bytes; any value.
-  /// - Returns: What a bit stands for, in bytes: as asked where that is a power of two from 4 KiB
-  ///   to 1 GiB, else 4 KiB.
+  /// - Parameter ranges: What is logged; they do not meet. Both ends inclusive, in bytes.
   /// - Throws: `EINVAL` where it runs.
-  public func start(
-    _ ranges: [ClosedRange<UInt64>], pageSize: UInt64
-  ) throws(IOMMUError) -> UInt64 {
-    let size =
-      Self.pageSizes.contains(pageSize) && pageSize & (pageSize - 1) == 0 ? pageSize : 4096
-    return try record.withLock { (record) throws(IOMMUError) in
+  public func start(_ ranges: [ClosedRange<UInt64>]) throws(IOMMUError) {
+    try record.withLock { (record) throws(IOMMUError) in
       guard record == nil else {
         throw IOMMUError(
           .invalidArgument, "the device logs its DMA already; stop that first")
       }
-      record = Record(
-        ranges: ranges.sorted { $0.lowerBound < $1.lowerBound },
-        shift: UInt64(size.trailingZeroBitCount))
+      record = Record(ranges: ranges.sorted { $0.lowerBound < $1.lowerBound })
       isOn.store(true, ordering: .releasing)
-      return size
     }
   }
 
@@ -71,29 +60,31 @@ public final class DMALog: Sendable {
   /// Linux: `VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT`.
   /// - Parameters:
   ///   - range: Both ends inclusive, in bytes; nil for none.
-  ///   - tell: Is told whole pages, in order, cut to the range. Where it throws, nothing is
-  ///     forgotten.
+  ///   - tell: Is told whole pages, in order, cut to the range. A page that was cut is told, and not
+  ///     forgotten; where it throws, none is.
   /// - Throws: `EINVAL` where the log does not run; what `tell` throws.
   public func report(
     _ range: ClosedRange<UInt64>?, tell: (ClosedRange<UInt64>) throws(IOMMUError) -> Void
   ) throws(IOMMUError) {
-    let (shift, taken) = try record.withLock {
-      (record) throws(IOMMUError) -> (UInt64, [UInt64: UInt64]) in
-      guard let shift = record?.shift else {
+    let shift = Self.shift
+    let taken = try record.withLock { (record) throws(IOMMUError) -> [UInt64: UInt64] in
+      guard let words = record?.words else {
         throw IOMMUError(
           .invalidArgument,
           "the device does not log its DMA; VFIO_DEVICE_FEATURE_DMA_LOGGING_START starts that")
       }
-      guard let range else { return (shift, [:]) }
+      guard let range else { return [:] }
       let pages = range.lowerBound >> shift...range.upperBound >> shift
+      let whole = Self.pages(within: range)
       var taken: [UInt64: UInt64] = [:]
-      for (index, word) in record?.words ?? [:] {
+      for (index, word) in words {
         let found = word & Self.mask(pages, of: index)
         guard found != 0 else { continue }
         taken[index] = found
-        record?.words[index] = word == found ? nil : word & ~found
+        let left = word & ~(whole.map { Self.mask($0, of: index) } ?? 0)
+        record?.words[index] = left == 0 ? nil : left
       }
-      return (shift, taken)
+      return taken
     }
     guard let range else { return }
     do throws(IOMMUError) {
@@ -114,6 +105,13 @@ public final class DMALog: Sendable {
       }
       throw error
     }
+  }
+
+  /// The pages of which a range has all; nil for none.
+  private static func pages(within range: ClosedRange<UInt64>) -> ClosedRange<UInt64>? {
+    let first = range.lowerBound >> shift + (range.lowerBound % pageSize > 0 ? 1 : 0)
+    let end = range.upperBound >> shift + (range.upperBound % pageSize == pageSize - 1 ? 1 : 0)
+    return first < end ? first...end - 1 : nil
   }
 
   /// The bits of a word that stand for pages of a range.
@@ -137,10 +135,11 @@ public final class DMALog: Sendable {
     let (end, overflow) = address.addingReportingOverflow(count - 1)
     let last = overflow ? .max : end
     record.withLock { record in
-      guard let shift = record?.shift, let ranges = record?.ranges else { return }
+      guard let ranges = record?.ranges else { return }
       for range in ranges where range.overlaps(address...last) {
         let pages =
-          max(range.lowerBound, address) >> shift...min(range.upperBound, last) >> shift
+          max(range.lowerBound, address) >> Self.shift...min(range.upperBound, last)
+          >> Self.shift
         for index in pages.lowerBound / 64...pages.upperBound / 64 {
           record?.words[index, default: 0] |= Self.mask(pages, of: index)
         }

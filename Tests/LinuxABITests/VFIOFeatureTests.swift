@@ -86,13 +86,30 @@ import Testing
     #expect(word() == 0)
   }
 
-  @Test("I1: a coarser log reports all small pages of a large one that was written")
-  func coarse() {
-    #expect(start([(0x20_0000, 0x20_0000)], pageSize: 0x1_0000) == (0, 0x1_0000))
-    copy(to: 0x21_1000, 8)
+  @Test("I1: whatever page is asked for, what was reported takes nothing else with it")
+  func parts() {
+    #expect(start([(0x20_0000, 0x20_0000)], pageSize: 0x1_0000) == (0, 4096))
+    copy(to: 0x21_3000, 8)
+    copy(to: 0x21_8000, 8)
+    #expect(report(0x21_0000, 0x4000) == 0)
+    #expect(word() == 0b1000)
+    clearBitmap()
+    #expect(report(0x20_0000, 0x2_0000, pageSize: 0x1_0000) == 0)
+    #expect(word() == 0b10, "the other page is told later")
+    clearBitmap()
     #expect(report(0x20_0000, 0x10_0000) == 0)
-    #expect(word() == 0xFFFF_0000)
-    #expect(word(1) == 0)
+    #expect(word() == 0)
+    // A page of which a part is asked for is told, and not forgotten.
+    copy(to: 0x21_8000, 8)
+    #expect(report(0x21_8000, 0x800) == 0)
+    #expect(report(0x21_7800, 0x1000) == 0)
+    #expect(word() == 1)
+    clearBitmap()
+    #expect(report(0x21_8000, 0x1000) == 0)
+    #expect(word() == 1)
+    clearBitmap()
+    #expect(report(0x21_8000, 0x1000) == 0)
+    #expect(word() == 0)
   }
 
   @Test("I1: what failed in the middle has its first pages logged")
@@ -136,8 +153,7 @@ import Testing
     #expect(rig.feature(stop, EngineRig.set) == 0)
     #expect(rig.feature(stop, EngineRig.set) == 0, "again: nothing to do")
     #expect(report(0, 0x1000) == -EINVAL)
-    // Any other page size than a power of two from 4 KiB on gets 4 KiB.
-    #expect(start([(0, 0x800)], pageSize: 0x800) == (0, 4096))
+    #expect(start([(0, 0x800)], pageSize: 0x800) == (0, 4096), "it logs pages of 4 KiB")
   }
 
   @Test("I1: a bitmap that cannot be written loses no page")
