@@ -180,4 +180,24 @@ private final class Gate: Sendable {
     slow.rig.write(0x14, UInt32(6 << 16 | 4 << 20 | 1 << 14 | 1))
     try slow.rig.wait(0xC, 0x8)
   }
+
+  @Test("J1: a shutdown ends with CC.EN: what is enabled after it is shut down anew")
+  func again() throws {
+    let slow = try Slow()
+    let rig = slow.rig
+    slow.gate.open()
+    let sizes = UInt32(6 << 16 | 4 << 20)
+    // Disabled and shut down by one write, and shut down while it is disabled.
+    rig.write(0x14, sizes | 1 << 14)
+    try rig.wait(0xD, 0x8)
+    rig.write(0x14, sizes)
+    rig.write(0x14, sizes | 1 << 14)
+    try rig.wait(0xD, 0x8)
+    try rig.enable()
+    #expect(rig.status == 1)
+    let count = slow.gate.count
+    rig.write(0x14, sizes | 1 << 14 | 1)
+    try rig.wait(0xC, 0x8)
+    #expect(slow.gate.count == count + 1)
+  }
 }

@@ -165,6 +165,20 @@ import VFIO
     try rig.makeQueues()
     #expect(try rig.run(NVMeEntry(opcode: 0, namespace: 1)).status == 0)
   }
+
+  @Test("J1: that the subsystem was reset stands in CSTS until it is cleared there")
+  func subsystemReset() throws {
+    let rig = try NVMeRig()
+    try rig.enable()
+    rig.write(0x20, UInt32(0x4E56_4D65))
+    try rig.wait(0x11, 0x10)
+    try rig.enable()
+    // The other bits are not for writing.
+    rig.write(0x1C, UInt32(0x0F))
+    #expect(rig.status == 0x11)
+    rig.write(0x1C, UInt32(0x10))
+    #expect(rig.status == 1)
+  }
 }
 
 extension NVMeRig {

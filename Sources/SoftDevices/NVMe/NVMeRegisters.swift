@@ -11,6 +11,7 @@ struct NVMeRegisters: Sendable {
     static let interruptMaskSet: UInt64 = 0x0C
     static let interruptMaskClear: UInt64 = 0x10
     static let configuration: UInt64 = 0x14
+    static let status: UInt64 = 0x1C
     static let subsystemReset: UInt64 = 0x20
     static let adminQueueSizes: UInt64 = 0x24
     static let adminSubmission: UInt64 = 0x28
@@ -114,6 +115,9 @@ struct NVMeRegisters: Sendable {
     case Offset.interruptMaskSet: interruptMask |= value
     case Offset.interruptMaskClear: interruptMask &= ~value
     case Offset.configuration: configure(value)
+    case Offset.status:
+      // The others only show something.
+      status.remove(Status(rawValue: value).intersection(.subsystemReset))
     case Offset.subsystemReset:
       if value == Self.resetWord { resetSubsystem() }
     case Offset.adminQueueSizes: adminQueueSizes = value & 0x0FFF_0FFF
@@ -141,6 +145,9 @@ struct NVMeRegisters: Sendable {
         configuration.rawValue & ~Configuration.fixed | old.rawValue & Configuration.fixed
     }
     if configuration.isEnabled != old.isEnabled {
+      // A shutdown ends with a reset, and what is enabled then has to be shut down anew.
+      status.subtract([.shutdownOccurring, .shutdownComplete])
+      requests.remove(.shutdown)
       if configuration.isEnabled {
         requests.insert(.enable)
       } else {
@@ -165,9 +172,10 @@ struct NVMeRegisters: Sendable {
     requests = .subsystemReset
   }
 
-  /// After a reset by CC.EN the admin queues' registers stay.
+  /// After a reset by CC.EN the admin queues' registers stay, and so does a shutdown that was asked
+  /// for with it or since.
   mutating func disable() {
-    status = status.intersection(.subsystemReset)
+    status.formIntersection([.subsystemReset, .shutdownOccurring, .shutdownComplete])
     interruptMask = 0
   }
 
