@@ -105,6 +105,28 @@ import Testing
     withExtendedLifetime(readers) {}
   }
 
+  @Test("J1: what has no blocks is no namespace, and a pipe is not waited for")
+  func noBlocks() throws {
+    let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+      "nvme-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: directory) }
+    #expect(mkfifo(directory.appendingPathComponent("pipe").path, 0o600) == 0)
+    let path = directory.appendingPathComponent("m.yaml").path
+    for name in ["pipe", ".", "/dev/null"] {
+      let error = #expect(throws: IOMMUError.self) {
+        try Machine(machine(text("namespaces: [{file: \(name), read-only: true}]"), file: path))
+      }
+      #expect(error?.errno == .invalidArgument)
+      #expect(error?.description.contains("is no file of blocks") == true)
+    }
+    let missing = #expect(throws: IOMMUError.self) {
+      try Machine(machine(text("namespaces: [{file: nowhere, read-only: true}]"), file: path))
+    }
+    #expect(missing?.errno == .noSuchFileOrDirectory)
+    #expect(missing?.description.contains("size") == false, "it would not be made")
+  }
+
   @Test("J1: controllers share a namespace where each of them says so")
   func shared() throws {
     let directory = FileManager.default.temporaryDirectory.appendingPathComponent(

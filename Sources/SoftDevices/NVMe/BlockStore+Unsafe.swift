@@ -74,8 +74,10 @@ final class BlockStore: Sendable {
     _ path: String, _ namespace: NVMeConfiguration.Namespace
   ) throws(IOMMUError) -> Int32 {
     let makes = !namespace.isReadOnly && namespace.size != nil
+    // A pipe is refused below, and its open does not wait for a writer.
     let flags =
       (namespace.isReadOnly ? O_RDONLY : O_RDWR) | (makes ? O_CREAT : 0) | O_CLOEXEC | O_NOCTTY
+      | O_NONBLOCK
     // SAFETY: Swift hands the string over with its zero, for the length of the call.
     let file = unsafe Glibc.open(path, flags, 0o644)
     guard file >= 0 else {
@@ -83,7 +85,8 @@ final class BlockStore: Sendable {
       throw IOMMUError(
         error,
         "namespace file \(path) cannot be opened: \(error)"
-          + (error == .noSuchFileOrDirectory && !makes ? "; give its size to have it made" : "")
+          + (error == .noSuchFileOrDirectory && !makes && !namespace.isReadOnly
+            ? "; give its size to have it made" : "")
       )
     }
     let shares = namespace.isReadOnly || namespace.isShared
@@ -111,7 +114,7 @@ final class BlockStore: Sendable {
     of file: Int32, _ path: String, _ namespace: NVMeConfiguration.Namespace
   ) throws(IOMMUError) -> UInt64 {
     let end = lseek(file, 0, SEEK_END)
-    guard end >= 0 else {
+    guard hasBlocks(file), end >= 0 else {
       throw IOMMUError(.invalidArgument, "namespace file \(path) is no file of blocks")
     }
     var size = UInt64(end)
@@ -136,6 +139,14 @@ final class BlockStore: Sendable {
       )
     }
     return size
+  }
+
+  /// Whether it is a regular file or a disk.
+  private static func hasBlocks(_ file: Int32) -> Bool {
+    var status = stat()
+    // SAFETY: the structure outlives the call.
+    guard unsafe fstat(file, &status) == 0 else { return false }
+    return [S_IFREG, S_IFBLK].contains(status.st_mode & S_IFMT)
   }
 
   // MARK: Blocks
