@@ -15,7 +15,7 @@ import Synchronization
 /// Closes that are under way. Thread-safe.
 final class Closings: Sendable {
   /// How long anybody waits for them, in nanoseconds.
-  private static let patience: UInt64 = 250_000_000
+  private static let patience: UInt64 = 1_000_000_000
 
   /// Files that are closed together.
   final class Batch: Sendable {
