@@ -16,11 +16,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-int csys_trace_wait(int task, struct csys_trace_event *out) {
+// Children of all of our threads, and all that this one traces.
+static int wait_for(int task, int options, struct csys_trace_event *out) {
   int status = 0;
-  // Children of all of our threads, and all that this one traces.
-  int result = (int)syscall(SYS_wait4, task, &status, __WALL, NULL);
-  if (result < 0) return -errno;
+  int result = (int)syscall(SYS_wait4, task, &status, __WALL | options, NULL);
+  if (result <= 0) return result < 0 ? -errno : 0;
   struct csys_wait change;
   take_apart(result, status, &change);
   *out = (struct csys_trace_event){
@@ -30,8 +30,15 @@ int csys_trace_wait(int task, struct csys_trace_event *out) {
     out->is_call = (change.code & 0x80) != 0;
     out->event = (int)((unsigned)status >> 16);
   }
-  return 0;
+  return 1;
 }
+
+int csys_trace_wait(int task, struct csys_trace_event *out) {
+  int result = wait_for(task, 0, out);
+  return result < 0 ? result : 0;
+}
+
+int csys_trace_poll(struct csys_trace_event *out) { return wait_for(-1, WNOHANG, out); }
 
 int csys_thread_signal(int process, int thread, int number) {
   return syscall(SYS_tgkill, process, thread, number) < 0 ? -errno : 0;

@@ -3,7 +3,6 @@
 // A fault on a page of registers: the instruction that touched it is carried out here, against the
 // device and the program's own memory, and the program goes on after it.
 
-import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI
@@ -19,17 +18,16 @@ extension TraceLoop {
   /// A thread is about to get SIGBUS: because it touched registers, or another one.
   func handleBusError(_ thread: TracedThread) {
     guard unsafe csys_trace_signal(thread.number, &signal) == 0 else { return }
+    // As `isReplaced`.
+    guard signal.number == SIGBUS else { return }
     // What another process sends has other codes.
     let isFault = Int(signal.code) == CSYS_BUS_ADDRESS_ERROR
-    if thread.passesFault {
-      thread.passesFault = false
-      return hand(thread)
-    }
     guard isFault else { return handleSent(thread) }
     guard let area = registerArea(at: signal.address, of: thread) else {
       return deliver(thread, isFault: true)
     }
-    let wasBlocked = thread.mask.isUnchanged() ? false : hadBlocked(thread)
+    let wasBlocked =
+      thread.verdict == nil && thread.mask.isUnchanged() ? false : hadBlocked(thread)
     switch emulate(thread, area) {
     case .done:
       if wasBlocked {
@@ -130,8 +128,9 @@ extension TraceLoop {
   /// The instruction that a thread's registers are at; nil where there is none to be read.
   func instruction(of thread: TracedThread) throws(DecodeError) -> Instruction? {
     // SAFETY: 15 bytes of 4096; fewer where the code's page ends.
-    let count = unsafe csys_process_vm_readv(
-      thread.number, scratch.bytes.baseAddress, registers.rip, 15)
+    let count = unsafe read(
+      registers.rip, into: UnsafeMutableRawBufferPointer(rebasing: scratch.bytes[..<15]),
+      of: thread)
     guard count > 0 else { return nil }
     let code = unsafe UnsafeRawBufferPointer(rebasing: scratch.bytes[..<count])
     return try unsafe Instruction.decode(code.bindMemory(to: UInt8.self).span)

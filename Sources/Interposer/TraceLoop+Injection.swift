@@ -3,7 +3,6 @@
 // System calls that a stopped thread makes for us: the tracer sets its registers on a `syscall`
 // instruction, lets it run that, and puts everything back. While it does, its signals are blocked.
 
-import CProcessMemory
 import CSyscalls
 import IOMMU
 
@@ -38,9 +37,43 @@ extension TraceLoop {
   /// Below what a function may use of the stack below its frame.
   private static let redZone: UInt64 = 128
 
-  /// Where in a thread's memory 128 bytes are that nobody uses while it is stopped.
+  /// Where in a thread's memory 128 bytes are that it has no use for while it is stopped.
   func spare(_ registers: csys_registers) -> UInt64 {
     (registers.rsp &- Self.redZone &- 512) & ~63
+  }
+
+  /// Uses them, and puts back what was there: a small stack may end above them.
+  func borrow<Result>(
+    _ place: UInt64, of thread: TracedThread, _ body: () -> Result?
+  ) -> Result? {
+    var saved = InlineArray<16, UInt64>(repeating: 0)
+    let read = unsafe withUnsafeMutableBytes(of: &saved) {
+      unsafe self.read(place, into: $0, of: thread)
+    }
+    guard read == 128 else { return nil }
+    defer { _ = unsafe withUnsafeBytes(of: &saved) { unsafe write($0, to: place, of: thread) } }
+    return body()
+  }
+
+  // MARK: a thread's memory
+
+  /// Reads what is mapped at an address, whatever the program may do there.
+  /// - Returns: Bytes; 0 or less where there are none.
+  func read(
+    _ address: UInt64, into bytes: UnsafeMutableRawBufferPointer, of thread: TracedThread
+  ) -> Int {
+    // SAFETY: the buffer's own size.
+    unsafe csys_pread(
+      thread.process.memory(of: thread.number), bytes.baseAddress!, bytes.count, address)
+  }
+
+  /// As `read`; also where the program may not write.
+  func write(
+    _ bytes: UnsafeRawBufferPointer, to address: UInt64, of thread: TracedThread
+  ) -> Int {
+    // SAFETY: as in `read`.
+    unsafe csys_pwrite(
+      thread.process.memory(of: thread.number), bytes.baseAddress!, bytes.count, address)
   }
 
   /// Makes a call in a stopped thread, which is as it was afterwards.
@@ -118,16 +151,21 @@ extension TraceLoop {
   /// the end of a first thread is told when those of all others have been seen.
   func nextStop(of thread: TracedThread) -> csys_trace_event? {
     var event = csys_trace_event()
+    if let index = later.firstIndex(where: { $0.thread == thread.number }) {
+      return later.remove(at: index)
+    }
     while threads[thread.number] === thread {
       let result = unsafe csys_trace_wait(-1, &event)
       if result == -EINTR { continue }
       guard result == 0 else { return nil }
-      let isEnd =
-        event.exited != 0 || event.signaled != 0 || Int(event.event) == CSYS_TRACE_EXIT
-      if event.thread == thread.number, !isEnd, Int(event.event) != CSYS_TRACE_EXEC {
+      if event.thread == thread.number, !event.isEnd, Int(event.event) != CSYS_TRACE_EXEC {
         return event
       }
-      if isEnd || event.thread == thread.number { handle(event) } else { later.append(event) }
+      if event.isEnd || event.thread == thread.number {
+        handle(event)
+      } else {
+        later.append(event)
+      }
     }
     return nil
   }
@@ -150,9 +188,8 @@ extension TraceLoop {
 
   private func isCall(_ address: UInt64, _ thread: TracedThread) -> Bool {
     var word: UInt16 = 0
-    let count = unsafe withUnsafeMutableBytes(of: &word) { bytes in
-      // SAFETY: the variable's own size.
-      unsafe csys_process_vm_readv(thread.number, bytes.baseAddress, address, bytes.count)
+    let count = unsafe withUnsafeMutableBytes(of: &word) {
+      unsafe read(address, into: $0, of: thread)
     }
     return count == 2 && word == 0x050F
   }
@@ -171,9 +208,7 @@ extension TraceLoop {
     guard base != 0 else { return 0 }
     for page in 0..<4 as Range<UInt64> {
       let start = base &+ page * 4096
-      // SAFETY: the buffer's own size.
-      let count = unsafe csys_process_vm_readv(
-        thread.number, scratch.bytes.baseAddress, start, scratch.bytes.count)
+      let count = unsafe read(start, into: scratch.bytes, of: thread)
       guard count > 1 else { break }
       for index in 0..<count - 1 {
         let word = unsafe scratch.bytes.loadUnaligned(fromByteOffset: index, as: UInt16.self)

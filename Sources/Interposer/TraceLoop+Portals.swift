@@ -27,31 +27,23 @@ extension TraceLoop {
     guard isRefusal, let (area, address) = portal(of: thread) else {
       return proceed(thread, signal: number)
     }
-    if thread.passesFault {
-      thread.passesFault = false
-      return raiseBusError(thread, address)
-    }
     switch emulate(thread, area) {
     case .done: proceed(thread)
     case .raises(var information):
       _ = unsafe csys_trace_set_signal(thread.number, &information)
       proceed(thread, signal: information.number)
     case .busError:
-      if tracer.actions[thread.process.number] == nil || thread.process.installed == .own {
-        return raiseBusError(thread, address)
+      signal = csys_signal_information()
+      signal.number = SIGBUS
+      signal.code = Int32(CSYS_BUS_ADDRESS_ERROR)
+      signal.address = address
+      guard let own = tracer.actions[thread.process.number], !thread.process.has(own) else {
+        _ = unsafe csys_trace_set_signal(thread.number, &signal)
+        return hand(thread)
       }
       // Refused again, with the program's own action in place.
       deliver(thread, isFault: true)
     }
-  }
-
-  private func raiseBusError(_ thread: TracedThread, _ address: UInt64) {
-    var information = csys_signal_information()
-    information.number = SIGBUS
-    information.code = Int32(CSYS_BUS_ADDRESS_ERROR)
-    information.address = address
-    _ = unsafe csys_trace_set_signal(thread.number, &information)
-    hand(thread)
   }
 
   /// The registers that a thread's instruction stores to, if it is one of these.

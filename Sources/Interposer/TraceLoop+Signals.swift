@@ -7,7 +7,6 @@
 // mark, that nobody ever enters. What the program's own action is we know from its `rt_sigaction`
 // calls, and answer them. A SIGBUS that is not ours is delivered with that action in place.
 
-import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI
@@ -30,7 +29,9 @@ extension TraceLoop {
     let process = thread.process
     guard let old = exchange(Self.mark, in: thread) else { return }
     process.installed = .mark
-    tracer.actions[process.number] = old
+    // What an orphan has of its parent is the mark.
+    tracer.actions[process.number] =
+      old.handler == Self.mark.handler ? csys_signal_action() : old
   }
 
   /// Puts an action in place.
@@ -44,6 +45,7 @@ extension TraceLoop {
       }
     guard let action, exchange(action, in: thread) != nil else { return }
     process.installed = which == .own && action.isDefault ? .nothing : which
+    process.inPlace = action
   }
 
   /// Makes a stopped thread call `rt_sigaction(SIGBUS, …)`.
@@ -55,26 +57,69 @@ extension TraceLoop {
     guard unsafe csys_trace_registers(thread.number, &registers) == 0 else { return nil }
     let place = spare(registers)
     let size = MemoryLayout<csys_signal_action>.size
-    var action = action
-    let written = unsafe withUnsafeBytes(of: &action) { bytes in
-      // SAFETY: the structure's own size.
-      unsafe csys_process_vm_writev(thread.number, bytes.baseAddress!, place, size)
-    }
-    guard written == size else { return nil }
     let call = InjectedCall(
       number: CSYS_NR_rt_sigaction,
       arguments: (Self.unfilteredBusError, place, place &+ 64, 8, 0, 0))
-    guard inject(call, in: thread) == 0 else { return nil }
-    var old = csys_signal_action()
-    let read = unsafe withUnsafeMutableBytes(of: &old) { bytes in
-      // SAFETY: as above.
-      unsafe csys_process_vm_readv(thread.number, bytes.baseAddress, place &+ 64, size)
+    return borrow(place, of: thread) {
+      var action = action
+      let written = unsafe withUnsafeBytes(of: &action) {
+        unsafe write($0, to: place, of: thread)
+      }
+      guard written == size, inject(call, in: thread) == 0 else { return nil }
+      var old = csys_signal_action()
+      let read = unsafe withUnsafeMutableBytes(of: &old) {
+        unsafe self.read(place &+ 64, into: $0, of: thread)
+      }
+      return read == size ? old : nil
     }
-    return read == size ? old : nil
   }
 
-  /// Whether a thread that has stopped by a fault had SIGBUS blocked; and where it ran.
+  /// Whether a thread that has stopped by a fault had SIGBUS blocked.
+  ///
+  /// The action tells that one of those that have stopped had. Of several it is those that had at
+  /// their last access.
   func hadBlocked(_ thread: TracedThread) -> Bool {
+    if let verdict = thread.verdict {
+      thread.verdict = nil
+      return verdict
+    }
+    var isBlocked = isReset(by: thread)
+    if isBlocked, thread.process.threads.count > 1 {
+      gather()
+      let others = faulted(beside: thread)
+      if thread.blocks != true, others.contains(where: { $0.blocks == true }) {
+        isBlocked = false
+        putBack(in: thread)
+      }
+    }
+    thread.blocks = isBlocked
+    return isBlocked
+  }
+
+  /// Threads of its process that have stopped by a fault, too.
+  private func faulted(beside thread: TracedThread) -> [TracedThread] {
+    later.compactMap { event in
+      guard event.isBusError, let other = threads[event.thread],
+        other.process === thread.process, other !== thread
+      else { return nil }
+      return other
+    }
+  }
+
+  /// Puts the action back that the kernel has made a default. Who has faulted meanwhile did so with
+  /// the default in place, which tells nothing any more.
+  private func putBack(in thread: TracedThread) {
+    let process = thread.process
+    let isOwn = process.installed == .own
+    process.installed = .nothing
+    install(isOwn ? .own : .mark, in: thread)
+    guard process.threads.count > 1 else { return }
+    gather()
+    for other in faulted(beside: thread) { other.verdict = other.blocks ?? false }
+  }
+
+  /// Whether the kernel has made the action for SIGBUS a default; and where the thread ran.
+  private func isReset(by thread: TracedThread) -> Bool {
     // SAFETY: the buffer's own size.
     let count = unsafe csys_pread(
       thread.status, scratch.bytes.baseAddress!, scratch.bytes.count, 0)
@@ -102,11 +147,8 @@ extension TraceLoop {
 
   /// Undoes what the kernel did to let the signal through.
   func blockAgain(_ thread: TracedThread) {
-    let process = thread.process
-    let isOwn = process.installed == .own
-    process.installed = .nothing
     var mask: UInt64 = 0
-    install(isOwn ? .own : .mark, in: thread)
+    putBack(in: thread)
     guard unsafe csys_trace_mask(thread.number, &mask) == 0 else { return }
     _ = csys_trace_set_mask(thread.number, mask | 1 << UInt64(SIGBUS - 1))
   }
@@ -125,7 +167,7 @@ extension TraceLoop {
   func deliver(_ thread: TracedThread, isFault: Bool) {
     let process = thread.process
     thread.mask.noteOther()
-    guard let own = tracer.actions[process.number], process.installed != .own else {
+    guard let own = tracer.actions[process.number], !process.has(own) else {
       // As the kernel would have it.
       return hand(thread)
     }
@@ -137,8 +179,11 @@ extension TraceLoop {
     }
     install(.own, in: thread)
     if isFault {
-      thread.passesFault = true
-      return proceed(thread)
+      let action = own.isIgnored ? csys_signal_action() : own
+      // A thread that is gone may have left its number to another one, which has done nothing.
+      guard process.has(action) else { return hand(thread) }
+      // It faults again, and finds the action in place.
+      if !action.isDefault { return proceed(thread) }
     }
     // The signal is gone with the calls that were made; another one carries what it said.
     guard csys_thread_signal(process.number, thread.number, SIGBUS) == 0 else {
@@ -159,21 +204,20 @@ extension TraceLoop {
     var registers = csys_registers()
     guard unsafe csys_trace_registers(thread.number, &registers) == 0 else { return }
     let place = spare(registers)
-    var information = information
-    let size = MemoryLayout<csys_signal_information>.size
-    let written = unsafe withUnsafeBytes(of: &information) { bytes in
-      // SAFETY: the structure's own size.
-      unsafe csys_process_vm_writev(thread.number, bytes.baseAddress!, place, size)
+    let call = InjectedCall(
+      number: CSYS_NR_rt_tgsigqueueinfo,
+      arguments: (
+        UInt64(thread.process.number), UInt64(thread.number), UInt64(information.number), place,
+        0, 0
+      ))
+    borrow(place, of: thread) {
+      var information = information
+      let written = unsafe withUnsafeBytes(of: &information) {
+        unsafe write($0, to: place, of: thread)
+      }
+      guard written == MemoryLayout<csys_signal_information>.size else { return }
+      _ = inject(call, in: thread)
     }
-    guard written == size else { return }
-    _ = inject(
-      InjectedCall(
-        number: CSYS_NR_rt_tgsigqueueinfo,
-        arguments: (
-          UInt64(thread.process.number), UInt64(thread.number), UInt64(information.number),
-          place,
-          0, 0
-        )), in: thread)
   }
 
   func hand(_ thread: TracedThread) {

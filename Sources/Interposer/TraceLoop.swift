@@ -26,6 +26,7 @@ final class TraceLoop {
   private var early: Set<Int32> = []
   /// Stops that were seen while another thread's was waited for.
   var later: [csys_trace_event] = []
+  private var turns = 0
   /// Reused for each stop.
   var signal = csys_signal_information()
   var registers = csys_registers()
@@ -44,10 +45,28 @@ final class TraceLoop {
         continue
       }
       switch unsafe csys_trace_wait(-1, &event) {
-      case 0: handle(event)
+      case 0:
+        handle(event)
+        takeTurns()
       case -ECHILD: sleep(3600)  // Until who wants something interrupts it.
       default: break
       }
+    }
+  }
+
+  /// The kernel tells of who was attached first, as long as there is something: now and then all that
+  /// have stopped are queued, so that each has its turn.
+  private func takeTurns() {
+    turns &+= 1
+    if threads.count > 1, turns % 8 == 0 { gather() }
+  }
+
+  /// Queues the stops that there are.
+  func gather() {
+    var event = csys_trace_event()
+    while unsafe csys_trace_poll(&event) == 1 {
+      // Ends are others' to wait for.
+      if event.isEnd { handle(event) } else { later.append(event) }
     }
   }
 
@@ -116,6 +135,30 @@ final class TraceLoop {
     guard thread.process.threads.isEmpty else { return }
     processes[thread.process.number] = nil
     tracer.actions[thread.process.number] = nil
+    adoptOrphans()
+  }
+
+  /// Who was killed as it made a task never says so: the task is taken as it is, or it would stand still
+  /// for ever.
+  private func adoptOrphans() {
+    for number in early {
+      let status = TaskStatus(number)
+      guard status.tracer != 0 else {
+        early.remove(number)
+        continue
+      }
+      guard let group = Tasks.group(of: number), processes[group] == nil,
+        processes[status.parent] == nil
+      else { continue }
+      early.remove(number)
+      let process = TracedProcess(number: group)
+      process.isOrphan = true
+      processes[group] = process
+      add(number, to: process)
+      guard let thread = threads[number] else { continue }
+      thread.awaitsSetUp = true
+      handleStop(thread, SIGTRAP)
+    }
   }
 
   // MARK: stops
@@ -140,8 +183,10 @@ final class TraceLoop {
     }
     guard let thread = threads[event.thread] ?? successor(event) else {
       early.insert(event.thread)
+      adoptOrphans()
       return
     }
+    guard !isReplaced(thread, since: event) else { return }
     if event.event != 0 || event.is_call != 0 || event.code != SIGBUS {
       thread.mask.noteOther()
     }
@@ -168,6 +213,16 @@ final class TraceLoop {
     }
   }
 
+  /// Whether a first thread is gone since it stopped, and has its number from who executes another
+  /// program now: that stop is the next to hear of.
+  private func isReplaced(_ thread: TracedThread, since event: csys_trace_event) -> Bool {
+    guard !event.isBusError, thread.number == thread.process.number,
+      Int(event.event) != CSYS_TRACE_EXEC,
+      unsafe csys_trace_signal(thread.number, &signal) == 0
+    else { return false }
+    return signal.number == SIGTRAP && signal.code == Int32(CSYS_TRACE_EXEC) << 8 | SIGTRAP
+  }
+
   func proceed(_ thread: TracedThread, signal: Int32 = 0) {
     _ = csys_trace_continue(thread.number, signal)
   }
@@ -186,12 +241,15 @@ final class TraceLoop {
       if group == parent.process.number {
         add(number, to: parent.process)
       } else if threads[number] == nil {
-        let process = processes[group] ?? TracedProcess(number: group)
-        process.installed = parent.process.installed
-        process.callAddress = parent.process.callAddress
+        let process =
+          processes[group] ?? TracedProcess(number: group, childOf: parent.process)
         tracer.actions[group] = tracer.actions[parent.process.number]
         processes[group] = process
         add(number, to: process)
+      } else if let orphan = processes[group], orphan.isOrphan {
+        // With CLONE_PARENT it has a parent that nobody traces.
+        orphan.isOrphan = false
+        tracer.actions[group] = tracer.actions[parent.process.number]
       }
       // Its first stop, where it came before this.
       if early.remove(number) != nil, let child = threads[number] { proceed(child) }
@@ -218,8 +276,8 @@ final class TraceLoop {
     for other in Array(process.threads.values) where other !== thread { forget(other) }
     // What was ignored stays so; the kernel has made a default of our mark.
     let isIgnored = tracer.actions[process.number]?.isIgnored ?? false
-    if isIgnored, process.installed == .mark {
-      process.callAddress = 0
+    if isIgnored, process.installed != .own || !process.inPlace.isIgnored {
+      process.beginAnew()
       if finishCall(thread) { install(.own, in: thread) }
     }
     forget(thread)
@@ -264,6 +322,7 @@ final class TraceLoop {
 private struct TaskStatus {
   var hasEnded = true
   var tracer: Int32 = 0
+  var parent: Int32 = 0
 
   init(_ task: Int32) {
     guard let text = System.contents("/proc/\(task)/status") else { return }
@@ -271,9 +330,17 @@ private struct TaskStatus {
       if line.hasPrefix("State:") {
         hasEnded = line.contains("(zombie)") || line.contains("(dead)")
       }
+      if line.hasPrefix("PPid:\t") { parent = Int32(line.dropFirst(6)) ?? 0 }
       if line.hasPrefix("TracerPid:\t") { tracer = Int32(line.dropFirst(11)) ?? 0 }
     }
   }
+}
+
+extension csys_trace_event {
+  /// Whether it tells of an end.
+  var isEnd: Bool { exited != 0 || signaled != 0 || Int(event) == CSYS_TRACE_EXIT }
+  /// Whether a thread has touched registers, or something else without a page.
+  var isBusError: Bool { !isEnd && event == 0 && is_call == 0 && code == SIGBUS }
 }
 
 /// Where the tracing thread runs: on the processor of who waits for it, as waking another one takes

@@ -3,7 +3,6 @@
 // What an instruction that is carried out in place of the processor reaches: a device's registers, at
 // the addresses where the program has mapped them, and the program's own memory everywhere else.
 
-import CProcessMemory
 import CSyscalls
 import IOMMU
 import LinuxABI
@@ -34,6 +33,8 @@ struct TracedMemory: InstructionMemory {
   private var thread: Int32 { traced.number }
   /// Where the last access to registers was.
   var area: RegisterArea
+  /// Where the last access to other memory was.
+  private var own: MemoryArea?
   private(set) var cause = Cause.none
 
   init(loop: TraceLoop, thread: TracedThread, area: RegisterArea) {
@@ -134,10 +135,7 @@ struct TracedMemory: InstructionMemory {
         done += count
         continue
       }
-      let moved =
-        isStore
-        ? unsafe csys_process_vm_writev(thread, part.baseAddress!, place, part.count)
-        : unsafe csys_process_vm_readv(thread, part.baseAddress, place, part.count)
+      let moved = unsafe moveOwn(place, part, isStore: isStore)
       if moved > 0 {
         done += moved
       } else if !find(place) {
@@ -145,6 +143,25 @@ struct TracedMemory: InstructionMemory {
         throw AccessFault(address: place, isStore: isStore)
       }
     }
+  }
+
+  /// Moves bytes between `bytes` and memory that is not registers.
+  /// - Returns: How many; 0 or less where there are none, or the program may not.
+  private mutating func moveOwn(
+    _ address: UInt64, _ bytes: UnsafeMutableRawBufferPointer, isStore: Bool
+  ) -> Int {
+    if own.map({ address < $0.start || address >= $0.end }) ?? true {
+      own = MemoryArea.find(address, in: traced.process.maps(of: thread))
+    }
+    guard let own, own.start <= address, own.end > address, own.allows(isStore: isStore) else {
+      return 0
+    }
+    let count = min(bytes.count, Int(clamping: own.end - address))
+    // SAFETY: `count` is at most the buffer's.
+    let part = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[..<count])
+    return isStore
+      ? unsafe loop.write(UnsafeRawBufferPointer(part), to: address, of: traced)
+      : unsafe loop.read(address, into: part, of: traced)
   }
 
   /// Whether registers are mapped at an address; they are the ones at hand then.
@@ -161,14 +178,18 @@ struct TracedMemory: InstructionMemory {
     else {
       return .notMapped
     }
-    return (isStore ? area.isWritable : area.isReadable) ? .noAnswer : .notAllowed
+    guard area.allows(isStore: isStore) else { return .notAllowed }
+    loop.tracer.reporter.note(
+      "process \(traced.process.number) touches registers and memory at \(hex(address)) with one "
+        + "instruction, and that memory has no page to be had without waiting: it gets SIGBUS")
+    return .noAnswer
   }
 
   /// One access to registers.
   private mutating func access(
     _ address: UInt64, _ bytes: UnsafeMutableRawBufferPointer, isStore: Bool
   ) throws(AccessFault) {
-    guard isStore ? area.area.isWritable : area.area.isReadable else {
+    guard area.area.allows(isStore: isStore) else {
       cause = .notAllowed
       throw AccessFault(address: address, isStore: isStore)
     }
@@ -223,6 +244,11 @@ struct TracedMemory: InstructionMemory {
         file: area.file.name, place: place, width: bytes.count, value: value, isStore: isStore,
         process: traced.process.number, thread: thread, started: started))
   }
+}
+
+extension MemoryArea {
+  /// What the processor lets a program do there: x86 has no pages that can be written only.
+  fileprivate func allows(isStore: Bool) -> Bool { isWritable || !isStore && isReadable }
 }
 
 /// The vector registers of a stopped thread: fetched at the first use, stored if they were changed.

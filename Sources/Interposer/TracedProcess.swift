@@ -28,13 +28,40 @@ final class TracedProcess {
   let number: Int32
   var threads: [Int32: TracedThread] = [:]
   var installed = Installed.nothing
+  /// The program's own as it was when it took its place: it may have another one by now.
+  var inPlace = csys_signal_action()
+  /// Taken as it was, since nobody that is traced had said so far that it made it.
+  var isOrphan = false
   /// Stopped by a signal, as a shell stops a job.
   var isStopped = false
   /// A `syscall` instruction of the program; 0 where none is known.
   var callAddress: UInt64 = 0
   private var openMaps: OwnedDescriptor?
+  private var openMemory: OwnedDescriptor?
 
   init(number: Int32) { self.number = number }
+
+  /// Another process's child, which has its memory and its actions.
+  init(number: Int32, childOf parent: TracedProcess) {
+    self.number = number
+    installed = parent.installed
+    inPlace = parent.inPlace
+    callAddress = parent.callAddress
+  }
+
+  /// It executes another program: it has other memory.
+  func beginAnew() {
+    callAddress = 0
+    openMaps = nil
+    openMemory = nil
+  }
+
+  /// Whether the kernel has an action of the program's for SIGBUS, and it is this one.
+  func has(_ own: csys_signal_action) -> Bool {
+    if own.isDefault { return installed == .nothing }
+    return installed == .own && inPlace.handler == own.handler && inPlace.flags == own.flags
+      && inPlace.restorer == own.restorer && inPlace.mask == own.mask
+  }
 
   /// `/proc/PID/maps`; negative where it cannot be had.
   /// - Parameter thread: One that lives; the first may have ended.
@@ -43,6 +70,16 @@ final class TracedProcess {
     let number = System.open("/proc/\(thread)/maps", O_RDONLY)
     guard number >= 0 else { return -1 }
     openMaps = OwnedDescriptor(number)
+    return number
+  }
+
+  /// `/proc/PID/mem`; negative where it cannot be had. An access that waits for somebody
+  /// (`userfaultfd(2)`) fails by it, where one by the process's number would make all wait.
+  func memory(of thread: Int32) -> Int32 {
+    if let openMemory { return openMemory.number }
+    let number = System.open("/proc/\(thread)/mem", O_RDWR)
+    guard number >= 0 else { return -1 }
+    openMemory = OwnedDescriptor(number)
     return number
   }
 }
@@ -55,9 +92,11 @@ final class TracedThread {
   var awaitsSetUp = false
   /// What it maps over what its call maps, in this order, when that is done.
   var overlays: [MapOverlay] = []
-  /// The next fault is one that was looked at already: the program gets it.
-  var passesFault = false
   var mask = MaskWatch()
+  /// Whether it had SIGBUS blocked at its last access that was looked at; nil before the first.
+  var blocks: Bool?
+  /// Whether it has SIGBUS blocked, of a fault that the kernel's action cannot tell it of any more.
+  var verdict: Bool?
   private var openStatus: OwnedDescriptor?
 
   init(number: Int32, process: TracedProcess) {

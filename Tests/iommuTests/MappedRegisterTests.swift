@@ -15,8 +15,10 @@
     /// threads that end without its knowing.
     #if SANITIZER_thread
       private static let unsanitized: [String] = []
+      private static let native: [String] = []
     #else
       private static let unsanitized = ["shares-memory", "ends"]
+      private static let native = ["orphans", "missing-memory"]
     #endif
 
     @Test(
@@ -46,6 +48,20 @@
       ])
     func signals(_ name: String) throws {
       let run = try run(name)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
+    @Test(
+      "J1: a traced program finds its handlers, masks, stack and children as they would be",
+      arguments: ["handlers-change", "masks", "write-only"] + Self.native)
+    func edges(_ name: String) throws {
+      let run = try run(name)
+      #expect(run.status == 0, "\(run.output)\(run.errors)")
+    }
+
+    @Test("J1: the stack of a program that maps registers is as it left it")
+    func smallStack() throws {
+      let run = try run("small-stack", "unmapped")
       #expect(run.status == 0, "\(run.output)\(run.errors)")
     }
 

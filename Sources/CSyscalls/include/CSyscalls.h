@@ -274,6 +274,8 @@ int csys_trace_mask(int thread, uint64_t *out);
 int csys_trace_set_mask(int thread, uint64_t mask);
 // Waits for a task (-1: any) that is traced or a child. 0, or -EINTR, -ECHILD.
 int csys_trace_wait(int task, struct csys_trace_event *out);
+// The same where there is something already: 1, and 0 where there is nothing.
+int csys_trace_poll(struct csys_trace_event *out);
 // Sends a signal to one thread.
 int csys_thread_signal(int process, int thread, int signal);
 // Children that stop are not told of any more; those that end are.

@@ -20,7 +20,7 @@ static void open_engine(void) {
 int main(int count, char **arguments) {
   // What starts programs may have them print a backtrace.
   signal(SIGBUS, SIG_DFL);
-  const struct test *all[] = {access_tests, signal_tests, process_tests};
+  const struct test *all[] = {access_tests, signal_tests, process_tests, edge_tests};
   for (size_t i = 0; count > 1 && i < sizeof all / sizeof *all; i++) {
     for (const struct test *test = all[i]; test->name; test++) {
       if (strcmp(test->name, arguments[1])) continue;

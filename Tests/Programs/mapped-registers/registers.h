@@ -21,7 +21,7 @@ struct test {
   const char *name;
   void (*run)(void);
 };
-extern const struct test access_tests[], signal_tests[], process_tests[];
+extern const struct test access_tests[], signal_tests[], process_tests[], edge_tests[];
 
 extern struct engine engine;
 extern struct vfio_region_info bar;
