@@ -311,32 +311,6 @@ final class ClientCaller: Caller, @unchecked Sendable {
   private static let hostUserNamespace = System.readLink("/proc/self/ns/user")
 }
 
-/// An eventfd of a program.
-final class EventDescriptor: WatchableEventFD {
-  private let descriptor: OwnedDescriptor
-
-  init(_ descriptor: OwnedDescriptor) { self.descriptor = descriptor }
-
-  func signal() { _ = csys_eventfd_signal(descriptor.number) }
-
-  /// A thread reads it; a socket whose other end is closed ends that.
-  func watch(_ body: @escaping @Sendable () -> Void) -> (@Sendable () -> Void)? {
-    guard let (ours, theirs) = socketPair(sequenced: false) else { return nil }
-    let (stop, stopped) = (OwnedDescriptor(ours), OwnedDescriptor(theirs))
-    let isStarted = System.startThread { [descriptor] in
-      while true {
-        let ready = waitReadable(descriptor.number, stopped.number, milliseconds: -1)
-        if ready.second { return }
-        guard ready.first else { continue }
-        guard System.readSome(descriptor.number, limit: 8) != nil else { return }
-        body()
-      }
-    }
-    guard isStarted else { return nil }
-    return { shutdown(stop.number, Int32(SHUT_RDWR)) }
-  }
-}
-
 enum Capabilities {
   enum Name: UInt64 {
     case lockMemory = 14

@@ -13,6 +13,10 @@ public protocol WatchableEventFD: EventSignal {
   /// once where it is; its count is read, so that it is 0 again.
   /// - Returns: What ends that; nil where the host has no thread for it.
   func watch(_ body: @escaping @Sendable () -> Void) -> (@Sendable () -> Void)?
+
+  /// Whether no program has it open any more, as far as the carrier can see; its own copy does not
+  /// count. It takes as long as looking through all processes.
+  var isAbandoned: Bool { get }
 }
 
 extension VFIODeviceFile {
@@ -71,7 +75,9 @@ extension VFIODeviceFile {
       guard isWatched, let watchable = event as? any WatchableEventFD else {
         return .signal(event)
       }
-      return .signal(WatchedEvent(event) { watchable.watch($0) })
+      return .signal(
+        WatchedEvent(
+          event, watch: { watchable.watch($0) }, isAbandoned: { watchable.isAbandoned }))
     } catch {
       return .invalid(error)
     }

@@ -128,13 +128,14 @@ extension InterruptVectors {
         .operationNotSupported,
         "this event can be signalled, but not waited for; use DATA_NONE or DATA_BOOL")
     }
-    guard state.line.unmasking == nil else {
+    // Linux lets go of an eventfd with its last close.
+    guard state.line.unmasking?.isAbandoned ?? true else {
       throw IOMMUError(
         .resourceBusy, "INTx is unmasked by an eventfd already; remove it by -1 first")
     }
-    let watch = LineWatch()
+    let watch = LineWatch(event)
     // What it calls waits for the lock that is held here.
-    let hasBegun = watch.begin(event) { [weak self] watch in
+    let hasBegun = watch.begin { [weak self] watch in
       self?.state.withLock { state in
         guard let self, state.line.unmasking === watch else { return }
         self.unmask(&state)

@@ -14,10 +14,17 @@ public final class WatchedEvent: EventSignal {
 
   private let event: any EventSignal
   let watch: Watch
+  let isAbandoned: @Sendable () -> Bool
 
-  public init(_ event: any EventSignal, watch: @escaping Watch) {
+  /// - Parameter isAbandoned: Whether nobody but us has the event any more. Asked for where another
+  ///   one shall take its place only.
+  public init(
+    _ event: any EventSignal, watch: @escaping Watch,
+    isAbandoned: @escaping @Sendable () -> Bool = { false }
+  ) {
     self.event = event
     self.watch = watch
+    self.isAbandoned = isAbandoned
   }
 
   public func signal() { event.signal() }
@@ -25,9 +32,15 @@ public final class WatchedEvent: EventSignal {
 
 /// A watch of INTx. Ends with its last reference.
 final class LineWatch: Sendable {
+  private let event: WatchedEvent
   private let stop = Guarded<(@Sendable () -> Void)?>(nil)
 
-  func begin(_ event: WatchedEvent, _ body: @escaping @Sendable (LineWatch) -> Void) -> Bool {
+  init(_ event: WatchedEvent) { self.event = event }
+
+  /// Whether nobody can signal it any more.
+  var isAbandoned: Bool { event.isAbandoned() }
+
+  func begin(_ body: @escaping @Sendable (LineWatch) -> Void) -> Bool {
     guard let end = event.watch({ [weak self] in if let self { body(self) } }) else {
       return false
     }

@@ -54,4 +54,26 @@ import Testing
     }
     #expect(counter(mine) == 20_000)
   }
+
+  @Test("J1: an eventfd is abandoned when the last program that had it is gone")
+  func abandoned() throws {
+    let mine = eventfd(0, Int32(EFD_CLOEXEC))
+    try #require(mine >= 0)
+    defer { close(mine) }
+    let signal = EventDescriptor(OwnedDescriptor(fcntl(mine, F_DUPFD_CLOEXEC, 0)))
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    posix_spawn_file_actions_adddup2(&actions, mine, 9)
+    var arguments: [UnsafeMutablePointer<CChar>?] = [strdup("sleep"), strdup("100"), nil]
+    defer { for case let argument? in arguments { free(argument) } }
+    var program: pid_t = 0
+    try #require(posix_spawnp(&program, "sleep", &actions, nil, &arguments, environ) == 0)
+    #expect(!signal.isAbandoned)
+    kill(program, SIGKILL)
+    var status: Int32 = 0
+    #expect(waitpid(program, &status, 0) == program)
+    // A process that another test has just forked has our descriptors until it executes a program.
+    while !signal.isAbandoned { usleep(1000) }
+  }
 }

@@ -15,6 +15,8 @@ public final class CountingSignal: WatchableEventFD {
   private let watchers = Guarded<[Int: @Sendable () -> Void]>([:])
   public init() {}
   public var count: Int { value.load(ordering: .sequentiallyConsistent) }
+  /// Whoever signals it has it.
+  public var isAbandoned: Bool { false }
   /// How many wait for it.
   public var watcherCount: Int { watchers.withLock { $0.count } }
 

@@ -226,6 +226,31 @@ import VFIO
     #expect(counter.count == 3)
   }
 
+  @Test("J1: an eventfd that its user has closed leaves its place as INTx's unmask to the next")
+  func abandonedUnmask() throws {
+    let isClosed = Guarded(false)
+    let (first, second) = (Bodies(), Bodies())
+    func event(_ bodies: Bodies) -> InterruptVectors.Event {
+      .signal(
+        WatchedEvent(
+          Counter(),
+          watch: { body in
+            bodies.withLock { $0.append(body) }
+            return { bodies.withLock { $0 = [] } }
+          }, isAbandoned: { isClosed.withLock { $0 } }))
+    }
+    try line(.trigger, .events([.signal(counter)]))
+    try line(.unmask, .events([event(first)]))
+    #expect(errno { try line(.unmask, .events([event(second)])) } == .resourceBusy)
+    #expect(first.withLock { $0.count } == 1 && second.withLock { $0.isEmpty })
+    isClosed.withLock { $0 = true }
+    try line(.unmask, .events([event(second)]))
+    #expect(first.withLock { $0.isEmpty }, "nobody waits for it any more")
+    device.model.port.setLine(asserted: true)
+    for body in second.withLock({ $0 }) { body() }
+    #expect(counter.count == 2)
+  }
+
   @Test("J1: INTx and MSI-X exclude each other; a new event replaces the old one")
   func exclusion() throws {
     let other = Counter()
