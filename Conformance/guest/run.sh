@@ -29,7 +29,7 @@ ${own_help-}  --iommu PATH       use this iommu instead of building one with swi
   --if-built         where that kernel is not built yet, count one skipped and stop
   --help             print this
 
-The guest's kernel is built once, from Debian's $package (about 10 minutes on 2 cores), and
+The guest's kernel is built once, from Debian's $package (4 to 10 minutes on 2 cores), and
 kept in $cache. The last line is the count:
 N passed, N failed, N skipped.
 Exit status: 0 all passed, 1 some failed, 2 wrong usage, 3 could not run.

@@ -13,13 +13,14 @@ struct Control: ParsableCommand {
     discussion: """
       Speaks to a run of the same user; where there are several, --run says
       which. Exits with 0 where it was done, 1 where it was refused or nobody
-      runs, 124 where --timeout was over.
+      runs, 64 where the command was wrong, 124 where --timeout was over.
 
       Examples:
         iommu ctl list
         iommu ctl remove 0000:e0:04.0
         iommu ctl add 0000:e0:04.0
         iommu ctl fault 0000:e0:04.0 completion-timeout
+        iommu run -- ./my-driver & iommu ctl remove --run $! 0000:e0:04.0
       """,
     subcommands: [List.self, Remove.self, Add.self, Fault.self])
 
