@@ -22,6 +22,8 @@ public final class EventLog: Sendable {
       source: String, iova: IOVA, access: Permissions, pages: Int, group: UInt32)
     /// What the device is told of a group; the answer in words.
     case pageResponse(source: String, group: UInt32, answer: String)
+    /// An error was put into a device from outside; what, in words.
+    case injectedFault(device: String, what: String)
     /// Something that has no case of its own, in a sentence that names who.
     case note(String)
     /// A requester's DMA context was switched; the text says to what.

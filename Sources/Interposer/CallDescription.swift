@@ -92,9 +92,19 @@ extension EventLog.Event {
         + "group \(group)"
     case .pageResponse(let source, let group, let answer):
       "page response: \(source) group \(group) \(answer)"
+    case .injectedFault(let device, let what):
+      "fault put in by iommu ctl: \(device): \(what)"
     case .note(let text): "note: \(text)"
     case .context(let requester, let text): "context: \(requester): \(text)"
     case .interrupt(let requester, let vector): "interrupt: \(requester) vector \(vector)"
+    }
+  }
+
+  /// Whether it says why something failed.
+  var isExplained: Bool {
+    switch self {
+    case .fault, .injectedFault: true
+    default: false
     }
   }
 

@@ -120,14 +120,14 @@ final class Reporter: Sendable {
   }
 
   /// Moves what the engine has logged into the trace. Who asked for explanations is told of DMA
-  /// faults, as the kernel's log would.
+  /// faults, as the kernel's log would, and of errors that were put in.
   func drain() {
     guard isActive, let log = events.withLock({ $0 }) else { return }
     let (entries, lost) = log.drain()
     for entry in entries {
       if lines {
         System.printError("     " + entry.event.line)
-      } else if explains, case .fault = entry.event {
+      } else if explains, entry.event.isExplained {
         System.printError("iommu: " + entry.event.line)
       }
       trace?.write(entry)

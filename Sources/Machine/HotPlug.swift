@@ -36,6 +36,8 @@ public final class HotPlug: Sendable {
     public let driver: String?
     /// Whether a program has it.
     public let isInUse: Bool
+    /// False after `fault DEVICE link-down`, and where it was torn out.
+    public let hasLink: Bool
   }
 
   private struct State: Sendable {
@@ -80,7 +82,8 @@ public final class HotPlug: Sendable {
         name: slot.name, group: slot.description.group,
         isThere: functions[slot.name] != nil,
         driver: drivers.driver(of: slot.name)?.rawValue,
-        isInUse: drivers.offered(slot.name).map { !$0.isReleased } ?? false)
+        isInUse: drivers.offered(slot.name).map { !$0.isReleased } ?? false,
+        hasLink: functions[slot.name].map { !$0.isDead } ?? false)
     }
   }
 
@@ -153,7 +156,10 @@ public final class HotPlug: Sendable {
     defer { leave(name) }
     let offered = drivers.offered(name)
     offered?.beginLeaving()
-    if surprise { function.loseLink() }
+    if surprise {
+      system.events.append(.injectedFault(device: name, what: "torn out"))
+      function.loseLink()
+    }
     var asked = 0
     var waited = 0
     while true {

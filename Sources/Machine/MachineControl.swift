@@ -57,7 +57,14 @@ public struct MachineControl: Sendable {
   }
 
   private static func line(_ status: HotPlug.Status) -> String {
-    let state = status.isThere ? (status.isInUse ? "in use" : "free") : "removed"
+    let state =
+      switch (status.isThere, status.isInUse, status.hasLink) {
+      case (false, _, _): "removed"
+      case (true, true, true): "in use"
+      case (true, true, false): "in use, link down"
+      case (true, false, true): "free"
+      case (true, false, false): "link down"
+      }
     return "\(status.name)  group \(status.group)  \(status.driver ?? "-")  \(state)"
   }
 
@@ -67,17 +74,31 @@ public struct MachineControl: Sendable {
     guard argument == nil || kind == "dma" else {
       throw IOMMUError(.invalidArgument, "fault \(kind) takes no number")
     }
-    if let error = PCIError(rawValue: kind) { return function.report(error) }
+    // Said before what comes of it, except where the device may refuse.
+    func say(_ what: String) {
+      machine.system.events.append(.injectedFault(device: function.name, what: what))
+    }
+    if let error = PCIError(rawValue: kind) {
+      say("reports \(kind)")
+      return function.report(error)
+    }
     switch kind {
     case "dma":
       guard let count = Int(argument ?? "1"), count > 0, count <= 1_000_000 else {
         throw IOMMUError(
           .invalidArgument, "'\(argument ?? "")' is no count of accesses: 1 to 1000000")
       }
+      say("dma: the next " + (count == 1 ? "access fails" : "\(count) accesses fail"))
       function.failDMA(count)
-    case "stuck": try function.stick()
-    case "link-down": function.loseLink()
-    case "link-up": function.restoreLink()
+    case "stuck":
+      try function.stick()
+      say("stuck: it takes no more work in hand, until it is reset")
+    case "link-down":
+      say("link-down")
+      function.loseLink()
+    case "link-up":
+      say("link-up: it was reset")
+      function.restoreLink()
     default:
       let known = Self.faults.map(\.name) + Self.errors
       throw IOMMUError(

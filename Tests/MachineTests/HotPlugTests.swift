@@ -183,7 +183,18 @@ import VFIO
     "J1: errors put in: ERR unless masked or corrected, DMA that fails, a queue that stands")
   func faults() throws {
     let control = MachineControl(machine)
+    machine.system.events.startRecording()
     let (rig, error) = try listener()
+    /// What the log says of errors that were put in since it was last asked.
+    func said() -> [String] {
+      machine.system.events.drain().entries.compactMap {
+        if case .injectedFault(alone, let what) = $0.event { what } else { nil }
+      }
+    }
+    func list() -> String? {
+      (try? control.perform(["list"]))?.first { $0.hasPrefix(alone) }?
+        .components(separatedBy: "  ").last
+    }
     func fault(_ words: String...) -> Errno? {
       errno { _ = try control.perform(["fault", alone] + words) }
     }
@@ -198,6 +209,7 @@ import VFIO
     #expect(fault("malformed") == nil)
     #expect(rig.config(0x104, as: UInt32.self) == 1 << 18)
     #expect(error.count == 1, "neither what was corrected nor what is masked")
+    #expect(said() == ["reports completion-timeout", "reports corrected", "reports malformed"])
 
     rig.descriptor(
       at: 0x10_0000, size: 8, source: 0x10_1000, destination: 0x10_2000, next: 0x10_0000)
@@ -219,19 +231,31 @@ import VFIO
     #expect(fault("link-down") == nil)
     #expect(rig.read(0x88, as: UInt64.self) == .max)
     #expect(error.count == 2)
+    #expect(list() == "in use, link down")
     #expect(fault("link-up") == nil)
+    #expect(list() == "in use")
+    #expect(
+      said() == [
+        "dma: the next access fails",
+        "stuck: it takes no more work in hand, until it is reset",
+        "link-down", "link-up: it was reset",
+      ])
     #expect(rig.read(0x08, as: UInt8.self) == 0x33)
 
     #expect(fault("foo") == .invalidArgument)
     #expect(fault("stuck", "1") == .invalidArgument)
     #expect(fault("dma", "0") == .invalidArgument)
     #expect(fault("dma", "x") == .invalidArgument)
+    #expect(said() == [], "what is refused was not put in")
     for words in [
       [], ["list", "x"], ["remove"], ["add"], ["remove", alone, "softly"], ["fault"],
     ] {
       #expect(errno { _ = try control.perform(words) } == .invalidArgument)
     }
     #expect(errno { _ = try control.perform(["add", "0000:00:00.0"]) } == .noSuchDevice)
+    rig.caller.closeAll()
+    #expect(fault("link-down") == nil)
+    #expect(list() == "link down")
   }
 
   @Test("J1: what is shared out, and what can have virtual functions, stays: EOPNOTSUPP")

@@ -24,6 +24,19 @@ func iommu(
   _ arguments: [String], input: String = "",
   meanwhile: (pid_t, URL) throws -> Void = { _, _ in }
 ) throws -> Finished {
+  try finished([built("iommu").path] + arguments, input: input, meanwhile: meanwhile)
+}
+
+/// Runs a script of the shell.
+/// - Parameter arguments: Its `$0`, `$1` and so on.
+func shell(_ script: String, _ arguments: String...) throws -> Finished {
+  try finished(["/bin/sh", "-c", script] + arguments)
+}
+
+private func finished(
+  _ arguments: [String], input: String = "",
+  meanwhile: (pid_t, URL) throws -> Void = { _, _ in }
+) throws -> Finished {
   let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
   try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
   defer { try? FileManager.default.removeItem(at: place) }
@@ -34,7 +47,7 @@ func iommu(
   }
   let (output, errors) = (try file("out"), try file("err"))
   let status = try spawn(
-    [built("iommu").path] + arguments, input: try file("in", input), output: output,
+    arguments, input: try file("in", input), output: output,
     errors: errors
   ) { try meanwhile($0, output) }
   return Finished(

@@ -87,4 +87,23 @@ import Testing
       rest = rest[range.upperBound...]
     }
   }
+
+  @Test("J1: an error that iommu ctl puts in is in --explain and in the trace")
+  func isTold() throws {
+    let trace = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    defer { try? FileManager.default.removeItem(at: trace) }
+    let script = """
+      for i in $(seq 100); do "$0" ctl list | grep -q "^$RUN" && break; sleep 0.1; done
+      "$0" ctl fault 0000:e0:04.0 link-down --run "$RUN"
+      "$0" ctl list
+      """
+    let run = try shell(
+      #"export RUN=$$; exec "$0" run --explain --trace "$1" -- /bin/sh -c "$2" "$0""#,
+      built("iommu").path, trace.path, script)
+    #expect(run.status == 0, "\(run)")
+    let told = "fault put in by iommu ctl: 0000:e0:04.0: link-down"
+    #expect(run.errors == "iommu: \(told)\n")
+    #expect(run.output.contains("0000:e0:04.0  group 0  vfio-pci  link down\n"), "\(run)")
+    #expect(try String(contentsOf: trace, encoding: .utf8).contains("\"what\":\"\(told)\""))
+  }
 }
