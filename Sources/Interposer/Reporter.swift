@@ -62,6 +62,9 @@ final class Reporter: Sendable {
     isTracing = lines || trace != nil
   }
 
+  /// Descriptors that are its own.
+  var descriptors: [Int32] { trace.map { [$0.number] } ?? [] }
+
   /// Whether calls are to be reported at all.
   var isActive: Bool { isTracing || explains }
 

@@ -130,12 +130,15 @@ final class Supervision {
     System.writeAll(front, Report.started(pid: program).bytes)
   }
 
-  /// Leaves the session, gives back the program's descriptors, opens the trace.
+  /// Opens the trace, leaves the session, gives back the program's descriptors.
   private static func prepare(
     _ options: RunOptions, keeping kept: [Int32]
   ) throws(InterposerError) -> Reporter {
+    // Before the descriptors go: it may be one of them, as /dev/stdout is, or /dev/fd/63 of a
+    // shell's >(command).
+    let reporter = try Reporter(options)
     setsid()
-    closeAll(above: 2, except: kept)
+    closeAll(above: 2, except: kept + reporter.descriptors)
     detachStandardStreams(keepError: true)
     var limit = rlimit()
     #if canImport(Glibc)
@@ -147,7 +150,7 @@ final class Supervision {
       limit.rlim_cur = limit.rlim_max
       _ = unsafe setrlimit(files, &limit)
     }
-    return try Reporter(options)
+    return reporter
   }
 
   /// Gives the program its view, which follows the machine from here on.

@@ -23,6 +23,9 @@ final class TraceFile: Sendable {
     var isShort = false
   }
 
+  /// Of the file, or the pipe.
+  var number: Int32 { descriptor.number }
+
   private let descriptor: OwnedDescriptor
   private let canSeek: Bool
   private let state = Guarded(State())

@@ -341,4 +341,18 @@ import Testing
     let events = try JSONSerialization.jsonObject(with: Data(contentsOf: path))
     #expect((events as? [[String: Any]])?.contains { $0["name"] as? String == "open" } == true)
   }
+
+  @Test(
+    "a trace goes to what was open when the run began: its output, a descriptor, a pipe",
+    arguments: [
+      "exec \"$0\" run --trace /dev/stdout -- \"$1\" --quiet",
+      "exec \"$0\" run --trace /proc/self/fd/1 -- \"$1\" --quiet | cat",
+      "exec 7>&1; exec \"$0\" run --trace /dev/fd/7 -- \"$1\" --quiet 2>&1 > /dev/null",
+    ])
+  func inheritedTrace(script: String) throws {
+    let run = try shell(script, built("iommu").path, built("dma-copy").path)
+    #expect(run.status == 0, "\(run.errors)")
+    let events = try JSONSerialization.jsonObject(with: Data(run.output.utf8))
+    #expect((events as? [[String: Any]])?.contains { $0["name"] as? String == "open" } == true)
+  }
 }
