@@ -62,6 +62,7 @@ struct engine {
   uint64_t bar0;     // file offset of the registers
   uint64_t config;   // file offset of configuration space
   volatile uint8_t *registers;  // BAR 0, where engine_map has mapped it
+  size_t registers_size;
 };
 
 static inline bool is_engine(const char *bdf) {
@@ -150,7 +151,16 @@ static inline int engine_map(struct engine *engine) {
                    (off_t)region.offset);
   if (map == MAP_FAILED) return -1;
   engine->registers = map;
+  engine->registers_size = region.size;
   return 0;
+}
+
+// Gives the mapping back: it keeps the device open as a descriptor does.
+static inline int engine_unmap(struct engine *engine) {
+  if (!engine->registers) return 0;
+  void *map = (void *)(uintptr_t)engine->registers;
+  engine->registers = NULL;
+  return munmap(map, engine->registers_size);
 }
 
 static inline uint64_t engine_read(struct engine *engine, uint64_t offset, size_t size) {

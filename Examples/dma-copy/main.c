@@ -244,6 +244,9 @@ int main(int count, char **arguments) {
         .destination = destination.iova + i * limit,
         .next = last ? chain_iova : chain_iova + (i + 1) * sizeof *chain};
   }
+  // 10 seconds, and one more for each 16 MiB: what is stuck must not keep us for ever.
+  const uint64_t seconds = 10 + (size >> 24);
+  const int patience = seconds < 1000000 ? (int)seconds * 1000 : 1000000000;
   const uint64_t last_iova = chain_iova + (descriptors - 1) * sizeof *chain;
 
   for (uint64_t round = 1; round <= repeat; round++) {
@@ -256,12 +259,18 @@ int main(int count, char **arguments) {
       TELL("programmed the engine (version %u.%u): %llu descriptor%s, %llu bytes", version >> 4,
            version & 0xf, (unsigned long long)descriptors, descriptors == 1 ? "" : "s",
            (unsigned long long)size);
-    const uint64_t interrupts = engine_wait(&engine, 10000);
+    const uint64_t interrupts = engine_wait(&engine, patience);
     const uint32_t error = (uint32_t)engine_read(&engine, CHANERR, 4);
+    const unsigned status = (unsigned)engine_read(&engine, CHANSTS, 8) & 7;
+    if (!interrupts && !error && status == CHANSTS_ACTIVE) {
+      fflush(stdout);
+      fprintf(stderr, "dma-copy: no interrupt came in %d s, and the engine is still at work "
+              "(status 0, error 0): it is stuck, or very slow\n", patience / 1000);
+      return EXIT_FAILED;
+    }
     if (error || !interrupts) {
       fflush(stdout);
-      fprintf(stderr, "dma-copy: the engine reports status %llu, error 0x%x (%s)%s\n",
-              (unsigned long long)engine_read(&engine, CHANSTS, 8) & 7, error,
+      fprintf(stderr, "dma-copy: the engine reports status %u, error 0x%x (%s)%s\n", status, error,
               engine_error(error), interrupts ? "" : "; no interrupt came");
       return EXIT_FAILED;
     }
@@ -281,6 +290,7 @@ int main(int count, char **arguments) {
   TELL("compared: all %llu bytes are right%s", (unsigned long long)size,
        repeat > 1 ? ", each time" : "");
 
+  if (engine_unmap(&engine)) fail("unmapping the registers");
   if (container) {
     close(engine.device);
     if (ioctl(engine.group, VFIO_GROUP_UNSET_CONTAINER)) fail("VFIO_GROUP_UNSET_CONTAINER");

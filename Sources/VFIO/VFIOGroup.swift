@@ -246,7 +246,8 @@ public final class VFIOGroup: Sendable {
           throw IOMMUError(
             .resourceBusy,
             "group \(group.id) cannot leave its container while \(state.containerUsers) of its "
-              + "devices are open; close their descriptors first")
+              + "devices \(state.containerUsers == 1 ? "is" : "are") in use; unmap what is mapped "
+              + "of them and close their descriptors first")
         }
         container.remove(group)
       case .context:

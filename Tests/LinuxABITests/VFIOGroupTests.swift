@@ -205,6 +205,7 @@ private let set = VFIO_GROUP_FLAGS_CONTAINER_SET
     #expect(rig.unsetContainer(groups[0]) == -16)
     let error = #expect(throws: IOMMUError.self) { try rig.groups[1].unsetContainer() }
     #expect(error?.reason.contains("2 of its devices") == true)
+    #expect(error?.reason.contains("unmap") == true, "a mapping keeps a device as a file does")
     rig.caller.close(first)
     #expect(rig.unsetContainer(groups[0]) == -16)
     rig.caller.close(second)

@@ -286,6 +286,8 @@ import Testing
     arguments: [
       ["--anonymous"], ["--shared"], ["--memfd"], ["--size", "8388608"],
       ["--container", "/dev/vfio/vfio"], ["--container", "/dev/iommu", "--shared"],
+      ["--mmap"], ["--container", "/dev/vfio/vfio", "--mmap"],
+      ["--container", "/dev/iommu", "--mmap"],
     ])
   func copy(options: [String]) throws {
     let run = try iommu(["run", "--", built("dma-copy").path] + options)
