@@ -48,7 +48,8 @@ struct Run: ParsableCommand {
 
   @Argument(
     parsing: .postTerminator,
-    help: ArgumentHelp("The program and its arguments, after '--'.", valueName: "program"))
+    help: ArgumentHelp("The program and its arguments, after '--'.", valueName: "program"),
+    completion: .file())
   var command: [String] = []
 
   func validate() throws {

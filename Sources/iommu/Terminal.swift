@@ -20,14 +20,22 @@ enum Terminal {
     return unsafe String(cString: value)
   }
 
-  /// Writes to standard output, now: not through a buffer that a child would repeat.
-  static func print(_ text: String) { write(text, to: .standardOutput) }
+  /// Writes to standard output, now: not through a buffer that a child would repeat. What cannot be
+  /// written is a failure, and ends the process: a file of half a machine is worse than none.
+  static func print(_ text: String) {
+    do {
+      try FileDescriptor.standardOutput.writeAll(text.utf8)
+    } catch {
+      // Where nobody reads any more there is nobody to tell.
+      if let error = error as? Errno, error != .brokenPipe {
+        complain("iommu: cannot write to standard output: \(error)")
+      }
+      exit(EXIT_FAILURE)
+    }
+  }
 
   /// Writes a line to standard error.
-  static func complain(_ text: String) { write(text + "\n", to: .standardError) }
-
-  private static func write(_ text: String, to file: FileDescriptor) {
-    // Where nobody reads any more there is nobody to tell.
-    _ = try? file.writeAll(text.utf8)
+  static func complain(_ text: String) {
+    _ = try? FileDescriptor.standardError.writeAll((text + "\n").utf8)
   }
 }

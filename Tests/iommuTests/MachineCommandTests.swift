@@ -57,6 +57,37 @@ import Testing
     #expect(run.output.contains("trace"))
   }
 
+  @Test("after `iommu run --` bash completes the names of files") func completesFiles() throws {
+    let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: place) }
+    let script = place.appendingPathComponent("iommu.bash")
+    try Data(try iommu("completion", "bash").output.utf8).write(to: script)
+    try Data().write(to: place.appendingPathComponent("a-driver"))
+    let run = try shell(
+      #"exec bash -c "$0" "$1""#,
+      """
+      cd "$0" && . ./iommu.bash
+      COMP_WORDS=(iommu run --explain -- ./a-) COMP_CWORD=4
+      COMP_LINE="${COMP_WORDS[*]}" COMP_POINT=${#COMP_LINE}
+      _iommu iommu ./a- --
+      printf '[%s]' "${COMPREPLY[@]}"
+      """, place.path)
+    #expect(run.output == "[./a-driver]", "\(run)")
+  }
+
+  @Test(
+    "what cannot be written ends with a sentence and a failure",
+    arguments: [["machine"], ["machine", "--yaml"], ["completion", "bash"]])
+  func fullDisk(arguments: [String]) throws {
+    let run = try shell(
+      "exec \"$0\" \(arguments.joined(separator: " ")) > /dev/full", built("iommu").path)
+    #expect(run.status == 1, "\(run)")
+    #expect(
+      run.errors == "iommu: cannot write to standard output: No space left on device\n",
+      "\(run)")
+  }
+
   @Test("an unknown option is refused") func unknown() throws {
     let run = try iommu("machine", "--jason")
     #expect(run.status == 64)
