@@ -179,7 +179,8 @@ int main(int count, char **arguments) {
   if (ioctl(engine.iommu, IOMMU_HWPT_ALLOC, &table)) fail("IOMMU_HWPT_ALLOC");
   if (engine_attach(&engine, table.out_hwpt_id)) {
     if (errno == ENODEV) {
-      fprintf(stderr, "page-requests: %s makes no page requests, or its IOMMU takes none\n",
+      fprintf(stderr, "page-requests: %s makes no page requests, or its IOMMU takes none; try: iommu run "
+              "--machine Examples/page-requests/machine.yaml -- page-requests\n",
               engine.bdf);
       return EXIT_NO_DEVICE;
     }

@@ -65,9 +65,10 @@ struct Demo: ParsableCommand {
     } catch {
       throw Complaint("cannot start \(arguments[0]): \(error)")
     }
-    guard status == 0 else {
-      throw Complaint(
-        "the program ended with status \(status); `iommu doctor` says what this host allows")
+    switch status {
+    case 0: break
+    case 125: throw Complaint("the program was not run; `iommu run` says why, above")
+    default: throw Complaint("the program ended with status \(status)")
     }
   }
 }

@@ -38,8 +38,13 @@ struct Narrator {
     Terminal.print("\n\(bold(line))\n")
   }
 
+  /// Shows a command. The programs lose their directories, which the user knows.
   func command(_ arguments: [String]) {
-    let words = arguments.map { $0.split(separator: "/").last.map(String.init) ?? $0 }
+    let program = arguments.firstIndex(of: "--").map { $0 + 1 }
+    let words = arguments.enumerated().map { index, word in
+      index == 0 || index == program
+        ? word.split(separator: "/").last.map(String.init) ?? word : word
+    }
     Terminal.print("\(faint("$ " + words.joined(separator: " ")))\n\n")
   }
 

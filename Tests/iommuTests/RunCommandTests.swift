@@ -334,6 +334,15 @@ import Testing
     #expect(run.errors.contains("dma-copy is not in /nonexistent"))
   }
 
+  @Test("the demo names a trace that cannot be written as it was given") func demoTrace() throws
+  {
+    let run = try iommu("demo", "--trace", "/nonexistent/demo.json")
+    #expect(run.status == 1)
+    #expect(run.output.contains("$ iommu run --trace /nonexistent/demo.json -- dma-copy"))
+    #expect(run.errors.contains("cannot write the trace /nonexistent/demo.json: "))
+    #expect(run.errors.contains("the program was not run"))
+  }
+
   @Test("a trace is JSON that names the calls") func trace() throws {
     let path = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
     defer { try? FileManager.default.removeItem(at: path) }
