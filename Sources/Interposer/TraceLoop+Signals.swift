@@ -84,26 +84,32 @@ extension TraceLoop {
       return verdict
     }
     var isBlocked = isReset(by: thread)
-    if isBlocked, thread.process.threads.count > 1 {
-      gather()
-      let others = faulted(beside: thread)
-      if thread.blocks != true, others.contains(where: { $0.blocks == true }) {
-        isBlocked = false
-        putBack(in: thread)
-      }
+    if isBlocked, thread.blocks != true,
+      faulted(beside: thread).contains(where: { $0.blocks == true })
+    {
+      isBlocked = false
+      putBack(in: thread)
     }
     thread.blocks = isBlocked
     return isBlocked
   }
 
-  /// Threads of its process that have stopped by a fault, too.
+  /// Threads of its process that have faulted, too: they have stopped; or they had SIGBUS blocked at their
+  /// last access, and the kernel has one for them.
   private func faulted(beside thread: TracedThread) -> [TracedThread] {
-    later.compactMap { event in
-      guard event.isBusError, let other = threads[event.thread],
-        other.process === thread.process, other !== thread
-      else { return nil }
-      return other
-    }
+    let process = thread.process
+    guard process.threads.count > 1 else { return [] }
+    let others = process.threads.values.filter { $0 !== thread && $0.blocks == true }
+    let pending = others.filter { Self.hasBusError(signals(of: $0)?.pending ?? 0) }
+    // Who has stopped meanwhile is not pending any more, and found here.
+    gather()
+    return pending
+      + later.compactMap { event in
+        guard event.isBusError, let other = threads[event.thread],
+          other.process === process, other !== thread
+        else { return nil }
+        return other
+      }
   }
 
   /// Puts the action back that the kernel has made a default. Who has faulted meanwhile did so with
@@ -113,36 +119,49 @@ extension TraceLoop {
     let isOwn = process.installed == .own
     process.installed = .nothing
     install(isOwn ? .own : .mark, in: thread)
-    guard process.threads.count > 1 else { return }
-    gather()
     for other in faulted(beside: thread) { other.verdict = other.blocks ?? false }
   }
 
   /// Whether the kernel has made the action for SIGBUS a default; and where the thread ran.
   private func isReset(by thread: TracedThread) -> Bool {
+    guard let signals = signals(of: thread) else { return false }
+    placement.note(signals.processor)
+    return thread.process.installed != .nothing && !Self.hasBusError(signals.caught)
+  }
+
+  private static func hasBusError(_ set: UInt64) -> Bool { set & 1 << UInt64(SIGBUS - 1) != 0 }
+
+  /// What `/proc/PID/task/TID/stat` says of a thread: the signals that it alone is to get, those that its
+  /// process has a handler for, and where it ran; nil where it is gone.
+  private func signals(
+    of thread: TracedThread
+  ) -> (pending: UInt64, caught: UInt64, processor: Int32)? {
     // SAFETY: the buffer's own size.
     let count = unsafe csys_pread(
       thread.status, scratch.bytes.baseAddress!, scratch.bytes.count, 0)
-    guard count > 0 else { return false }
+    guard count > 0 else { return nil }
     // The name, which is in parentheses, may have any bytes.
     var index = count - 1
     while index > 0, unsafe scratch.bytes[index] != UInt8(ascii: ")") { index -= 1 }
     var field = 2
-    var caught: UInt64 = 0
-    var processor: UInt64 = 0
+    var (pending, caught, processor) = (0, 0, 0) as (UInt64, UInt64, UInt64)
     index += 1
     while index < count {
       let byte = unsafe scratch.bytes[index]
       if byte == UInt8(ascii: " ") {
         field += 1
       } else if byte >= 48 && byte < 58 {
-        if field == 34 { caught = caught &* 10 &+ UInt64(byte &- 48) }
-        if field == 39 { processor = processor &* 10 &+ UInt64(byte &- 48) }
+        let digit = UInt64(byte &- 48)
+        switch field {
+        case 31: pending = pending &* 10 &+ digit
+        case 34: caught = caught &* 10 &+ digit
+        case 39: processor = processor &* 10 &+ digit
+        default: break
+        }
       }
       index += 1
     }
-    placement.note(Int32(truncatingIfNeeded: processor))
-    return thread.process.installed != .nothing && caught & 1 << UInt64(SIGBUS - 1) == 0
+    return (pending, caught, Int32(truncatingIfNeeded: processor))
   }
 
   /// Undoes what the kernel did to let the signal through.

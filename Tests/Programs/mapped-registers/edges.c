@@ -6,6 +6,8 @@
 #include "registers.h"
 
 #include <linux/userfaultfd.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 
@@ -68,31 +70,37 @@ static void handlers_change(void) {
 }
 
 // Each thread has the mask that it has set, however their accesses meet.
-static volatile int ends;
+enum { KEEPERS = 3 };
+static atomic_int met;
+static void check_mask(bool blocked) {
+  sigset_t set;
+  CHECK(map[VERSION] == 0x33 && pthread_sigmask(SIG_BLOCK, NULL, &set) == 0);
+  CHECK(sigismember(&set, SIGBUS) == blocked);
+}
 static void *keep_mask(void *argument) {
   const bool blocked = argument != NULL;
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGBUS);
   CHECK(pthread_sigmask(blocked ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL) == 0);
-  // What it does at its first access is learnt by then.
-  for (int i = 0; i < 400 && !ends; i++) {
-    for (int j = 0; j < 3; j++) CHECK(map[VERSION] == 0x33);
-    CHECK(pthread_sigmask(SIG_BLOCK, NULL, &set) == 0);
-    CHECK(sigismember(&set, SIGBUS) == blocked);
+  // What a thread has is learnt at its first access, which meets nobody else's.
+  check_mask(blocked);
+  met++;
+  while (met < KEEPERS) sched_yield();
+  for (int i = 0; i < 400; i++) {
+    for (int j = 0; j < 2; j++) CHECK(map[VERSION] == 0x33);
+    check_mask(blocked);
   }
-  ends |= blocked;
   return NULL;
 }
 static void masks(void) {
-  pthread_t all[3];
-  ends = 0;
-  for (size_t i = 0; i < 3; i++) {
-    CHECK(pthread_create(&all[i], NULL, keep_mask, i == 0 ? (void *)&ends : NULL) == 0);
-    // One by one to their first access.
-    usleep(20000);
+  pthread_t all[KEEPERS];
+  met = 0;
+  for (int i = 0; i < KEEPERS; i++) {
+    CHECK(pthread_create(&all[i], NULL, keep_mask, i == 0 ? (void *)&met : NULL) == 0);
+    while (met <= i) sched_yield();
   }
-  for (size_t i = 0; i < 3; i++) CHECK(pthread_join(all[i], NULL) == 0);
+  for (size_t i = 0; i < KEEPERS; i++) CHECK(pthread_join(all[i], NULL) == 0);
 }
 
 // Nothing below a stack is touched: it may be somebody else's.
