@@ -11,7 +11,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(3))) struct VFIOConcurrencyTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOConcurrencyTests {
   @Test("C1, C6: of many opens of device and group at once, one at most is the user")
   func oneUser() async throws {
     let rig = try EngineRig()

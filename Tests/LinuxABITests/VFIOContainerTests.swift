@@ -15,7 +15,7 @@ import VFIO
 
 private typealias IOMMUConfiguration = SoftwareIOMMU.Configuration
 
-@Suite(.timeLimit(.minutes(3))) struct VFIOContainerTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOContainerTests {
   @Test(
     "C6: a group that comes later reaches what is mapped; one whose devices must not is refused"
   )

@@ -16,7 +16,7 @@ import VFIO
 /// Every command of a device, and one that no file knows.
 private let allCommands: [UInt32] = Array(0x3b64...0x3b7f) + [0x3bff, 0, .max]
 
-@Suite(.timeLimit(.minutes(2))) struct VFIODeviceTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIODeviceTests {
   let rig: EngineRig
 
   init() throws { rig = try EngineRig() }

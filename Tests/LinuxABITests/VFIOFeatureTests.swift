@@ -10,7 +10,7 @@ import Testing
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(2))) struct DMALoggingTests {
+@Suite(.timeLimit(.minutes(10))) struct DMALoggingTests {
   let rig: EngineRig
   private static let ranges: UInt64 = 0x5000
   private static let bitmap: UInt64 = 0x6000
@@ -166,7 +166,7 @@ import Testing
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct LowPowerTests {
+@Suite(.timeLimit(.minutes(10))) struct LowPowerTests {
   let rig: EngineRig
   private let entry = VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY
   private let exit = VFIO_DEVICE_FEATURE_LOW_POWER_EXIT

@@ -12,7 +12,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(3))) struct VFIOFuzzTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOFuzzTests {
   private struct Random: RandomNumberGenerator {
     var state: UInt64
     mutating func next() -> UInt64 {

@@ -14,7 +14,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(2))) struct VFIOHotResetTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOHotResetTests {
   let system = IOMMUSystem()
   let caller: LocalCaller
   let functions: [PCIFunction]

@@ -14,7 +14,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(2))) struct VFIOMemoryTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOMemoryTests {
   static let size: UInt64 = 64 << 10
   static let bar2: UInt64 = EngineRig.regionBase | 2 << 40
   let rig: EngineRig

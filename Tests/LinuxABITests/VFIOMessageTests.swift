@@ -14,7 +14,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(2))) struct VFIOMessageTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOMessageTests {
   private let none = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER
   private let flags = VFIO_IRQ_SET_DATA_BOOL | VFIO_IRQ_SET_ACTION_TRIGGER
   private let events = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER

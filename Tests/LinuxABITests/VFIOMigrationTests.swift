@@ -14,7 +14,7 @@ import VFIO
 
 @testable import LinuxABI
 
-@Suite(.timeLimit(.minutes(2))) struct VFIOMigrationTests {
+@Suite(.timeLimit(.minutes(10))) struct VFIOMigrationTests {
   private static let ring: UInt64 = 0x10_0000
   private static let count: UInt64 = 64
 

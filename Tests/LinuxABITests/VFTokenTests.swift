@@ -14,7 +14,7 @@ import Testing
 @testable import LinuxABI
 @testable import VFIO
 
-@Suite(.timeLimit(.minutes(2))) struct VFTokenTests {
+@Suite(.timeLimit(.minutes(10))) struct VFTokenTests {
   static let uuid = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
   static let bytes: [UInt8] = [
     0xbd, 0x8d, 0x9d, 0x2b, 0x5a, 0x5f, 0x4f, 0x5a, 0xa2, 0x11, 0xf5, 0x91, 0x51, 0x4b, 0xa1,

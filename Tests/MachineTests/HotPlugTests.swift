@@ -14,7 +14,7 @@ import VFIO
 
 @testable import Machine
 
-@Suite("Devices that come and go", .timeLimit(.minutes(2))) struct HotPlugTests {
+@Suite("Devices that come and go", .timeLimit(.minutes(10))) struct HotPlugTests {
   private let machine: Machine
   private let alone = "0000:e0:04.0"
   private let pair = ("0000:e1:00.0", "0000:e1:00.1")

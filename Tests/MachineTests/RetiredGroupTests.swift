@@ -25,7 +25,7 @@ private let text = """
     - {model: copy-engine, address: "0000:e0:07.0", group: 3, host-driver: ioat-mdev, slices: 2}
   """
 
-@Suite("Groups that outlive their devices", .timeLimit(.minutes(2))) struct RetiredGroupTests {
+@Suite("Groups that outlive their devices", .timeLimit(.minutes(10))) struct RetiredGroupTests {
   private let machine: Machine
   private let caller: LocalCaller
   private let alone = "0000:e0:04.0"

@@ -25,7 +25,7 @@ private func makeMachine(_ device: String = "virtual-functions: 4") throws -> Ma
 
 private let home = "/sys/bus/pci/devices/0000:e1:00.0"
 
-@Suite("Virtual functions", .timeLimit(.minutes(2))) struct VirtualFunctionTests {
+@Suite("Virtual functions", .timeLimit(.minutes(10))) struct VirtualFunctionTests {
   let caller: LocalCaller
 
   init() throws { caller = try LocalCaller() }

@@ -9,7 +9,7 @@ import SoftDevices
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineDirtyTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineDirtyTests {
   let bench: EngineBench
   let table: UInt32
   let bitmap: UInt64 = 0x4000

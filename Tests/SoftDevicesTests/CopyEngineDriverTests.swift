@@ -10,7 +10,7 @@ import Testing
 
 @testable import SoftDevices
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineDriverTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineDriverTests {
   @Test("J1: the registers that drivers only set up read as they were written, until a reset")
   func hints() throws {
     let rig = try EngineBench(.init(version: 0x34)).rig

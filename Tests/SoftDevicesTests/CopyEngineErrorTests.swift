@@ -8,7 +8,7 @@ import SoftDevices
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineErrorTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineErrorTests {
   let bench: EngineBench
   let signal = CountingSignal()
   /// Not mapped.

@@ -8,7 +8,7 @@ import SoftDevices
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(3))) struct CopyEngineLifeTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineLifeTests {
   private func busy() throws -> EngineBench {
     let bench = try EngineBench()
     bench.descriptor(size: 1 << 20, control: 0x9)

@@ -8,7 +8,7 @@ import TestSupport
 import Testing
 import VFIO
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineLineTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineLineTests {
   private static let trigger = VFIO_IRQ_SET_ACTION_TRIGGER
   private static let events = VFIO_IRQ_SET_DATA_EVENTFD
   private static let none = VFIO_IRQ_SET_DATA_NONE

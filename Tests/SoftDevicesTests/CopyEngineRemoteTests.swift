@@ -49,7 +49,7 @@ private final class DistantMemory: MemorySource, RemoteMemory {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineRemoteTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineRemoteTests {
   @Test("J1: memory reached by calls is copied; once it is gone, read and write data errors")
   func vanishing() throws {
     let bench = try EngineBench()

@@ -11,7 +11,7 @@ import TestSupport
 import Testing
 import VFIO
 
-@Suite(.timeLimit(.minutes(3))) struct CopyEngineResetTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineResetTests {
   private static let base: UInt64 = 0x100_0000
   private static let byteCount: UInt64 = 16 << 20
 

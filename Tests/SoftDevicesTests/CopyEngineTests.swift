@@ -45,7 +45,7 @@ struct EngineBench {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct CopyEngineTests {
+@Suite(.timeLimit(.minutes(10))) struct CopyEngineTests {
   @Test("J1: a copy of 1 MiB arrives whole, and CHANSTS names its descriptor")
   func copy() throws {
     let bench = try EngineBench()

@@ -9,7 +9,7 @@ import VFIO
 
 @testable import SoftDevices
 
-@Suite(.timeLimit(.minutes(2))) struct EngineStateTests {
+@Suite(.timeLimit(.minutes(10))) struct EngineStateTests {
   private func rig(_ configuration: CopyEngine.Configuration = .init()) throws -> EngineRig {
     let rig = try EngineRig(configuration: configuration)
     try rig.connect()

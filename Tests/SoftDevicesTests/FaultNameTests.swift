@@ -7,7 +7,7 @@ import IOMMU
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct FaultNameTests {
+@Suite(.timeLimit(.minutes(10))) struct FaultNameTests {
   private struct Fault: Equatable {
     let source: String
     let iova: UInt64

@@ -22,7 +22,7 @@ private func errno(_ body: () throws -> Void) -> Errno? {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct MediatedEngineTests {
+@Suite(.timeLimit(.minutes(10))) struct MediatedEngineTests {
   @Test(
     "D2: users of one engine copy in their own spaces, where equal IOVAs are other memory",
     arguments: [["pasid", "pasid"], ["software", "software"], ["pasid", "software"]])

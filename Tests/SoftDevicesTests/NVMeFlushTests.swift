@@ -28,7 +28,7 @@ private final class Gate: Sendable {
   var count: Int { begun.load(ordering: .sequentiallyConsistent) }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct NVMeFlushTests {
+@Suite(.timeLimit(.minutes(10))) struct NVMeFlushTests {
   /// A controller with two namespaces in files; the first is slow.
   private final class Slow {
     let rig: NVMeRig

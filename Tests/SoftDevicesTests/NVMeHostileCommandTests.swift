@@ -10,7 +10,7 @@ import TestSupport
 import Testing
 import VFIO
 
-@Suite(.timeLimit(.minutes(2))) struct NVMeHostileCommandTests {
+@Suite(.timeLimit(.minutes(10))) struct NVMeHostileCommandTests {
   private func rig() throws -> NVMeRig {
     let rig = try NVMeRig(
       NVMeConfiguration(

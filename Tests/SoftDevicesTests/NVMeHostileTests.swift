@@ -12,7 +12,7 @@ import TestSupport
 import Testing
 import VFIO
 
-@Suite(.timeLimit(.minutes(2))) struct NVMeHostileTests {
+@Suite(.timeLimit(.minutes(10))) struct NVMeHostileTests {
   private func rig(_ carriesDoorbells: Bool = false) throws -> NVMeRig {
     let rig = try NVMeRig(
       NVMeConfiguration(

@@ -11,7 +11,7 @@ import VFIO
 
 @testable import SoftDevices
 
-@Suite(.timeLimit(.minutes(2))) struct NVMeStateTests {
+@Suite(.timeLimit(.minutes(10))) struct NVMeStateTests {
   private func rig(_ carriesDoorbells: Bool = false) throws -> NVMeRig {
     try NVMeRig(
       NVMeConfiguration(namespaces: [.init(size: 1 << 20)], queues: 4),

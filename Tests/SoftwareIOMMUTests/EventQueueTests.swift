@@ -10,7 +10,7 @@ import Testing
 
 @testable import SoftwareIOMMU
 
-@Suite("H2: events", .timeLimit(.minutes(2))) struct EventQueueTests {
+@Suite("H2: events", .timeLimit(.minutes(10))) struct EventQueueTests {
   static let families: [SoftwareIOMMU.Configuration] = SoftwareIOMMU.Architecture.allCases.map {
     .init(architecture: $0, pasidBits: 16)
   }

@@ -13,7 +13,7 @@ import Testing
 
 @testable import SoftwareIOMMU
 
-@Suite("H1: page requests that a user's table forbids", .timeLimit(.minutes(1)))
+@Suite("H1: page requests that a user's table forbids", .timeLimit(.minutes(10)))
 struct PageRequestRefusalTests {
   /// A device that asks for pages, on a user's table with a fault queue, over a space that maps
   /// nothing.

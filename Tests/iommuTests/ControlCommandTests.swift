@@ -5,7 +5,7 @@
 import Foundation
 import Testing
 
-@Suite(.timeLimit(.minutes(2))) struct ControlCommandTests {
+@Suite(.timeLimit(.minutes(10))) struct ControlCommandTests {
   @Test(
     "J1: iommu ctl without a run of that number says so, and how to find those that there are")
   func nobody() throws {

@@ -6,7 +6,7 @@
 import Foundation
 import Testing
 
-@Suite(.timeLimit(.minutes(5))) struct MigrationRunTests {
+@Suite(.timeLimit(.minutes(10))) struct MigrationRunTests {
   private let example = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     .deletingLastPathComponent().deletingLastPathComponent()
     .appendingPathComponent("Examples/live-migration/machine.yaml")

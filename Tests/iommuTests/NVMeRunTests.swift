@@ -6,7 +6,7 @@
 import Foundation
 import Testing
 
-@Suite(.timeLimit(.minutes(5))) struct NVMeRunTests {
+@Suite(.timeLimit(.minutes(10))) struct NVMeRunTests {
   /// A directory of its own, and in it a machine with one controller.
   private func makeMachine(_ namespaces: String...) throws -> (directory: URL, machine: URL) {
     let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
