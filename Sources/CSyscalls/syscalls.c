@@ -199,6 +199,7 @@ int csys_gettid(void) { return (int)syscall(SYS_gettid); }
 int csys_no_new_privileges(void) { return RESULT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); }
 int csys_set_dumpable(int dumpable) { return RESULT(prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0)); }
 int csys_unshare(int flags) { return RESULT(unshare(flags)); }
+int csys_adopt_orphans(void) { return RESULT(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)); }
 
 struct start {
   void (*body)(void *);
@@ -288,6 +289,25 @@ int csys_identity_known(int fd, struct csys_identity *out) {
   *out = (struct csys_identity){
       makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino, status.stx_mode, 0};
   return 0;
+}
+int csys_mount_id(int dirfd, const char *path, int flags, uint64_t *out) {
+  // Musl's and older C libraries' structure ends before the field, which is 18 words of 8 bytes in.
+  union {
+    struct statx status;
+    uint64_t words[32];
+  } all;
+  enum { MOUNT_ID = 0x1000, WORD = 18 };
+  memset(&all, 0, sizeof all);
+  const int result = RESULT(syscall(
+      SYS_statx, dirfd, path, flags | AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, MOUNT_ID, &all));
+  if (result < 0) return result;
+  if (!(all.status.stx_mask & MOUNT_ID)) return -ENOSYS;
+  *out = all.words[WORD];
+  return 0;
+}
+uint32_t csys_file_system(const char *path) {
+  struct statfs status;
+  return statfs(path, &status) == 0 ? (uint32_t)status.f_type : 0;
 }
 uint64_t csys_device_number(uint32_t major, uint32_t minor) { return makedev(major, minor); }
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor) {

@@ -19,7 +19,7 @@ public enum Doctor {
     /// How it is done.
     public let mechanism: String
     public let works: Bool
-    /// Whether nothing runs without it.
+    /// Whether nothing runs without it. Of the views one is enough.
     public let isRequired: Bool
     /// First Linux version that has it, as `uname -r` spells it.
     public let kernelSince: String
@@ -29,15 +29,56 @@ public enum Doctor {
     public let remedy: String
     /// What the host said; empty where there is nothing to add.
     public let detail: String
+    /// The way to a /dev and a /sys of the program's own that it is; nil for everything else.
+    public var view: ViewMode?
   }
 
   /// Tries everything. Call it from a process that has one thread: it forks.
   public static func probe() -> [Finding] {
-    let session = ProbeSession.run()
+    let namespace = ProbeSession.run(.namespace)
+    let paths = ProbeSession.run(.paths)
+    // All else is tried on what `run` would take.
+    let session = namespace.viewError.isEmpty ? namespace : paths
     // Where no call comes, nothing more can be tried on it.
     let isServed = session.filterError == 0
-    return setUp(session).filter { isServed || $0.isRequired }
-      + (isServed ? service(session) : []) + [lastClose(), yama()]
+    return setUp(session).filter { isServed || $0.isRequired } + views(namespace, paths)
+      + (isServed ? service(session) : []) + [lastClose(), yama(session)]
+  }
+
+  /// The view that `run` takes where it is not told; nil where none works.
+  public static func view(of findings: [Finding]) -> ViewMode? {
+    ViewMode.allCases.first { view in findings.contains { $0.view == view && $0.works } }
+  }
+
+  /// Whether a program can be run.
+  public static func canRun(_ findings: [Finding]) -> Bool {
+    view(of: findings) != nil && findings.allSatisfy { $0.works || !$0.isRequired }
+  }
+
+  private static func views(_ namespace: ProbeSession, _ paths: ProbeSession) -> [Finding] {
+    let (hasMounts, hasShadow) = (namespace.viewError.isEmpty, paths.viewError.isEmpty)
+    let feature = "/dev and /sys of the program's own"
+    return [
+      Finding(
+        feature: feature,
+        mechanism: namespace.isPrivileged
+          ? "mount namespace, as root" : "mount namespace in a user namespace",
+        works: hasMounts, isRequired: !hasShadow, kernelSince: "5.8",
+        lostWithout: hasShadow
+          ? "speed: calls that take a path come by iommu; `run` shows the files by paths"
+          : "everything: the program cannot see the devices",
+        remedy: "allow unprivileged user namespaces, or run as root with CAP_SYS_ADMIN",
+        detail: namespace.viewError, view: .namespace),
+      Finding(
+        feature: feature, mechanism: "paths, looked up by the supervisor",
+        works: hasShadow, isRequired: !hasMounts, kernelSince: "5.9",
+        lostWithout: hasMounts
+          ? "nothing here: `run` takes the mount namespace"
+          : "everything: the program cannot see the devices",
+        remedy:
+          "let /dev/shm, TMPDIR or /tmp be a local file system that this user can write",
+        detail: paths.viewError, view: .paths),
+    ]
   }
 
   private static func setUp(_ session: ProbeSession) -> [Finding] {
@@ -57,14 +98,6 @@ public enum Doctor {
         isRequired: false, kernelSince: "5.19",
         lostWithout: "a signal may make a call arrive twice",
         remedy: "use Linux 5.19 or later", detail: ""),
-      Finding(
-        feature: "/dev and /sys of the program's own",
-        mechanism: session.isPrivileged
-          ? "mount namespace, as root" : "mount namespace in a user namespace",
-        works: session.viewError.isEmpty, isRequired: true, kernelSince: "5.8",
-        lostWithout: "everything: the program cannot see the devices",
-        remedy: "allow unprivileged user namespaces, or run as root with CAP_SYS_ADMIN",
-        detail: session.viewError),
     ]
   }
 
@@ -146,17 +179,20 @@ public enum Doctor {
       remedy: "set fs.leases-enable=1 and raise fs.inotify.max_user_instances", detail: detail)
   }
 
-  private static func yama() -> Finding {
+  private static func yama(_ session: ProbeSession) -> Finding {
     let scope = System.contents("/proc/sys/kernel/yama/ptrace_scope").map {
       String(decoding: $0.prefix { $0 >= 0x30 }, as: UTF8.self)
     }
-    // 0 and 1 allow a parent that owns the child's user namespace; 2 asks for CAP_SYS_PTRACE,
-    // which it has there; 3 forbids all.
+    // 1 allows ancestors, which the supervisor of all is; 2 asks for CAP_SYS_PTRACE, which a
+    // parent has in the child's user namespace, and else root; 3 forbids all.
+    let works = scope != "3" && (scope != "2" || session.readMemory > 0)
     return Finding(
       feature: "access to the program, as far as Yama has a say",
-      mechanism: "kernel.yama.ptrace_scope", works: scope != "3", isRequired: true,
+      mechanism: "kernel.yama.ptrace_scope", works: works, isRequired: true,
       kernelSince: "3.4", lostWithout: "everything: the program's memory cannot be read",
-      remedy: "set kernel.yama.ptrace_scope to 2 or less, which takes a reboot",
+      remedy: session.view == .paths && scope == "2"
+        ? "set kernel.yama.ptrace_scope to 1 or less, or run as root with CAP_SYS_PTRACE"
+        : "set kernel.yama.ptrace_scope to 2 or less, which takes a reboot",
       detail: scope.map { "it is \($0)" } ?? "not in this kernel: nothing is restricted")
   }
 }

@@ -44,15 +44,23 @@ struct Filter {
   static let longestCommand: UInt32 = 128
 
   /// What the supervisor is told of: call number and any of these conditions (none: always).
-  /// - Parameter trapsKVM: Whether VMs are ours.
+  /// - Parameters:
+  ///   - trapsKVM: Whether VMs are ours.
+  ///   - translatesPaths: Whether calls that take a path are.
   private static func table(
-    trapsKVM: Bool
+    trapsKVM: Bool, translatesPaths: Bool
   ) -> [(number: Int32, when: [Condition])] {
-    fixed.map { row in
+    let table: [(number: Int32, when: [Condition])] = fixed.map { row in
       guard trapsKVM, row.number == CSYS_NR_ioctl else { return row }
       return (row.number, row.when + [.ioctlType(argument: 1, 0xAE)])
     }
+    guard translatesPaths else { return table }
+    // What takes a path comes always.
+    return table.filter { row in !paths.contains { $0.number == row.number } } + paths
   }
+
+  /// Calls that take a path, in the view by paths; in place of their rows in `fixed`.
+  private static let paths: [(number: Int32, when: [Condition])] = []
 
   private static let fixed: [(number: Int32, when: [Condition])] = [
     (CSYS_NR_read, [.descriptor(argument: 0)]),
@@ -93,9 +101,11 @@ struct Filter {
   private static let notify: UInt32 = 0x7FC0_0000
   private static let noSuchCall: UInt32 = 0x0005_0000 | 38
 
-  /// - Parameter trapsKVM: Whether the machine has VMs of its own. Calls on other KVM files go
-  ///   on to the kernel.
-  init(window: DescriptorWindow, trapsKVM: Bool = false) {
+  /// - Parameters:
+  ///   - trapsKVM: Whether the machine has VMs of its own. Calls on other KVM files go on to the
+  ///     kernel.
+  ///   - translatesPaths: Whether the view is one by paths (`ViewMode.paths`).
+  init(window: DescriptorWindow, trapsKVM: Bool = false, translatesPaths: Bool = false) {
     load(offset: 4)
     // A program of another architecture: the supervisor says so and ends it.
     jump(.equal, CSYS_AUDIT_ARCH, ifTrue: 1, ifFalse: 0)
@@ -105,7 +115,8 @@ struct Filter {
       jump(.notBelow, 0x4000_0000, ifTrue: 0, ifFalse: 1)
       finish(Self.noSuchCall)
     #endif
-    for (number, conditions) in Self.table(trapsKVM: trapsKVM) where number >= 0 {
+    let table = Self.table(trapsKVM: trapsKVM, translatesPaths: translatesPaths)
+    for (number, conditions) in table where number >= 0 {
       let block = Self.block(conditions, window)
       jump(.equal, UInt32(number), ifTrue: 0, ifFalse: UInt8(block.count))
       code += block

@@ -52,6 +52,9 @@ public struct RunOptions: Sendable {
   public var explain: Bool
   /// Whether each program's RLIMIT_MEMLOCK bounds what it pins (MODEL B6); otherwise nothing does.
   public var limitsMemory: Bool
+  /// How programs see the machine's files; nil: by a mount namespace where the host allows one,
+  /// else by paths.
+  public var view: ViewMode?
   /// Builds the machine. Called in the supervisor, a process of its own in which the machine
   /// lives; descriptors above 2 that were open before `run` are closed there.
   public var makeMachine: @Sendable () throws -> InterposedMachine
@@ -59,6 +62,7 @@ public struct RunOptions: Sendable {
   public init(
     program: String, arguments: [String] = [], environment: [String]? = nil,
     trace: Trace = .none, explain: Bool = false, limitsMemory: Bool = true,
+    view: ViewMode? = nil,
     makeMachine: @escaping @Sendable () throws -> InterposedMachine
   ) {
     self.program = program
@@ -67,6 +71,7 @@ public struct RunOptions: Sendable {
     self.trace = trace
     self.explain = explain
     self.limitsMemory = limitsMemory
+    self.view = view
     self.makeMachine = makeMachine
   }
 }

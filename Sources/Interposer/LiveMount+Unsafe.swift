@@ -19,16 +19,21 @@ import SystemPackage
   import Musl
 #endif
 
-/// The program's /dev and /sys. Thread-safe.
+/// The program's /dev and /sys, mounted or in a shadow. Thread-safe.
 final class LiveMount: ViewCarrier {
   /// Our file systems' roots, by name: `dev`, `sys`.
   private let roots: [String: OwnedDescriptor]
   let nodes: NodeTable
+  /// Whose placeholders of the host's entries come and go too; nil where all is mounted.
+  let shadow: ShadowTree?
   private let lastNumber = Atomic<UInt64>(0)
 
-  init(_ roots: [String: OwnedDescriptor], _ nodes: NodeTable) {
+  init(
+    _ roots: [String: OwnedDescriptor], _ nodes: NodeTable, shadow: ShadowTree? = nil
+  ) {
     self.roots = roots
     self.nodes = nodes
+    self.shadow = shadow
   }
 
   func carry(_ change: View.Change) throws(IOMMUError) {
@@ -42,7 +47,9 @@ final class LiveMount: ViewCarrier {
     defer { for addition in additions { delete(addition.staged) } }
     for addition in additions {
       do throws(InterposerError) {
-        try addition.tree.make(at: addition.staged, real: geteuid() == 0)
+        let nodes: ViewTree.Nodes =
+          shadow != nil ? .any : geteuid() == 0 ? .numbered : .null
+        try addition.tree.make(at: addition.staged, nodes: nodes)
       } catch {
         throw IOMMUError(.noSpace, "\(addition.place.path): \(error.description)")
       }
@@ -51,14 +58,22 @@ final class LiveMount: ViewCarrier {
     let replaced = Set(change.addedNodes.map(\.path) + change.added.map(\.path))
     let old = nodes.keys { change.removes($0) || replaced.contains($0) }
     try register(change, additions)
-    for path in change.removed {
-      guard !additions.contains(where: { $0.replaces(path) }), let place = place(path) else {
-        continue
+    alone {
+      for path in change.removed {
+        guard !additions.contains(where: { $0.replaces(path) }), let place = place(path) else {
+          continue
+        }
+        takeAway(place)
       }
-      takeAway(place)
+      nodes.remove(old)
+      for addition in additions { show(addition) }
     }
-    nodes.remove(old)
-    for addition in additions { show(addition) }
+  }
+
+  /// Renames while nobody else does.
+  private func alone(_ body: () -> Void) {
+    guard let shadow else { return body() }
+    shadow.change(body)
   }
 
   // MARK: What comes

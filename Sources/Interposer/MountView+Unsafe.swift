@@ -29,23 +29,12 @@ struct MountView {
   static func isReadOnly(_ name: String) -> Bool { name == "sys" || geteuid() != 0 }
 
   private let mode: Namespaces.Mode
-  private var roots: [String: ViewTree] = [:]
+  private let roots: [String: ViewTree]
 
   /// - Throws: Where the view has a path outside of /dev and /sys.
   init(_ wire: WireView, mode: Namespaces.Mode) throws(InterposerError) {
     self.mode = mode
-    var root = ViewTree.directory([:], exclusive: false)
-    for entry in wire.view.entries {
-      root.insert(ViewTree(entry.kind), at: entry.path.split(separator: "/"))
-    }
-    for node in wire.nodes {
-      root.insert(.device(node.number), at: node.path.split(separator: "/"))
-    }
-    guard case .directory(let children, _) = root else { return }
-    for name in children.keys where name != "dev" && name != "sys" {
-      throw InterposerError("the machine's view has /\(name): only /dev and /sys can be shown")
-    }
-    roots = children
+    roots = try ViewTree.roots(of: wire)
   }
 
   /// Mounts all of it.
@@ -67,12 +56,7 @@ struct MountView {
     let isDev = path == "/dev"
     var flags = UInt(MS_NOSUID | MS_NOEXEC)
     if !isDev { flags |= UInt(MS_NODEV) }
-    let result = unsafe csys_mount("iommu", path, "tmpfs", flags, "mode=755,size=64m")
-    guard result == 0 else {
-      throw InterposerError(
-        "cannot mount a \(path) of the program's own (\(System.message(result))): the container "
-          + "forbids mounts in user namespaces; allow them or run with CAP_SYS_ADMIN")
-    }
+    try Namespaces.mount(path, flags: flags)
     umask(0)
     let root = try show(path)
     try fill(path, host: "/proc/self/fd/\(host)", tree)
@@ -128,7 +112,7 @@ struct MountView {
     for (name, child) in children {
       let place = path + "/" + name
       guard case .directory = child else {
-        try child.make(at: place, real: mode == .privileged)
+        try child.make(at: place, nodes: mode == .privileged ? .numbered : .null)
         continue
       }
       unsafe mkdir(place, 0o755)

@@ -22,7 +22,9 @@ enum Namespaces {
   private static let newMounts: Int32 = 0x20000
   private static let newUser: Int32 = 0x1000_0000
 
-  /// Moves this process, which has one thread, into namespaces of its own.
+  /// Moves this process, which has one thread, into namespaces of its own where it can mount.
+  /// - Throws: Where the host does not allow that; the process may then be in namespaces all the
+  ///   same.
   static func enter() throws(InterposerError) -> Mode {
     let user = geteuid()
     let group = getegid()
@@ -58,6 +60,18 @@ enum Namespaces {
           : "cannot make the mounts private (\(System.message(result))): on Ubuntu set "
             + "kernel.apparmor_restrict_unprivileged_userns=0, or run as root")
     }
+    try mount("/dev", flags: UInt(MS_NOSUID | MS_NOEXEC))
+    unsafe umount2("/dev", Int32(MNT_DETACH))
     return mode
+  }
+
+  /// Mounts a file system of our own.
+  static func mount(_ path: String, flags: UInt) throws(InterposerError) {
+    let result = unsafe csys_mount("iommu", path, "tmpfs", flags, "mode=755,size=64m")
+    guard result == 0 else {
+      throw InterposerError(
+        "cannot mount a \(path) of the program's own (\(System.message(result))): the container "
+          + "forbids mounts in user namespaces; allow them or run with CAP_SYS_ADMIN")
+    }
   }
 }

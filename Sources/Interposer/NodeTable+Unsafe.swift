@@ -81,12 +81,14 @@ final class NodeTable: Sendable {
   ///   - view: Its links under /dev are other names of nodes: `/dev/char/10:127`.
   ///   - root: The program's root directory, as we reach it.
   ///   - fileSystems: Our file systems' roots, by name.
+  ///   - shadow: Where what stands for them is; nil where it is mounted in the program's root.
   init(
     _ nodes: [any DeviceNode], threadNodes: [any ThreadNode], view: View, root: String,
-    fileSystems: [String: OwnedDescriptor]
+    fileSystems: [String: OwnedDescriptor], shadow: ShadowTree? = nil
   ) throws(InterposerError) {
     self.threadNodes = threadNodes
-    let protected = fileSystems.filter { MountView.isReadOnly($0.key) }
+    // A shadow's file system has others' files too.
+    let protected = shadow == nil ? fileSystems.filter { MountView.isReadOnly($0.key) } : [:]
     readOnlyDevices = Set(protected.compactMap { Self.key($0.value.number)?.device })
     readOnlyPlaces = protected.keys.map { "/\($0)/" }
     let top = System.open(root + "/", System.pathOnly)
@@ -95,7 +97,8 @@ final class NodeTable: Sendable {
     }
     self.root = OwnedDescriptor(top)
     func find(_ path: String, _ place: Place) throws(InterposerError) {
-      let descriptor = System.open(root + path, System.pathOnly)
+      let descriptor = System.open(
+        shadow?.real(path) ?? root + path, System.pathOnly)
       guard descriptor >= 0 else {
         throw InterposerError("the program's \(path) cannot be looked at; see `iommu doctor`")
       }

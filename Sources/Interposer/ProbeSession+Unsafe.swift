@@ -16,6 +16,7 @@ import LinuxABI
 
 /// Results; where they are numbers, negative ones are errnos.
 struct ProbeSession {
+  let view: ViewMode
   var isPrivileged = false
   /// Why /dev and /sys could not be made; empty where they could.
   var viewError = ""
@@ -30,13 +31,14 @@ struct ProbeSession {
   var queryMaps: Int32 = -ENOSYS
   var trace: Int32 = -ENOSYS
 
-  static func run() -> ProbeSession {
-    var session = ProbeSession()
+  /// - Parameter view: How the child gets to a /dev and a /sys of its own.
+  static func run(_ view: ViewMode) -> ProbeSession {
+    var session = ProbeSession(view: view)
     guard let (ours, theirs) = socketPair(sequenced: true) else { return session }
     let child = System.fork()
     if child == 0 {
       close(ours)
-      beProgram(theirs)
+      beProgram(theirs, view)
     }
     close(theirs)
     defer {
@@ -63,19 +65,25 @@ struct ProbeSession {
   }
 
   /// The child: what a program's process does before its exec, then one call.
-  private static func beProgram(_ socket: Int32) -> Never {
+  private static func beProgram(_ socket: Int32, _ view: ViewMode) -> Never {
     var isPrivileged = false
     var viewError = ""
     do throws(InterposerError) {
-      let mode = try Namespaces.enter()
-      isPrivileged = mode == .privileged
       var wire = WireView(nodes: [], view: View(entries: [View.Entry("/sys", .directory)]))
       wire.nodes = [.init(path: "/dev/iommu", number: DeviceNumber(major: 10, minor: 255))]
-      _ = try MountView(wire, mode: mode).build()
+      switch view {
+      case .namespace:
+        let mode = try Namespaces.enter()
+        isPrivileged = mode == .privileged
+        _ = try MountView(wire, mode: mode).build()
+      case .paths:
+        try ShadowTree(wire).remove()
+      }
     } catch {
       viewError = error.description
     }
     _ = csys_no_new_privileges()
+    // As it is in either view: what it does to probe takes no path.
     let (listener, killable) = Filter(window: Program.descriptorWindow()).install()
     let error = listener < 0 ? listener : 0
     System.writeAll(

@@ -15,33 +15,38 @@ import LinuxABI
 enum Program {
   /// Sets the process up and executes the program; does not return.
   ///
-  /// Speaks to the supervisor over `socket`: takes the encoded view; gives a length and that
-  /// much text (why it failed), or length 0, the filter's listener, and the roots of the view.
-  static func main(_ options: RunOptions, socket: Int32) -> Never {
-    var sentence = ""
-    do {
-      let mode = try Namespaces.enter()
+  /// Speaks to the supervisor over `socket`: answers whether it has its namespaces, where the view
+  /// takes some; takes the encoded view; answers whether it has view and filter, and gives the
+  /// filter's listener and the roots of the view. An answer is a length and that much text (why it
+  /// failed), or length 0.
+  static func main(_ options: RunOptions, view: ViewMode, socket: Int32) -> Never {
+    do throws(InterposerError) {
+      let namespaces: Namespaces.Mode? = view == .namespace ? try Namespaces.enter() : nil
+      answer("", socket)
       guard let head = System.readExactly(socket, 8), let count = Int(exactly: decode(head)),
         let bytes = System.readExactly(socket, count)
       else { _exit(125) }
       let wire = WireView(bytes)
-      let roots = try MountView(wire, mode: mode).build()
+      var roots: [String: OwnedDescriptor] = [:]
+      if let namespaces { roots = try MountView(wire, mode: namespaces).build() }
       let listener = try installFilter(
-        trapsKVM: wire.nodes.contains { $0.path == "/dev/kvm" })
-      System.writeAll(socket, [0, 0, 0, 0])
+        trapsKVM: wire.nodes.contains { $0.path == "/dev/kvm" },
+        translatesPaths: view == .paths)
+      answer("", socket)
       _ = csys_send_fd(socket, listener)
       close(listener)
       sendRoots(roots, socket)
     } catch {
-      sentence = error.description
-    }
-    if !sentence.isEmpty {
-      let text = Array(sentence.utf8)
-      System.writeAll(
-        socket, (0..<4).map { UInt8(truncatingIfNeeded: text.count >> (8 * $0)) } + text)
+      answer(error.description, socket)
       _exit(125)
     }
     execute(options)
+  }
+
+  private static func answer(_ sentence: String, _ socket: Int32) {
+    let text = Array(sentence.utf8)
+    System.writeAll(
+      socket, (0..<4).map { UInt8(truncatingIfNeeded: text.count >> (8 * $0)) } + text)
   }
 
   /// Of the file systems that the view is in, which may change: for each its name's length, the
@@ -58,11 +63,15 @@ enum Program {
     bytes.enumerated().reduce(0) { $0 | UInt64($1.element) << (8 * UInt64($1.offset)) }
   }
 
-  private static func installFilter(trapsKVM: Bool) throws(InterposerError) -> Int32 {
+  private static func installFilter(
+    trapsKVM: Bool, translatesPaths: Bool
+  ) throws(InterposerError) -> Int32 {
     guard csys_no_new_privileges() == 0 else {
       throw InterposerError("the kernel has no no_new_privs; Linux 5.19 or later is needed")
     }
-    let (listener, killable) = Filter(window: descriptorWindow(), trapsKVM: trapsKVM).install()
+    let filter = Filter(
+      window: descriptorWindow(), trapsKVM: trapsKVM, translatesPaths: translatesPaths)
+    let (listener, killable) = filter.install()
     if listener < 0 {
       switch -listener {
       case EBUSY:

@@ -100,6 +100,14 @@ final class Reporter: Sendable {
   /// A sentence for who asked for explanations, once.
   func note(_ sentence: String) { if explains { say(sentence) } }
 
+  /// For who asked for explanations or for a trace: which view it is, and why.
+  func report(_ start: Supervisor.Start) {
+    let why = start.refusal.map { ", for \($0)" } ?? ", as was asked for"
+    let sentence = "/dev and /sys are shown by paths, without a mount namespace\(why)"
+    if explains || lines { say(sentence) }
+    trace?.write(view: sentence)
+  }
+
   func call(_ record: CallRecord) {
     // What the device did comes before what the program did about it.
     if explains { drain() }

@@ -29,6 +29,8 @@ final class Server: Sendable {
   let reporter: Reporter
   let tracer: Tracer
   let nodes: NodeTable
+  /// What paths lead to; nil where the kernel knows, in a mount namespace.
+  let shadow: ShadowTree?
   let tasks: TaskTable
   let owners = Guarded(MemoryOwners())
   /// Whether RLIMIT_MEMLOCK bounds what programs pin.
@@ -45,7 +47,7 @@ final class Server: Sendable {
 
   init(
     listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
-    reporter: Reporter, tracer: Tracer, limitsMemory: Bool
+    shadow: ShadowTree? = nil, reporter: Reporter, tracer: Tracer, limitsMemory: Bool
   ) {
     self.tracer = tracer
     self.limitsMemory = limitsMemory
@@ -55,6 +57,7 @@ final class Server: Sendable {
     tasks = TaskTable(Tasks(files: files, handles: handles))
     self.window = window
     self.nodes = nodes
+    self.shadow = shadow
     self.reporter = reporter
   }
 

@@ -15,18 +15,26 @@ import Synchronization
 #endif
 
 enum Supervisor {
+  /// The program's process before its exec.
+  struct Start: Sendable {
+    let program: Int32
+    /// Our end of the socket to it.
+    let socket: Int32
+    let view: ViewMode
+    /// Why it is not the view that would have been taken first.
+    var refusal: String?
+  }
+
   /// Starts the program, serves it to its end and that of all its descendants.
   static func main(_ options: RunOptions, front: Int32) -> Never {
     do throws(InterposerError) {
-      let (program, socket) = try start(options, front: front)
+      let start = try Self.start(options, front: front)
       // Not here: the standard library's mutex remembers a thread's number, and this thread's
       // is the one that it had before the fork. Where two threads meet at a mutex, the kernel
       // would look for the wrong owner, for ever.
-      let isStarted = System.startThread {
-        supervise(options, front: front, program: program, socket: socket)
-      }
+      let isStarted = System.startThread { supervise(options, front: front, start) }
       guard isStarted else {
-        kill(program, SIGKILL)
+        kill(start.program, SIGKILL)
         throw InterposerError("cannot start the watching thread")
       }
       while true { pause() }
@@ -35,16 +43,17 @@ enum Supervisor {
     }
   }
 
-  private static func supervise(
-    _ options: RunOptions, front: Int32, program: Int32, socket: Int32
-  ) -> Never {
+  private static func supervise(_ options: RunOptions, front: Int32, _ start: Start) -> Never {
     do throws(InterposerError) {
-      let supervision = try Supervision(
-        options, front: front, program: program, socket: socket)
+      let supervision = try Supervision(options, front: front, start)
       supervision.watch()
     } catch {
-      kill(program, SIGKILL)
-      giveUp(error, front: front)
+      kill(start.program, SIGKILL)
+      guard let refusal = start.refusal else { giveUp(error, front: front) }
+      giveUp(
+        InterposerError(
+          "\(error.description). It was tried without namespaces, for \(refusal)"),
+        front: front)
     }
   }
 
@@ -55,10 +64,23 @@ enum Supervisor {
 
   /// Forks the program's process: before the machine can start threads, and before this process
   /// leaves the session.
-  /// - Returns: The process, and our end of the socket to it.
   private static func start(
     _ options: RunOptions, front: Int32
-  ) throws(InterposerError) -> (program: Int32, socket: Int32) {
+  ) throws(InterposerError) -> Start {
+    do throws(InterposerError) {
+      return try start(options, options.view ?? .namespace, front: front)
+    } catch {
+      guard options.view == nil else { throw error }
+      // Another process: that one may be in half of its namespaces.
+      var start = try Self.start(options, .paths, front: front)
+      start.refusal = error.description
+      return start
+    }
+  }
+
+  private static func start(
+    _ options: RunOptions, _ view: ViewMode, front: Int32
+  ) throws(InterposerError) -> Start {
     guard let (ours, theirs) = socketPair(sequenced: false) else {
       throw InterposerError("cannot make a socket pair: \(System.message(-errno))")
     }
@@ -69,10 +91,30 @@ enum Supervisor {
     if program == 0 {
       close(ours)
       close(front)
-      Program.main(options, socket: theirs)
+      Program.main(options, view: view, socket: theirs)
     }
     close(theirs)
-    return (program, ours)
+    do throws(InterposerError) {
+      try hear(ours)
+    } catch {
+      close(ours)
+      var end = csys_wait()
+      _ = unsafe csys_wait_end(program, &end)
+      throw error
+    }
+    return Start(program: program, socket: ours, view: view)
+  }
+
+  /// An answer of the program's process.
+  /// - Throws: Where it failed.
+  static func hear(_ socket: Int32) throws(InterposerError) {
+    guard let head = System.readExactly(socket, 4) else {
+      throw InterposerError("the program's process ended before it was set up")
+    }
+    let count = head.reversed().reduce(0) { $0 << 8 | Int($1) }
+    guard count > 0 else { return }
+    let text = System.readExactly(socket, count) ?? []
+    throw InterposerError(String(decoding: text, as: UTF8.self))
   }
 }
 
@@ -87,6 +129,7 @@ final class Supervision {
   private let files: LiveView
   private let reporter: Reporter
   private let tracer: Tracer
+  private let shadow: ShadowTree?
   private var frontIsOpen = true
   private var programIsAlive = true
   private var frontIsStopped = false
@@ -95,10 +138,11 @@ final class Supervision {
 
   /// Makes the machine, gives the program its view, takes its filter's listener, serves.
   init(
-    _ options: RunOptions, front: Int32, program: Int32, socket ours: Int32
+    _ options: RunOptions, front: Int32, _ start: Supervisor.Start
   ) throws(InterposerError) {
     self.front = front
-    self.program = program
+    program = start.program
+    let ours = start.socket
     let window = Program.descriptorWindow()
     reporter = try Self.prepare(options, keeping: [front, ours])
     let machine: InterposedMachine
@@ -108,8 +152,11 @@ final class Supervision {
       throw InterposerError("\(error)")
     }
     files = machine.files
+    // Where nothing gives us a right to the program's memory but that it descends from us (Yama).
+    if start.view == .paths { _ = csys_adopt_orphans() }
     let mount: LiveMount
-    (listener, mount) = try Self.show(machine, to: program, over: ours)
+    (listener, mount) = try Self.show(machine, start)
+    shadow = mount.shadow
     close(ours)
     unsafe chdir("/")
     children = csys_signalfd(1)
@@ -118,12 +165,13 @@ final class Supervision {
     }
     handles = try HandleTable()
     reporter.attach(machine.events)
+    if start.view == .paths { reporter.report(start) }
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
     tracer = Tracer(handles: handles, reporter: reporter)
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: mount.nodes,
-      reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory)
+      shadow: shadow, reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory)
     guard System.startThread({ server.serve() }) else {
       throw InterposerError("cannot start the serving thread")
     }
@@ -156,22 +204,32 @@ final class Supervision {
   /// Gives the program its view, which follows the machine from here on.
   /// - Returns: The filter's listener, and what carries changes.
   private static func show(
-    _ machine: InterposedMachine, to program: Int32, over socket: Int32
+    _ machine: InterposedMachine, _ start: Supervisor.Start
   ) throws(InterposerError) -> (listener: Int32, mount: LiveMount) {
     // What comes later has the permissions that the machine says.
     umask(0)
+    let socket = start.socket
     var listener: Int32 = -1
     let mount = try machine.files.carry { (view, nodes) throws(InterposerError) in
-      let wire = WireView(nodes: nodes, view: view).bytes
+      let wire = WireView(nodes: nodes, view: view)
+      let bytes = wire.bytes
       System.writeAll(
-        socket, (0..<8).map { UInt8(truncatingIfNeeded: wire.count >> (8 * $0)) })
-      System.writeAll(socket, wire)
-      listener = try Self.listener(from: socket)
+        socket, (0..<8).map { UInt8(truncatingIfNeeded: bytes.count >> (8 * $0)) })
+      System.writeAll(socket, bytes)
+      // While the program's process makes its filter.
+      let shadow = start.view == .paths ? try ShadowTree(wire) : nil
+      try Supervisor.hear(socket)
+      listener = csys_receive_fd(socket)
+      guard listener >= 0 else {
+        throw InterposerError(
+          "the filter could not be handed over: \(System.message(listener))")
+      }
       let roots = try Self.roots(from: socket)
       let table = try NodeTable(
-        nodes, threadNodes: machine.threadNodes, view: view, root: "/proc/\(program)/root",
-        fileSystems: roots)
-      return LiveMount(roots, table)
+        nodes, threadNodes: machine.threadNodes, view: view,
+        root: shadow == nil ? "/proc/\(start.program)/root" : "",
+        fileSystems: shadow?.roots ?? roots, shadow: shadow)
+      return LiveMount(shadow?.roots ?? roots, table, shadow: shadow)
     }
     return (listener, mount)
   }
@@ -190,23 +248,6 @@ final class Supervision {
       roots[String(decoding: name, as: UTF8.self)] = OwnedDescriptor(root)
     }
     return roots
-  }
-
-  /// The filter's listener, or why there is none.
-  private static func listener(from socket: Int32) throws(InterposerError) -> Int32 {
-    guard let head = System.readExactly(socket, 4) else {
-      throw InterposerError("the program's process ended before it was set up")
-    }
-    let count = head.reversed().reduce(0) { $0 << 8 | Int($1) }
-    if count > 0 {
-      let text = System.readExactly(socket, count) ?? []
-      throw InterposerError(String(decoding: text, as: UTF8.self))
-    }
-    let listener = csys_receive_fd(socket)
-    guard listener >= 0 else {
-      throw InterposerError("the filter could not be handed over: \(System.message(listener))")
-    }
-    return listener
   }
 
   /// Watches until nobody uses the filter any more.
@@ -281,6 +322,7 @@ final class Supervision {
       tell(.closing)
       handles.closeAll()
       reporter.finish()
+      shadow?.remove()
       tell(report)
       _exit(0)
     }
@@ -295,6 +337,7 @@ final class Supervision {
   private func finish() -> Never {
     handles.closeAll()
     reporter.finish()
+    shadow?.remove()
     _exit(0)
   }
 

@@ -78,6 +78,13 @@ final class TraceFile: Sendable {
         + "\"args\":{\"what\":\(quote(entry.event.line))}}")
   }
 
+  func write(view sentence: String) {
+    let now = microseconds(Int64(Reporter.now()))
+    append(
+      "{\"ph\":\"i\",\"s\":\"g\",\"cat\":\"run\",\"name\":\"view\",\"pid\":0,\"tid\":0,\"ts\":\(now),"
+        + "\"args\":{\"what\":\(quote(sentence))}}")
+  }
+
   private func object(_ fields: [(name: String, value: String)]) -> String {
     fields.map { "\(quote($0.name)):\(quote($0.value))" }.joined(separator: ",")
   }

@@ -25,7 +25,7 @@ struct Doctor: ParsableCommand {
   func run() throws {
     let findings = Interposer.Doctor.probe()
     Terminal.print(json ? Self.json(findings) : Self.table(findings, colour: Terminal.colour))
-    if findings.contains(where: { $0.isRequired && !$0.works }) { throw ExitCode.failure }
+    if !Interposer.Doctor.canRun(findings) { throw ExitCode.failure }
   }
 
   private typealias Finding = Interposer.Doctor.Finding
@@ -56,12 +56,22 @@ struct Doctor: ParsableCommand {
   }
 
   private static func verdict(_ findings: [Finding]) -> String {
-    if findings.contains(where: { $0.isRequired && !$0.works }) {
+    guard Interposer.Doctor.canRun(findings), let view = Interposer.Doctor.view(of: findings)
+    else {
       return "`iommu run` does not work here; see NO above."
     }
-    return findings.allSatisfy(\.works)
-      ? "`iommu run` works here, with everything it has."
-      : "`iommu run` works here; what is lost is above."
+    let way =
+      switch view {
+      case .namespace: "Programs see the machine in a mount namespace (--view namespace)."
+      case .paths:
+        "Programs see the machine by paths (--view paths), for there is no mount namespace."
+      }
+    // What would only be another way is no loss.
+    let isWhole = findings.allSatisfy { $0.works || $0.view == .paths }
+    return "\(way)\n"
+      + (isWhole
+        ? "`iommu run` works here, with everything it has."
+        : "`iommu run` works here; what is lost is above.")
   }
 
   private static func json(_ findings: [Finding]) -> String {
@@ -75,11 +85,14 @@ struct Doctor: ParsableCommand {
         ("lost-without", .string(finding.lostWithout)),
         ("remedy", .string(finding.remedy)),
         ("detail", .string(finding.detail)),
+        ("view", finding.view.map { .string($0.rawValue) } ?? .null),
       ])
     }
-    let works = !findings.contains { $0.isRequired && !$0.works }
+    let view = Interposer.Doctor.view(of: findings)
     return JSON.object([
-      ("kernel", .string(kernel())), ("works", .boolean(works)), ("findings", .array(rows)),
+      ("kernel", .string(kernel())),
+      ("works", .boolean(Interposer.Doctor.canRun(findings))),
+      ("view", view.map { .string($0.rawValue) } ?? .null), ("findings", .array(rows)),
     ]).text(indent: 0) + "\n"
   }
 

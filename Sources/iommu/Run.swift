@@ -46,6 +46,17 @@ struct Run: ParsableCommand {
     help: "Add the mock IOMMU driver that the kernel's own iommufd self-tests drive.")
   var selfTestDriver = false
 
+  @Option(
+    help: ArgumentHelp(
+      "How programs see the machine's /dev and /sys; the first that this host allows.",
+      discussion: """
+        namespace: mounted in a mount namespace of the program's own; calls that take \
+        a path go to the kernel, at its speed. paths: no namespace, no mount and no \
+        privilege, for containers; calls that take a path come by iommu, and are \
+        slower. Each can be chosen to try what a program does there.
+        """, valueName: ViewMode.allCases.map(\.rawValue).joined(separator: "|")))
+  var view: ViewMode?
+
   @Argument(
     parsing: .postTerminator,
     help: ArgumentHelp("The program and its arguments, after '--'.", valueName: "program"),
@@ -69,7 +80,7 @@ struct Run: ParsableCommand {
     let (pid, program) = (getpid(), command.joined(separator: " "))
     let options = RunOptions(
       program: command[0], arguments: Array(command.dropFirst()), trace: traceTarget,
-      explain: explain, limitsMemory: !noMemlockLimit,
+      explain: explain, limitsMemory: !noMemlockLimit, view: view,
       makeMachine: {
         let machine = try Machine(machine, selfTestDriver: withSelfTests)
         ControlServer.start(machine, pid: pid, program: program)
@@ -94,3 +105,5 @@ struct Run: ParsableCommand {
     }
   }
 }
+
+extension ViewMode: ExpressibleByArgument {}

@@ -33,6 +33,9 @@ func shell(_ script: String, _ arguments: String...) throws -> Finished {
   try finished(["/bin/sh", "-c", script] + arguments)
 }
 
+/// Runs a program by its path.
+func run(_ arguments: [String]) throws -> Finished { try finished(arguments) }
+
 private func finished(
   _ arguments: [String], input: String = "",
   meanwhile: (pid_t, URL) throws -> Void = { _, _ in }

@@ -74,6 +74,8 @@ int csys_pidfd_real_user(int pidfd, uint32_t *user);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
 int csys_unshare(int flags);
+// From here on what descendants leave behind becomes a child of this process.
+int csys_adopt_orphans(void);
 // stack: Its size in bytes; 0 is the system's.
 int csys_thread_start(void (*body)(void *), void *argument, size_t stack);
 
@@ -111,6 +113,11 @@ struct csys_identity {
 int csys_identity(int fd, struct csys_identity *out);
 // Without the size, and without asking the file system's server.
 int csys_identity_known(int fd, struct csys_identity *out);
+// The number of the mount that a path leads to (STATX_MNT_ID, Linux 5.8). flags: as fstatat(2) takes
+// them.
+int csys_mount_id(int dirfd, const char *path, int flags, uint64_t *out);
+// The type of the file system that a path leads to, as statfs(2) has it; 0 where it cannot be asked for.
+uint32_t csys_file_system(const char *path);
 uint64_t csys_device_number(uint32_t major, uint32_t minor);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
 

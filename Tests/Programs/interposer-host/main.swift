@@ -12,12 +12,14 @@ var arguments = CommandLine.arguments.dropFirst()
 var trace = RunOptions.Trace.none
 var explain = false
 var fail = false
+var view: ViewMode?
 while let option = arguments.popFirst(), option != "--" {
   switch option {
   case "--trace":
     trace = arguments.popFirst().map { $0 == "-" ? .standardError : .file(path: $0) } ?? .none
   case "--explain": explain = true
   case "--fail": fail = true
+  case "--view": view = arguments.popFirst().flatMap { ViewMode(rawValue: $0) }
   case "--doctor":
     for finding in Doctor.probe() {
       print("\(finding.works ? "ok" : "NO") \(finding.mechanism) \(finding.detail)")
@@ -28,7 +30,7 @@ while let option = arguments.popFirst(), option != "--" {
 }
 guard let program = arguments.popFirst() else { exit(2) }
 let options = RunOptions(
-  program: program, arguments: Array(arguments), trace: trace, explain: explain
+  program: program, arguments: Array(arguments), trace: trace, explain: explain, view: view
 ) { [fail] in
   if fail { throw InterposerError("the machine cannot be made") }
   return TestMachine.make()
