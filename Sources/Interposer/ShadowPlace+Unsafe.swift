@@ -148,8 +148,8 @@ final class ShadowPlace: Sendable {
       let path = home + "/" + entry.name
       let directory = OwnedDescriptor(System.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW))
       var status = stat()
-      guard lock(directory), unsafe fstat(directory.number, &status) == 0,
-        status.st_uid == geteuid()
+      guard unsafe fstat(directory.number, &status) == 0, status.st_uid == geteuid(),
+        lock(directory)
       else { continue }
       delete(path)
     }

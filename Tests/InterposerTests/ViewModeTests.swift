@@ -21,7 +21,8 @@ struct ViewModeTests {
   ) -> Outcome {
     Programs.run(
       [
-        "python3", "-c",
+        // By env: who has taken on another user looks for the python that it can execute.
+        "env", "python3", "-c",
         """
         import ctypes, os, struct, sys
         number = {"x86_64": 165, "aarch64": 40}[os.uname().machine]
