@@ -209,4 +209,9 @@ if sanitizer == nil {
     .executableTarget(
       name: "interposer-client-static", path: "Tests/Programs/interposer-client-static",
       linkerSettings: [.unsafeFlags(["-static-executable"])]))
+  // A process that the thread sanitizer has given a thread cannot enter a user namespace.
+  package.targets += [
+    .executableTarget(name: "confined", path: "Tests/Programs/confined"),
+    .testTarget(name: "ConfinedTests", dependencies: ["confined", "iommu"]),
+  ]
 }
