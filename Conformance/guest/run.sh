@@ -11,8 +11,10 @@ readonly failed=3
 readonly root=$(dirname "$here")
 # shellcheck source=../common/kernel.sh
 source "$here/common/kernel.sh"
+# shellcheck source=../common/confined.sh
+source "$here/common/confined.sh"
 
-iommu='' accel=tcg limit=300 keep_log=false verbose=false build_only=false if_built=false
+iommu='' confine=false accel=tcg limit=300 keep_log=false verbose=false build_only=false if_built=false
 declare -A own=()
 usage() {
   cat <<TEXT
@@ -21,6 +23,7 @@ Usage: Conformance/$me [OPTIONS]
 $about
 
 ${own_help-}  --iommu PATH       use this iommu instead of building one with swift build
+  --confined         run QEMU as a container would confine it: Docker's default profile
   --accel tcg|kvm    how QEMU runs the guest ($accel)
   --timeout SECONDS  end a guest that takes longer ($limit)
   --keep-log         keep what QEMU, the guest's kernel and iommu have printed, and say where
@@ -39,6 +42,7 @@ while (($#)); do
   case $1 in
     --help | -h) usage; exit 0 ;;
     --iommu) iommu=${2:?--iommu needs a path}; shift ;;
+    --confined) confine=true ;;
     --accel)
       accel=${2-}
       [[ $accel =~ ^(tcg|kvm)$ ]] || die "--accel is tcg or kvm, not '$accel'" 2
@@ -72,6 +76,8 @@ if [[ -z $iommu ]]; then
   iommu=$(cd "$root" && swift build --product iommu --show-bin-path)/iommu
 fi
 [[ -x $iommu ]] || die "$iommu: no such program"
+if $confine; then confine "$cache/confined.log" || die "swift build failed, see $cache/confined.log"; fi
+readonly run=("${confined[@]}" "$iommu" run --no-memlock-limit)
 
 readonly work=$(mktemp -d "${TMPDIR:-/tmp}/$me.XXXXXX")
 # What runs for us has this in its environment, and nobody else has.

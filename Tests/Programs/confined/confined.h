@@ -15,8 +15,8 @@ _Noreturn void fail(const char *what);
 void enter_namespaces(bool mounts);
 // /dev, /sys and /proc as a container has them.
 void make_mounts(void);
-// The rules, for who has these capabilities in the bounding set.
-void install_filter(uint64_t capabilities);
+// The rules, for who has these capabilities in the bounding set: today's, or Docker 20.10's.
+void install_filter(uint64_t capabilities, bool is_2010);
 // The capabilities of the program: bounding, permitted, effective; none is inherited.
 void keep_capabilities(uint64_t capabilities);
 

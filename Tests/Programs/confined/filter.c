@@ -69,14 +69,23 @@ static void add_conditional_rules(bool may_make_namespaces) {
   answer(SECCOMP_RET_ERRNO | ENOSYS);
 }
 
-void install_filter(uint64_t capabilities) {
+static bool is_allowed(int call, bool is_2010) {
+  if (is_2010)
+    for (size_t i = 0; i < sizeof not_in_2010 / sizeof *not_in_2010; i++)
+      if (call == not_in_2010[i]) return false;
+  return true;
+}
+
+void install_filter(uint64_t capabilities, bool is_2010) {
   load(offsetof(struct seccomp_data, arch));
   add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0));
   answer(refused);
   load(offsetof(struct seccomp_data, nr));
-  add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, LAST_CALL_WITH_RULE, 0, 1));
+  add((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K,
+                                   is_2010 ? LAST_CALL_IN_2010 : LAST_CALL_WITH_RULE, 0, 1));
   answer(SECCOMP_RET_ERRNO | ENOSYS);
-  for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++) allow_if((unsigned)allowed[i]);
+  for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
+    if (is_allowed(allowed[i], is_2010)) allow_if((unsigned)allowed[i]);
   for (size_t i = 0; i < sizeof privileged / sizeof *privileged; i++)
     if (capabilities >> privileged[i].capability & 1) allow_if((unsigned)privileged[i].call);
   add_conditional_rules(capabilities >> CAP_SYS_ADMIN & 1);

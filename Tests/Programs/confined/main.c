@@ -20,6 +20,7 @@ static const char usage[] =
     "Usage: confined [OPTIONS] [--] PROGRAM [ARGUMENT…]\n"
     "\n"
     "  --cap-add NAME    a capability more, such as SYS_PTRACE, with its rules of the profile\n"
+    "  --profile 20.10   the seccomp profile of Docker 20.10, in what it forbids beyond today's\n"
     "  --without PART    leave out one of: seccomp, capabilities, mounts\n"
     "  --help            print this\n"
     "\n"
@@ -66,7 +67,7 @@ void keep_capabilities(uint64_t set) {
 }
 
 int main(int count, char **arguments) {
-  bool filters = true, drops = true, mounts = true;
+  bool filters = true, drops = true, mounts = true, is_2010 = false;
   uint64_t set = 0;
   for (size_t i = 0; i < sizeof capabilities / sizeof *capabilities; i++)
     set |= UINT64_C(1) << capabilities[i];
@@ -81,11 +82,13 @@ int main(int count, char **arguments) {
       fputs(usage, stdout);
       return 0;
     }
-    const bool adds = !strcmp(option, "--cap-add");
-    if (!adds && strcmp(option, "--without")) misuse("unknown option", option);
+    const bool adds = !strcmp(option, "--cap-add"), dates = !strcmp(option, "--profile");
+    if (!adds && !dates && strcmp(option, "--without")) misuse("unknown option", option);
     if (++at == count) misuse("a value is missing after", option);
     const char *value = arguments[at];
     if (adds) set |= UINT64_C(1) << capability_named(value);
+    else if (dates && !strcmp(value, "20.10")) is_2010 = true;
+    else if (dates) misuse("there is no profile", value);
     else if (!strcmp(value, "seccomp")) filters = false;
     else if (!strcmp(value, "capabilities")) drops = false;
     else if (!strcmp(value, "mounts")) mounts = false;
@@ -98,7 +101,7 @@ int main(int count, char **arguments) {
   enter_namespaces(mounts);
   if (mounts) make_mounts();
   // While we have CAP_SYS_ADMIN: without no_new_privs, which containers do not have, it takes that.
-  if (filters) install_filter(drops ? set : ~UINT64_C(0));
+  if (filters) install_filter(drops ? set : ~UINT64_C(0), is_2010);
   if (drops) keep_capabilities(set);
   execvp(arguments[at], arguments + at);
   const int error = errno;
