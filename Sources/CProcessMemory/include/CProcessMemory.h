@@ -12,5 +12,7 @@
 // An address that may not be accessed ends the copy: EFAULT where it is the first byte.
 long csys_process_vm_readv(int pid, void *local, uint64_t remote, size_t length);
 long csys_process_vm_writev(int pid, const void *local, uint64_t remote, size_t length);
+// Whether that is done by process_vm_readv(2) itself, and not, more slowly, by /proc/PID/mem.
+int csys_process_vm_is_allowed(void);
 
 #endif
