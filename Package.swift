@@ -174,7 +174,6 @@ let package = Package(
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
     example("two-processes", in: "Tests/Programs"),
-    .executableTarget(name: "confined", path: "Tests/Programs/confined"),
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),
     example("locked-memory", in: "Tests/Programs"),

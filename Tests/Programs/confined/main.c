@@ -66,6 +66,22 @@ void keep_capabilities(uint64_t set) {
   if (syscall(SYS_capset, &header, data)) fail("capset");
 }
 
+// Whether somebody has confined us so before: then nobody can make the namespaces again.
+static bool is_confined(uint64_t set) {
+  for (int number = 0;; number++) {
+    const int kept = prctl(PR_CAPBSET_READ, number, 0, 0, 0);
+    if (kept < 0) return prctl(PR_GET_SECCOMP, 0, 0, 0, 0) == 2;
+    if (kept && !(set >> number & 1)) return false;
+  }
+}
+
+static int execute(char **arguments) {
+  execvp(arguments[0], arguments);
+  const int error = errno;
+  fprintf(stderr, "confined: %s: %s\n", arguments[0], strerror(error));
+  return error == ENOENT ? 127 : 126;
+}
+
 int main(int count, char **arguments) {
   bool filters = true, drops = true, mounts = true, is_2010 = false;
   uint64_t set = 0;
@@ -98,13 +114,11 @@ int main(int count, char **arguments) {
     fputs(usage, stderr);
     return 2;
   }
+  if (is_confined(set)) return execute(arguments + at);
   enter_namespaces(mounts);
   if (mounts) make_mounts();
   // While we have CAP_SYS_ADMIN: without no_new_privs, which containers do not have, it takes that.
   if (filters) install_filter(drops ? set : ~UINT64_C(0), is_2010);
   if (drops) keep_capabilities(set);
-  execvp(arguments[at], arguments + at);
-  const int error = errno;
-  fprintf(stderr, "confined: %s: %s\n", arguments[at], strerror(error));
-  return error == ENOENT ? 127 : 126;
+  return execute(arguments + at);
 }
