@@ -189,9 +189,10 @@ final class ShadowTree: Sendable {
     ) throws(InterposerError) {
       guard case .directory(let children, let isExclusive) = tree else { return }
       let entries = host.flatMap { System.entries($0) }
-      if let host, let mount = System.mount(of: host) {
+      if let host, isExclusive {
+        hide(host)
+      } else if let host, let mount = System.mount(of: host) {
         mounts.insert(mount)
-        if isExclusive { hidden.append(host) }
       }
       if !isExclusive {
         for entry in entries ?? [] where children[entry.name] == nil {
@@ -203,6 +204,7 @@ final class ShadowTree: Sendable {
         let place = path + "/" + name
         guard case .directory = child else {
           try child.make(at: place, nodes: .any)
+          if let host { hide(host + "/" + name) }
           continue
         }
         try directory(place, 0o755)
@@ -212,6 +214,14 @@ final class ShadowTree: Sendable {
       guard !isExclusive else { return }
       let made = OwnedDescriptor(System.open(path, System.pathOnly | O_DIRECTORY))
       if let identity = System.identity(made.number) { merged.insert(FileKey(identity)) }
+    }
+
+    /// Takes note of what the host has and programs do not see, if it has it: what is mounted on it
+    /// or below it, as devices are in some containers, is looked at closely.
+    private mutating func hide(_ host: String) {
+      guard let mount = System.mount(of: host) else { return }
+      mounts.insert(mount)
+      hidden.append(host)
     }
 
     /// An entry that cannot be made is not listed: it is as if it had come after the look.

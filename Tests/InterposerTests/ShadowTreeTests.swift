@@ -114,6 +114,18 @@ struct ShadowTreeTests {
     #expect(!tree.mounts.contains(try #require(System.mount(of: "/proc"))))
   }
 
+  @Test("Mounts that the view hides are known: they are not the way to what the host has there")
+  func hiddenMounts() throws {
+    let mount = try #require(System.mount(of: "/dev/shm"))
+    try #require(mount != System.mount(of: "/dev"), "/dev/shm is no mount here")
+    for kind in [View.Kind.link(target: "null"), .exclusiveDirectory] {
+      let view = View(entries: [View.Entry("/dev/shm", kind)])
+      #expect(try ShadowTree(WireView(nodes: [], view: view)).mounts.contains(mount))
+    }
+    let view = View(entries: [View.Entry("/dev/other", .link(target: "null"))])
+    #expect(try !ShadowTree(WireView(nodes: [], view: view)).mounts.contains(mount))
+  }
+
   @Test("An exclusive directory shows nothing of the host's")
   func exclusive() throws {
     host.directory("closed")
