@@ -180,13 +180,14 @@ struct AttributeTests {
 
   @Test("A child with a mount namespace of its own sees devices come and go")
   func otherNamespace() {
-    let outcome = Programs.hosted([
-      "unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
-      """
-      cd \(Self.home)
-      echo inner > create; ls -d inner /dev/test/inner; cat inner/name
-      """,
-    ])
+    let outcome = Programs.hosted(
+      Programs.unshare + [
+        "sh", "-c",
+        """
+        cd \(Self.home)
+        echo inner > create; ls -d inner /dev/test/inner; cat inner/name
+        """,
+      ])
     #expect(outcome.output == "/dev/test/inner\ninner\ninner\n", "\(outcome)")
   }
 

@@ -52,6 +52,13 @@ enum Programs {
     return place
   }()
 
+  /// The words that give a program namespaces of its own, in which it is root; none where the host
+  /// gives nobody any, as a container.
+  static let unshare: [String] = {
+    let words = ["unshare", "--user", "--map-root-user", "--mount"]
+    return run(words + ["true"]).status == 0 ? words : []
+  }()
+
   static var host: String { directory + "/interposer-host" }
   static var client: String { directory + "/interposer-client" }
 

@@ -129,7 +129,7 @@ struct ReadOnlyViewTests {
   func ownNamespaces(_ user: User) {
     let outcome = bash(
       """
-      unshare --user --map-root-user --mount bash -c '
+      \(Programs.unshare.joined(separator: " ")) bash -c '
         mount -o remount,bind,rw /sys || echo no remount
         umount -l /sys || echo no umount
         mkdir /sys/new || echo no directory
