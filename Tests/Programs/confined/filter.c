@@ -86,6 +86,8 @@ void install_filter(uint64_t capabilities, bool is_2010) {
   answer(SECCOMP_RET_ERRNO | ENOSYS);
   for (size_t i = 0; i < sizeof allowed / sizeof *allowed; i++)
     if (is_allowed(allowed[i], is_2010)) allow_if((unsigned)allowed[i]);
+  for (size_t i = 0; is_2010 && i < sizeof only_in_2010 / sizeof *only_in_2010; i++)
+    allow_if((unsigned)only_in_2010[i]);
   for (size_t i = 0; i < sizeof privileged / sizeof *privileged; i++)
     if (capabilities >> privileged[i].capability & 1) allow_if((unsigned)privileged[i].call);
   add_conditional_rules(capabilities >> CAP_SYS_ADMIN & 1);

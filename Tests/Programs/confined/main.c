@@ -20,7 +20,7 @@ static const char usage[] =
     "Usage: confined [OPTIONS] [--] PROGRAM [ARGUMENT…]\n"
     "\n"
     "  --cap-add NAME    a capability more, such as SYS_PTRACE, with its rules of the profile\n"
-    "  --profile 20.10   the seccomp profile of Docker 20.10, in what it forbids beyond today's\n"
+    "  --profile 20.10   the seccomp profile of Docker 20.10, but for families of sockets\n"
     "  --without PART    leave out one of: seccomp, capabilities, mounts\n"
     "  --help            print this\n"
     "\n"

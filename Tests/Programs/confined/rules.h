@@ -109,6 +109,8 @@ static const int not_in_2010[] = {
     SYS_pkey_mprotect,     SYS_process_vm_readv,  SYS_process_vm_writev,
 };
 enum { LAST_CALL_IN_2010 = SYS_futex_waitv };
+// And allowed these.
+static const int only_in_2010[] = {SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register};
 
 // Allowed to containers that have a capability, whatever the arguments are.
 struct privileged {
