@@ -244,6 +244,37 @@ struct ShadowTreeTests {
     }
   }
 
+  @Test("J2: while directories are brought up to date no device is lost or left")
+  func liveChangesOfManyThreads() throws {
+    let tree = try shadow()
+    let table = try NodeTable(
+      [], threadNodes: [], view: View(), root: "", fileSystems: tree.roots, shadow: tree)
+    let mount = LiveMount(tree.roots, table, shadow: tree)
+    let home = host.path
+    let isOver = Guarded(false)
+    let refreshing = Guarded(2)
+    for _ in 0..<2 {
+      let isStarted = System.startThread {
+        while !isOver.withLock({ $0 }) { tree.refresh(home) }
+        refreshing.withLock { $0 -= 1 }
+      }
+      try #require(isStarted)
+    }
+    for round in 0..<200 {
+      // The host has the same name at times: each is a placeholder in the way of the other.
+      if round % 3 == 0 { host.file("node") } else { unlink("\(home)/node") }
+      try mount.carry(View.Change(addedNodes: [Node("\(home)/node")]))
+      #expect(entry(tree, "node") != .hosts && entry(tree, "node") != .absent)
+      try mount.carry(View.Change(removed: ["\(home)/node"]))
+    }
+    unlink("\(home)/node")
+    isOver.withLock { $0 = true }
+    while refreshing.withLock({ $0 }) > 0 { usleep(100) }
+    tree.refresh(home)
+    #expect(names(tree) == [])
+    #expect(System.entries("\(tree.path)/dev/staging")?.isEmpty == true)
+  }
+
   @Test("A shadow goes with its owner, whole")
   func removal() throws {
     host.directory("below")
