@@ -232,14 +232,16 @@ final class LiveMount: ViewCarrier {
 
   private func mode(_ place: Place) -> UInt32? {
     let parent = place.openParent()
-    guard parent >= 0 else { return nil }
-    defer { close(parent) }
-    if place.components.isEmpty { return System.identity(parent)?.mode }
+    defer { if parent >= 0 { close(parent) } }
     var status = stat()
-    guard unsafe fstatat(parent, place.name, &status, AT_SYMLINK_NOFOLLOW) == 0 else {
-      return nil
+    if parent >= 0 {
+      if place.components.isEmpty { return System.identity(parent)?.mode }
+      if unsafe fstatat(parent, place.name, &status, AT_SYMLINK_NOFOLLOW) == 0 {
+        return status.st_mode
+      }
     }
-    return status.st_mode
+    // What is bound in a mount has in a shadow a placeholder or none.
+    return shadow?.hostsType(place.path)
   }
 
   private func stagingName(_ root: OwnedDescriptor) -> String {

@@ -3,9 +3,10 @@
 // What the program sees under /dev and /sys where nothing can be mounted: a directory of ours, laid
 // out as the file systems of `MountView` are, so that `LiveMount` changes both.
 //
-// In a directory that is the host's too, each of the host's entries has a placeholder, so that the
-// directory lists both. It stands for the host's entry of that name and is never what a program
-// gets: a file, node or directory without permissions, a link whose time is 0.
+// In a directory that is the host's too, each of the host's entries gets a placeholder when somebody
+// is about to list it, so that it lists both. A placeholder stands for the host's entry of that name
+// and is never what a program gets: a file, node or directory without permissions, a link whose time
+// is 0.
 
 import CSyscalls
 import IOMMU
@@ -28,7 +29,8 @@ final class ShadowTree: Sendable {
     case ours(mode: UInt32)
     /// The host's entry of that name.
     case hosts
-    /// Not in the shadow. Where the directory is not exclusive the host may have it.
+    /// Not in the shadow. Where the directory is not exclusive the host may have it: it is in the
+    /// shadow only if the directory was listed since it came.
     case absent
   }
 
@@ -123,6 +125,17 @@ final class ShadowTree: Sendable {
     return FileKey(identity)
   }
 
+  /// The type of what the host has where a shown path leads, as `st_mode` has it, without
+  /// permissions; nil where the view has something of its own, hides it, or there is nothing.
+  func hostsType(_ shown: String) -> UInt32? {
+    guard let slash = shown.lastIndex(of: "/"), let parent = directory(String(shown[..<slash])),
+      merged.contains(parent)
+    else { return nil }
+    if case .ours = entry(shown) { return nil }
+    var status = stat()
+    return unsafe lstat(shown, &status) == 0 ? status.st_mode & S_IFMT : nil
+  }
+
   // MARK: What changes
 
   /// Sees to it that a directory lists what the host has in it now.
@@ -188,17 +201,10 @@ final class ShadowTree: Sendable {
       _ path: String, host: String?, _ tree: ViewTree
     ) throws(InterposerError) {
       guard case .directory(let children, let isExclusive) = tree else { return }
-      let entries = host.flatMap { System.entries($0) }
       if let host, isExclusive {
         hide(host)
       } else if let host, let mount = System.mount(of: host) {
         mounts.insert(mount)
-      }
-      if !isExclusive {
-        for entry in entries ?? [] where children[entry.name] == nil {
-          Self.makePlaceholder(
-            path + "/" + entry.name, for: (host ?? "") + "/" + entry.name, entry.type)
-        }
       }
       for (name, child) in children {
         let place = path + "/" + name

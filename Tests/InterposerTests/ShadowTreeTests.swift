@@ -58,8 +58,10 @@ struct ShadowTreeTests {
     tree.entry("\(host.path)/\(name)")
   }
 
+  /// What a program finds that lists it.
   private func names(_ tree: ShadowTree) -> [String] {
-    (System.entries(tree.real(host.path)) ?? []).map(\.name).sorted()
+    tree.refresh(host.path)
+    return (System.entries(tree.real(host.path)) ?? []).map(\.name).sorted()
   }
 
   private func type(_ entry: ShadowTree.Entry) -> UInt32 {
@@ -104,6 +106,7 @@ struct ShadowTreeTests {
   @Test("All of the host's /dev is there beside the view's, its nodes as nodes")
   func hostsDevices() throws {
     let tree = try shadow()
+    tree.refresh("/dev")
     let names = Set((System.entries(tree.real("/dev")) ?? []).map(\.name))
     for name in ["null", "zero", "shm"] {
       #expect(names.contains(name))
@@ -136,11 +139,13 @@ struct ShadowTreeTests {
       ("closed", .exclusiveDirectory), ("closed/ours", .file(contents: [], mode: 0o444)),
       ("open", .directory),
     ])
+    for name in ["closed", "open"] { tree.refresh("\(host.path)/\(name)") }
     #expect(entry(tree, "closed/theirs") == .absent && entry(tree, "open/theirs") == .hosts)
     #expect(tree.isExclusive("\(host.path)/closed") && !tree.isExclusive("\(host.path)/open"))
     #expect(!tree.isExclusive("/dev") && !tree.isExclusive("/proc"))
-    tree.refresh("\(host.path)/closed")
-    #expect(entry(tree, "closed/theirs") == .absent)
+    #expect(tree.hostsType("\(host.path)/closed/theirs") == nil)
+    #expect(tree.hostsType("\(host.path)/open/theirs") == S_IFREG)
+    #expect(tree.hostsType("\(host.path)/open") == nil && tree.hostsType("/proc/self") == nil)
   }
 
   @Test("C1: what the host has below /dev/vfio are real devices, and none of it is shown")
@@ -189,6 +194,7 @@ struct ShadowTreeTests {
     host.link("link", to: "stays")
     host.directory("left")
     let tree = try shadow([("ours", .directory), ("kept", .file(contents: [], mode: 0o444))])
+    #expect(names(tree) == ["goes", "kept", "left", "link", "ours", "stays", "turns"])
     for name in ["goes", "turns"] { unlink("\(host.path)/\(name)") }
     unlink("\(host.path)/link")
     rmdir("\(host.path)/left")
@@ -197,7 +203,6 @@ struct ShadowTreeTests {
     host.file("new")
     host.file("kept")
     #expect(entry(tree, "new") == .absent && entry(tree, "goes") == .hosts)
-    tree.refresh(host.path)
     #expect(names(tree) == ["kept", "link", "new", "ours", "stays", "turns"])
     for name in ["link", "new", "stays", "turns"] {
       #expect(entry(tree, name) == .hosts, "\(name)")
@@ -218,6 +223,14 @@ struct ShadowTreeTests {
       [], threadNodes: [], view: View(), root: "", fileSystems: tree.roots, shadow: tree)
     let mount = LiveMount(tree.roots, table, shadow: tree)
     let (node, taken) = (Node("\(host.path)/new/node"), Node("\(host.path)/taken"))
+    // Whether somebody has listed it or not.
+    func refuses() {
+      for name in ["theirs/node", "theirs/deep/node", "taken/node"] {
+        let change = View.Change(addedNodes: [Node("\(host.path)/\(name)")])
+        #expect(throws: IOMMUError.self, "\(name)") { try mount.carry(change) }
+      }
+    }
+    refuses()
     try mount.carry(
       View.Change(
         added: [
@@ -231,17 +244,12 @@ struct ShadowTreeTests {
     #expect(place(node.path) == node.path && place(taken.path) == taken.path)
     #expect(System.contents(tree.real("\(host.path)/new/value")) == [7])
     #expect(tree.isExclusive("\(host.path)/new"))
-    tree.refresh(host.path)
     #expect(names(tree) == ["new", "taken", "theirs"] && place(taken.path) == taken.path)
 
     try mount.carry(View.Change(removed: ["\(host.path)/new", taken.path]))
     #expect(entry(tree, "new") == .absent && entry(tree, "taken") == .absent)
-    tree.refresh(host.path)
     #expect(names(tree) == ["taken", "theirs"] && entry(tree, "taken") == .hosts)
-    #expect(throws: IOMMUError.self) {
-      try mount.carry(
-        View.Change(addedNodes: [Node("\(host.path)/theirs/node")]))
-    }
+    refuses()
   }
 
   @Test("J2: while directories are brought up to date no device is lost or left")
