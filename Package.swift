@@ -164,7 +164,7 @@ let package = Package(
       name: "InterposerTests",
       dependencies: [
         "Interposer", "CProcessMemory", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU",
-        "PageTables", "memory-holder",
+        "PageTables", "memory-holder", "errands",
       ],
       swiftSettings: sanitizer.map { [.define("SANITIZER"), .define("SANITIZER_\($0)")] } ?? []),
     // What the interposer's tests run: a host of small devices and the programs that use them.
@@ -173,6 +173,7 @@ let package = Package(
       dependencies: ["Interposer", "LinuxABI", "IOMMU", "TestSupport"],
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
+    .executableTarget(name: "errands", path: "Tests/Programs/errands"),
     example("two-processes", in: "Tests/Programs"),
     example("fail-nth", in: "Tests/Programs"),
     example("process-stress", in: "Tests/Programs"),

@@ -84,6 +84,7 @@ NUMBER(userfaultfd);
 NUMBER(rt_sigaction);
 NUMBER(rt_tgsigqueueinfo);
 NUMBER(close);
+NUMBER(munmap);
 NUMBER(io_uring_setup);
 NUMBER(newfstatat);
 NUMBER(faccessat);

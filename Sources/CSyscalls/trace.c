@@ -16,10 +16,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// Children of all of our threads, and all that this one traces.
+// What this thread traces, and no other's: children are somebody else's to wait for.
 static int wait_for(int task, int options, struct csys_trace_event *out) {
   int status = 0;
-  int result = (int)syscall(SYS_wait4, task, &status, __WALL | options, NULL);
+  int result = (int)syscall(SYS_wait4, task, &status, __WALL | __WNOTHREAD | options, NULL);
   if (result <= 0) return result < 0 ? -errno : 0;
   struct csys_wait change;
   take_apart(result, status, &change);

@@ -149,6 +149,13 @@ final class Server: Sendable {
   private func dispatch(
     _ call: SystemCall, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer) {
+    // What was asked for is done where the thread is; it was checked, and who traces sees its end.
+    if tracer.isInjected(call.thread) {
+      if call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat {
+        tasks.willExecute(call.thread)
+      }
+      return (nil, .goOn)
+    }
     switch call.number {
     case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:
       return open(call, caller)
@@ -258,8 +265,6 @@ final class Server: Sendable {
     let sharing = Int32(truncatingIfNeeded: call[3]) & 0xF
     // What the kernel refuses whatever the file is.
     guard call[5] & 4095 == 0, call[1] > 0, call[1] <= UInt64(Int64.max) else { return .goOn }
-    // What was asked for is mapped where it lies; it was checked, and who traces waits for it.
-    if tracer.isInjected(call.thread) { return .goOn }
     let offset = handle.registers?.mapOffset(call[5]) ?? call[5]
     try handle.file.checkMap(
       MapRequest(

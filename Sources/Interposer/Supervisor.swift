@@ -168,7 +168,7 @@ final class Supervision {
     if start.view == .paths { reporter.report(start) }
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
-    tracer = Tracer(handles: handles, reporter: reporter)
+    tracer = Tracer(handles: handles, reporter: reporter, program: program)
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: mount.nodes,
       shadow: shadow, reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory)

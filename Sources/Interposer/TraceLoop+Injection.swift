@@ -35,7 +35,7 @@ struct InjectedCall {
 
 extension TraceLoop {
   /// Below what a function may use of the stack below its frame.
-  private static let redZone: UInt64 = 128
+  static let redZone: UInt64 = 128
 
   /// Where in a thread's memory 128 bytes are that it has no use for while it is stopped.
   func spare(_ registers: csys_registers) -> UInt64 {
@@ -80,27 +80,12 @@ extension TraceLoop {
   /// - Returns: What the call returns; nil where it could not be made, or the thread is gone.
   func inject(_ call: InjectedCall, in thread: TracedThread) -> Int64? {
     var saved = csys_registers()
-    var mask: UInt64 = 0
-    guard unsafe csys_trace_registers(thread.number, &saved) == 0,
-      unsafe csys_trace_mask(thread.number, &mask) == 0
-    else { return nil }
+    guard unsafe csys_trace_registers(thread.number, &saved) == 0 else { return nil }
     Self.endRestart(&saved)
-    let place = callAddress(of: thread, saved)
-    guard place != 0, csys_trace_set_mask(thread.number, ~0) == 0 else { return nil }
-    tracer.setInjected(thread.number)
-    defer { tracer.setInjected(0) }
-    var changed = saved
-    changed.rip = place
-    changed.rax = UInt64(UInt32(bitPattern: call.number))
-    changed.orig_rax = ~0
-    (changed.rdi, changed.rsi, changed.rdx) =
-      (call.arguments.0, call.arguments.1, call.arguments.2)
-    (changed.r10, changed.r8, changed.r9) =
-      (call.arguments.3, call.arguments.4, call.arguments.5)
+    guard let mask = enter(call, in: thread, from: saved) else { return nil }
+    defer { tracer.setInjected(false, thread.number) }
     var result: Int64?
-    if unsafe csys_trace_set_registers(thread.number, &changed) == 0,
-      runToCall(thread), runToCall(thread)
-    {
+    if runToCall(thread) {
       var after = csys_registers()
       if unsafe csys_trace_registers(thread.number, &after) == 0 {
         result = Int64(bitPattern: after.rax)
@@ -109,7 +94,38 @@ extension TraceLoop {
     guard threads[thread.number] === thread else { return nil }
     _ = unsafe csys_trace_set_registers(thread.number, &saved)
     _ = csys_trace_set_mask(thread.number, mask)
+    sendHeld(thread)
     return result
+  }
+
+  /// Has a stopped thread run to the begin of a call. Its signals are blocked from here on.
+  /// - Returns: Those that it has blocked itself; nil where the call cannot be made: the thread is as it
+  ///   was, or gone.
+  func enter(
+    _ call: InjectedCall, in thread: TracedThread, from saved: csys_registers
+  ) -> UInt64? {
+    var mask: UInt64 = 0
+    guard unsafe csys_trace_mask(thread.number, &mask) == 0 else { return nil }
+    let place = callAddress(of: thread, saved)
+    guard place != 0, csys_trace_set_mask(thread.number, ~0) == 0 else { return nil }
+    var changed = saved
+    changed.rip = place
+    changed.rax = UInt64(UInt32(bitPattern: call.number))
+    changed.orig_rax = ~0
+    (changed.rdi, changed.rsi, changed.rdx) =
+      (call.arguments.0, call.arguments.1, call.arguments.2)
+    (changed.r10, changed.r8, changed.r9) =
+      (call.arguments.3, call.arguments.4, call.arguments.5)
+    tracer.setInjected(true, thread.number)
+    if unsafe csys_trace_set_registers(thread.number, &changed) == 0, runToCall(thread) {
+      return mask
+    }
+    tracer.setInjected(false, thread.number)
+    guard threads[thread.number] === thread else { return nil }
+    var saved = saved
+    _ = unsafe csys_trace_set_registers(thread.number, &saved)
+    _ = csys_trace_set_mask(thread.number, mask)
+    return nil
   }
 
   /// A stopped thread's call that a stop has interrupted is begun again by the kernel as it leaves
@@ -133,16 +149,23 @@ extension TraceLoop {
       guard csys_trace_until_call(thread.number, 0) == 0 else { return false }
       guard let event = nextStop(of: thread) else { return false }
       if event.is_call != 0 { return true }
-      if event.event == 0 {
-        // What cannot be blocked, SIGSTOP: it comes again when this is done.
-        _ = csys_thread_signal(thread.process.number, thread.number, event.code)
-        continue
-      }
-      // A stop of the process: it is found stopped when this is done.
-      if Int(event.event) == CSYS_TRACE_STOP, event.code != SIGTRAP {
-        _ = csys_trace_interrupt(thread.number)
+      // What cannot be blocked, SIGSTOP, and a stop of the process: they come again when this is done.
+      if event.event == 0 || Int(event.event) == CSYS_TRACE_STOP, event.code != SIGTRAP {
+        thread.held.append(event.event == 0 ? event.code : 0)
       }
     }
+  }
+
+  /// Has a thread get what came while it made a call for us.
+  func sendHeld(_ thread: TracedThread) {
+    for signal in thread.held {
+      if signal == 0 {
+        _ = csys_trace_interrupt(thread.number)
+      } else {
+        _ = csys_thread_signal(thread.process.number, thread.number, signal)
+      }
+    }
+    thread.held = []
   }
 
   /// Waits for a thread's next stop; nil where it ends or executes another program.

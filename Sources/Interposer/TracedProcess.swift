@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the tracer remembers of the processes that have registers mapped, and of their threads.
+// What the tracer remembers of the processes that have registers mapped, or an errand to do, and of
+// their threads.
 
 import CSyscalls
 import IOMMU
@@ -27,6 +28,9 @@ final class TracedProcess {
 
   let number: Int32
   var threads: [Int32: TracedThread] = [:]
+  /// Whether it has registers mapped: all of its threads are traced, for good. Else only those are
+  /// that have an errand, for as long as that takes.
+  var isForGood: Bool
   var installed = Installed.nothing
   /// The program's own as it was when it took its place: it may have another one by now.
   var inPlace = csys_signal_action()
@@ -39,11 +43,15 @@ final class TracedProcess {
   private var openMaps: OwnedDescriptor?
   private var openMemory: OwnedDescriptor?
 
-  init(number: Int32) { self.number = number }
+  init(number: Int32, isForGood: Bool = false) {
+    self.number = number
+    self.isForGood = isForGood
+  }
 
   /// Another process's child, which has its memory and its actions.
   init(number: Int32, childOf parent: TracedProcess) {
     self.number = number
+    isForGood = parent.isForGood
     installed = parent.installed
     inPlace = parent.inPlace
     callAddress = parent.callAddress
@@ -90,8 +98,12 @@ final class TracedThread {
   let process: TracedProcess
   /// The next stop that was asked for is the one at the end of its first `mmap` of registers.
   var awaitsSetUp = false
-  /// What it maps over what its call maps, in this order, when that is done.
-  var overlays: [MapOverlay] = []
+  /// What it is to do at the end of its call, in this order.
+  var errands: [Errand] = []
+  /// The call that it makes in place of its own.
+  var replaced: ReplacedCall?
+  /// Signals that cannot be blocked, and that came while it made a call for us.
+  var held: [Int32] = []
   var mask = MaskWatch()
   /// Whether it had SIGBUS blocked at its last access that was looked at; nil before the first.
   var blocks: Bool?

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who traces programs that have registers mapped (MODEL J1): one thread, which is started with the
-// first such mapping. It waits for all children and all that it traces, in one call; so from then
-// on the thread that watches over the program hears of it from here.
+// Who traces programs: for good, where they have registers mapped (MODEL J1), or for the length of an
+// errand. It is one thread, which is started when there is something to trace. The thread that watches
+// over the program waits for it; while the program is traced, it hears of it from here.
 
 import CSyscalls
 import IOMMU
@@ -18,19 +18,22 @@ import SystemPackage
 
 /// The face of the tracing thread. Thread-safe.
 final class Tracer: Sendable {
-  /// A process that is to be traced before a call of one of its threads goes on.
+  /// A thread that is to be traced before its call goes on.
   final class Admission: Sendable {
     let thread: Int32
     let process: Int32
-    /// What the thread is to map over what its call maps.
-    let overlay: MapOverlay?
+    /// What the thread is to do at the end of its call.
+    let errand: Errand?
     fileprivate let outcome = Guarded<Outcome?>(nil)
 
-    init(thread: Int32, process: Int32, overlay: MapOverlay?) {
+    init(thread: Int32, process: Int32, errand: Errand?) {
       self.thread = thread
       self.process = process
-      self.overlay = overlay
+      self.errand = errand
     }
+
+    /// Whether its whole process is traced from here on, since it maps registers.
+    var isForGood: Bool { errand?.isForGood ?? true }
 
     func end(_ outcome: Outcome) { self.outcome.withLock { $0 = outcome } }
   }
@@ -41,11 +44,17 @@ final class Tracer: Sendable {
     /// By a debugger; its number, 0 where it is not known.
     case isTraced(by: Int32)
     case refused(Int32)
+    /// There is no thread to trace with.
+    case hasNoThread
   }
 
   private struct State {
     var isRunning = false
+    /// Whether stops of children are told of by the tracing thread alone.
+    var ignoresStops = false
     var admissions: [Admission] = []
+    /// Whether the program is traced, so that the tracing thread alone hears of it.
+    var tracesProgram = false
     /// What became of children, until it is asked for.
     var changes: [csys_wait] = []
   }
@@ -57,14 +66,18 @@ final class Tracer: Sendable {
   /// The tracing thread; 0 while there is none.
   private let thread = Atomic<Int32>(0)
   private let hasAdmissions = Atomic(false)
-  /// The thread that makes a call for us; 0 where none does.
-  private let injected = Atomic<Int32>(0)
+  /// The threads that make a call for us, and whether that has come by.
+  private let injected = Guarded([Int32: Bool]())
+  private let injectedCount = Atomic(0)
   /// Readable when a child has changed.
   private let bell: OwnedDescriptor?
+  /// Our child.
+  private let program: Int32
 
-  init(handles: HandleTable, reporter: Reporter) {
+  init(handles: HandleTable, reporter: Reporter, program: Int32) {
     self.handles = handles
     self.reporter = reporter
+    self.program = program
     let number = eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))
     bell = number < 0 ? nil : OwnedDescriptor(number)
   }
@@ -95,25 +108,37 @@ final class Tracer: Sendable {
   func admit(
     thread: Int32, process: Int32, overlay: MapOverlay? = nil
   ) throws(IOMMUError) {
-    let admission = Admission(thread: thread, process: process, overlay: overlay)
-    let starts = state.withLock { state in
+    let outcome = admit(
+      thread: thread, process: process, errand: overlay.map { .overlay($0) })
+    try check(outcome, of: process)
+  }
+
+  /// As the other one, for any errand or none.
+  func admit(thread: Int32, process: Int32, errand: Errand?) -> Outcome {
+    let admission = Admission(thread: thread, process: process, errand: errand)
+    let (starts, ignores) = state.withLock { state in
       state.admissions.append(admission)
-      defer { state.isRunning = true }
-      return !state.isRunning
+      defer {
+        state.isRunning = true
+        if admission.isForGood { state.ignoresStops = true }
+      }
+      return (!state.isRunning, admission.isForGood && !state.ignoresStops)
     }
     hasAdmissions.store(true, ordering: .sequentiallyConsistent)
+    // Each access to a register is a stop, which nobody but the tracing thread shall wake for.
+    if ignores { _ = csys_ignore_stops() }
     if starts {
-      _ = csys_ignore_stops()
       guard System.startThread({ TraceLoop(self).run() }) else {
-        state.withLock { $0.isRunning = false }
-        throw IOMMUError(.noMemory, "the thread that traces programs cannot be started")
+        state.withLock { state in
+          state.isRunning = false
+          state.admissions.removeAll { $0 === admission }
+        }
+        return .hasNoThread
       }
     }
     var pause: UInt32 = 20
     while true {
-      if let outcome = admission.outcome.withLock({ $0 }) {
-        return try check(outcome, of: process)
-      }
+      if let outcome = admission.outcome.withLock({ $0 }) { return outcome }
       // Again and again: the first may come just before it waits.
       let thread = self.thread.load(ordering: .sequentiallyConsistent)
       if thread != 0 { _ = csys_thread_signal(getpid(), thread, Self.interruption) }
@@ -123,26 +148,21 @@ final class Tracer: Sendable {
   }
 
   private func check(_ outcome: Outcome, of process: Int32) throws(IOMMUError) {
-    switch outcome {
-    case .traced: return
-    case .isTraced(let debugger):
-      throw IOMMUError(
-        .notPermitted,
-        "process \(process) is under a debugger"
-          + (debugger > 0 ? " (process \(debugger))" : "")
-          + ": its accesses to mapped registers could not be carried out; registers can be read "
-          + "and written with pread and pwrite")
-    case .refused(let result):
-      throw IOMMUError(
-        .notPermitted,
-        "process \(process) cannot be traced (\(System.message(result))), which mapped registers "
-          + "need; registers can be read and written with pread and pwrite")
-    }
+    try outcome.check(
+      of: process,
+      debugged: "its accesses to mapped registers could not be carried out; registers can be read "
+        + "and written with pread and pwrite",
+      refused: "mapped registers need; registers can be read and written with pread and pwrite")
   }
 
-  /// Whether the call of a thread is one that the tracing thread makes it do, and waits for.
+  /// Whether the call of a thread is one that the tracing thread makes it do.
   func isInjected(_ thread: Int32) -> Bool {
-    injected.load(ordering: .sequentiallyConsistent) == thread
+    injectedCount.load(ordering: .sequentiallyConsistent) > 0
+      && injected.withLock { threads in
+        guard threads[thread] != nil else { return false }
+        threads[thread] = true
+        return true
+      }
   }
 
   // MARK: for who watches over the program
@@ -154,13 +174,13 @@ final class Tracer: Sendable {
   /// - Returns: Its number; 0 where there is nothing new.
   func nextChange(_ change: inout csys_wait) -> Int32 {
     let next = state.withLock { state -> (Int32, csys_wait) in
-      guard state.isRunning else {
+      guard !state.changes.isEmpty else {
         var seen = csys_wait()
-        // Under the lock: once somebody traces, nobody else may take what it waits for.
-        let result = unsafe csys_wait_change(-1, &seen)
+        if state.tracesProgram { return (0, seen) }
+        // Under the lock: who traces the program shall not lose what it waits for.
+        let result = unsafe csys_wait_change(program, &seen)
         return (result, seen)
       }
-      guard !state.changes.isEmpty else { return (0, csys_wait()) }
       let first = state.changes.removeFirst()
       return (first.pid, first)
     }
@@ -184,9 +204,30 @@ final class Tracer: Sendable {
     thread.store(csys_thread(), ordering: .sequentiallyConsistent)
   }
 
-  /// - Parameter thread: Makes a call for us from here on; 0 where none does any more.
-  func setInjected(_ thread: Int32) {
-    injected.store(thread, ordering: .sequentiallyConsistent)
+  /// - Parameter isInjected: Whether a thread makes a call for us from here on.
+  /// - Returns: Whether the call that it made before has come by.
+  @discardableResult
+  func setInjected(_ isInjected: Bool, _ thread: Int32) -> Bool {
+    injected.withLock { threads in
+      let wasSeen = threads[thread] ?? false
+      threads[thread] = isInjected ? false : nil
+      injectedCount.store(threads.count, ordering: .sequentiallyConsistent)
+      return wasSeen
+    }
+  }
+
+  /// Threads of a process are traced from here on.
+  func willTrace(_ process: Int32) {
+    guard process == program else { return }
+    state.withLock { $0.tracesProgram = true }
+  }
+
+  /// No thread of a process is traced any more.
+  func hasLeft(_ process: Int32) {
+    guard process == program else { return }
+    state.withLock { $0.tracesProgram = false }
+    // What happened meanwhile nobody has been told.
+    _ = csys_eventfd_signal(descriptor)
   }
 
   func takeAdmissions() -> [Admission] {
@@ -201,5 +242,30 @@ final class Tracer: Sendable {
   func tell(_ change: csys_wait) {
     state.withLock { $0.changes.append(change) }
     _ = csys_eventfd_signal(descriptor)
+  }
+}
+
+extension Tracer.Outcome {
+  /// - Parameters:
+  ///   - debugged: What is not possible under a debugger.
+  ///   - refused: What needs the tracing, and what to do without.
+  /// - Throws: `EPERM` where the process is not traced.
+  func check(
+    of process: Int32, debugged: String, refused: String
+  ) throws(IOMMUError) {
+    switch self {
+    case .traced: return
+    case .isTraced(let debugger):
+      throw IOMMUError(
+        .notPermitted,
+        "process \(process) is under a debugger"
+          + (debugger > 0 ? " (process \(debugger))" : "") + ": " + debugged)
+    case .refused(let result):
+      throw IOMMUError(
+        .notPermitted,
+        "process \(process) cannot be traced (\(System.message(result))), which " + refused)
+    case .hasNoThread:
+      throw IOMMUError(.noMemory, "the thread that traces programs cannot be started")
+    }
   }
 }

@@ -36,12 +36,8 @@ enum Programs {
     let made = mkdtemp(&template)!
     let place = String(cString: made)
     chmod(place, 0o755)
-    var buffer = [CChar](repeating: 0, count: 4096)
-    readlink("/proc/self/exe", &buffer, 4095)
-    let here = buffer.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
-    let built = here.prefix(upTo: here.lastIndex(of: "/")!)
     for name in names {
-      copy("\(built)/\(name)", to: "\(place)/\(name)")
+      copy(built(name), to: "\(place)/\(name)")
     }
     atexit {
       for name in Programs.names {
@@ -58,6 +54,14 @@ enum Programs {
     let words = ["unshare", "--user", "--map-root-user", "--mount"]
     return run(words + ["true"]).status == 0 ? words : []
   }()
+
+  /// A program as it was built: beside the tests.
+  static func built(_ name: String) -> String {
+    var buffer = [CChar](repeating: 0, count: 4096)
+    readlink("/proc/self/exe", &buffer, 4095)
+    let here = buffer.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+    return here.prefix(upTo: here.lastIndex(of: "/")!) + "/" + name
+  }
 
   static var host: String { directory + "/interposer-host" }
   static var client: String { directory + "/interposer-client" }

@@ -279,7 +279,7 @@ int csys_trace_set_extended(int thread, const void *state, size_t size);
 uint32_t csys_extended_offset(int component);
 int csys_trace_mask(int thread, uint64_t *out);
 int csys_trace_set_mask(int thread, uint64_t mask);
-// Waits for a task (-1: any) that is traced or a child. 0, or -EINTR, -ECHILD.
+// Waits for a task (-1: any) that the calling thread traces. 0, or -EINTR, -ECHILD.
 int csys_trace_wait(int task, struct csys_trace_event *out);
 // The same where there is something already: 1, and 0 where there is nothing.
 int csys_trace_poll(struct csys_trace_event *out);
@@ -309,6 +309,6 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
     CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
-    CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
+    CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_munmap, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
 
 #endif

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Errands: what a thread does for us at the end of a call that waits for an answer, before it goes on
+// with its program. The tracing thread has it do them (TraceLoop+Errands); who serves the call asks for
+// them and then answers.
+
+import CSyscalls
+import IOMMU
+
+/// What a thread is to do at the end of its call.
+enum Errand: Sendable {
+  /// Map something over what its call has mapped.
+  case overlay(MapOverlay)
+  /// Make another call in place of its own, which was not made.
+  case replacement(ReplacementCall)
+
+  /// Whether its whole process is traced from then on.
+  var isForGood: Bool {
+    switch self {
+    case .overlay: true
+    case .replacement: false
+    }
+  }
+}
+
+/// One argument of a call that a thread makes for us.
+enum ErrandArgument: Sendable {
+  case value(UInt64)
+  /// Without its terminator. It is in the thread's memory while the call lasts.
+  case path([UInt8])
+}
+
+/// A call that a thread makes in place of its own.
+struct ReplacementCall: Sendable {
+  var number: Int32
+  /// At most six.
+  var arguments: [ErrandArgument]
+  /// What the thread gets where the call succeeds; nil is what the call returns.
+  var result: UInt64?
+
+  init(number: Int32, arguments: [ErrandArgument], result: UInt64? = nil) {
+    self.number = number
+    self.arguments = arguments
+    self.result = result
+  }
+}
+
+/// What a thread's memory holds for a call, and what was there before.
+enum Loan {
+  case none
+  /// Below what the thread has on its stack.
+  case stack(address: UInt64, saved: [UInt8])
+  /// Pages that were mapped for it.
+  case pages(address: UInt64, length: UInt64)
+}
+
+/// A call that a thread makes in place of its own, and that it may wait in for as long as it likes.
+struct ReplacedCall {
+  let call: ReplacementCall
+  /// As the thread has them at the end of its own call.
+  let registers: csys_registers
+  let loan: Loan
+}
+
+extension Tracer {
+  /// Has a thread, whose call waits for an answer, make another call in its place. The call is answered
+  /// with `.result(0)` after this has returned; the thread gets what the other call returns. Where a
+  /// signal interrupts that one, the thread's own call begins anew as Linux has it.
+  ///
+  /// It may be one that executes another program, or one that waits for long: nobody else waits for it.
+  /// The other call comes by the filter too, and is let through (`isInjected`).
+  /// - Throws: `EPERM` where the thread cannot be traced.
+  func replace(
+    thread: Int32, process: Int32, by call: ReplacementCall
+  ) throws(IOMMUError) {
+    let outcome = admit(thread: thread, process: process, errand: .replacement(call))
+    try outcome.check(
+      of: process,
+      debugged: "it cannot be made to do in its call's place what that call means here",
+      refused: "it takes to do in its call's place what that call means here; `iommu doctor` says "
+        + "what to allow")
+  }
+}
