@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
@@ -52,7 +53,16 @@ int csys_ignore_stops(void) {
   return sigaction(SIGCHLD, &action, NULL) < 0 ? -errno : 0;
 }
 
-static void on_interruption(int number) { (void)number; }
+// Where a call goes on that is interrupted although the kernel would begin it anew for ever.
+static _Thread_local sigjmp_buf interruption;
+static _Thread_local volatile sig_atomic_t is_interruptible;
+
+static void on_interruption(int number) {
+  (void)number;
+  if (!is_interruptible) return;
+  is_interruptible = 0;
+  siglongjmp(interruption, 1);
+}
 
 int csys_interruptible(int number) {
   struct sigaction action;
@@ -111,7 +121,15 @@ static int trace(long request, int thread, uintptr_t address, const void *data) 
 }
 static const void *number(int signal) { return (const void *)(uintptr_t)signal; }
 
-int csys_trace_seize(int thread) { return trace(SEIZE, thread, 0, (const void *)(uintptr_t)OPTIONS); }
+int csys_trace_seize(int thread) {
+  // While a thread of that process executes another program the kernel waits here for all others to be
+  // gone, those that we trace among them: they wait for us.
+  if (sigsetjmp(interruption, 1)) return -EINTR;
+  is_interruptible = 1;
+  int result = trace(SEIZE, thread, 0, (const void *)(uintptr_t)OPTIONS);
+  is_interruptible = 0;
+  return result;
+}
 int csys_trace_interrupt(int thread) { return trace(INTERRUPT, thread, 0, NULL); }
 int csys_trace_continue(int thread, int signal) { return trace(CONT, thread, 0, number(signal)); }
 int csys_trace_until_call(int thread, int signal) {

@@ -77,7 +77,8 @@ extension Tracer {
     try outcome.check(
       of: process,
       debugged: "it cannot be made to do in its call's place what that call means here",
-      refused: "it takes to do in its call's place what that call means here; `iommu doctor` says "
+      refused:
+        "it takes to do in its call's place what that call means here; `iommu doctor` says "
         + "what to allow")
   }
 }

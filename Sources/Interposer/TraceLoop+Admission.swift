@@ -14,22 +14,24 @@ import LinuxABI
 #endif
 
 extension TraceLoop {
-  func admit(_ admission: Tracer.Admission) -> Tracer.Outcome {
+  /// - Returns: nil where it is to be tried again: the attempt was interrupted.
+  func admit(_ admission: Tracer.Admission) -> Tracer.Outcome? {
     let process = processes[admission.process] ?? TracedProcess(number: admission.process)
     let isFirst = admission.isForGood && !process.isForGood
     processes[process.number] = process
     tracer.willTrace(process.number)
-    let failure =
+    let attempt =
       if !admission.isForGood {
-        seize(admission.thread, of: process)
+        seize(admission.thread, of: process, isExpected: true)
       } else if isFirst || process.threads[admission.thread] == nil {
         seize(all: process)
       } else {
-        nil as Tracer.Outcome?
+        .done as Attempt
       }
-    if let failure {
+    guard case .done = attempt else {
       if !process.isForGood { release(process) }
-      return failure
+      guard case .failed(let outcome) = attempt else { return nil }
+      return outcome
     }
     guard let thread = process.threads[admission.thread] else {
       leaveIfEmpty(process)
@@ -47,42 +49,56 @@ extension TraceLoop {
     return .traced
   }
 
-  /// Attaches to one thread.
-  private func seize(_ number: Int32, of process: TracedProcess) -> Tracer.Outcome? {
+  private enum Attempt {
+    case done
+    case failed(Tracer.Outcome)
+    /// It would have waited for what others do that are traced.
+    case interrupted
+  }
+
+  /// Attaches to all threads that a process has and makes meanwhile.
+  private func seize(all process: TracedProcess) -> Attempt {
+    while true {
+      var isComplete = true
+      for entry in System.entries("/proc/\(process.number)/task") ?? [] {
+        guard let number = Int32(entry.name), threads[number] == nil else { continue }
+        let attempt = seize(number, of: process)
+        guard case .done = attempt else { return attempt }
+        if threads[number] != nil { isComplete = false }
+      }
+      if isComplete { return .done }
+    }
+  }
+
+  /// Attaches to one thread. One that is gone is no failure.
+  /// - Parameter isExpected: Whether it waits for us.
+  private func seize(
+    _ number: Int32, of process: TracedProcess, isExpected: Bool = false
+  ) -> Attempt {
     if let thread = process.threads[number] {
-      // The end of a first thread is not told where another thread that nobody traces executes
-      // another program: the number is that one's then.
-      if csys_trace_interrupt(number) == 0 { return nil }
+      // The end of a first thread is not told where another thread, which nobody traces, executes
+      // another program: it has the number then.
+      if csys_trace_interrupt(number) == 0 { return .done }
       forget(thread)
       processes[process.number] = process
       tracer.willTrace(process.number)
     }
     let result = csys_trace_seize(number)
+    if result == -EINTR { return .interrupted }
+    if result == -ESRCH { return isExpected ? .failed(.refused(result)) : .done }
     guard result != 0 else {
       add(number, to: process)
-      return nil
+      return .done
     }
-    let debugger = TaskStatus(number).tracer
-    return debugger > 0 ? .isTraced(by: debugger) : .refused(result)
-  }
-
-  /// Attaches to all threads that a process has and makes meanwhile.
-  private func seize(all process: TracedProcess) -> Tracer.Outcome? {
-    while true {
-      var isComplete = true
-      for entry in System.entries("/proc/\(process.number)/task") ?? [] {
-        guard let number = Int32(entry.name), threads[number] == nil else { continue }
-        let result = csys_trace_seize(number)
-        if result == 0 {
-          isComplete = false
-          add(number, to: process)
-        } else if result != -ESRCH, !TaskStatus(number).hasEnded {
-          let debugger = TaskStatus(number).tracer
-          return debugger > 0 ? .isTraced(by: debugger) : .refused(result)
-        }
-      }
-      if isComplete { return nil }
+    let status = TaskStatus(number)
+    guard status.tracer != csys_thread() else {
+      // Ours already: a new thread, or an attempt was interrupted when it was done.
+      add(number, to: process)
+      if early.remove(number) != nil { _ = csys_trace_continue(number, 0) }
+      return .done
     }
+    if status.hasEnded, !isExpected { return .done }
+    return .failed(status.tracer > 0 ? .isTraced(by: status.tracer) : .refused(result))
   }
 
   private func add(_ number: Int32, to process: TracedProcess) {
@@ -91,10 +107,11 @@ extension TraceLoop {
     process.threads[number] = thread
   }
 
-  /// Lets go of a process that could not be traced whole: each thread at its next stop. Those that have
-  /// an errand do it.
+  /// Lets go of a process that could not be traced whole, or not yet: each thread at its next stop. Those
+  /// that have an errand do it.
   private func release(_ process: TracedProcess) {
-    for thread in process.threads.values where thread.errands.isEmpty && thread.replaced == nil {
+    for thread in process.threads.values where thread.errands.isEmpty && thread.replaced == nil
+    {
       _ = csys_trace_interrupt(thread.number)
     }
     leaveIfEmpty(process)
@@ -158,7 +175,7 @@ extension TraceLoop {
       }
       let group = Tasks.group(of: number) ?? number
       if group == parent.process.number {
-        add(number, to: parent.process)
+        if threads[number] == nil { add(number, to: parent.process) }
       } else if threads[number] == nil {
         let process =
           processes[group] ?? TracedProcess(number: group, childOf: parent.process)

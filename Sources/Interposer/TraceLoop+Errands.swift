@@ -146,6 +146,12 @@ extension TraceLoop {
     returnLoan(replaced.loan, in: thread)
     guard threads[thread.number] === thread else { return }
     _ = unsafe csys_trace_set_registers(thread.number, &registers)
+    guard !Self.restarts.contains(Int64(bitPattern: registers.rax)) else {
+      // The kernel looks at that where a thread has a signal; which may be gone by now. One more stop
+      // is as good.
+      _ = csys_trace_interrupt(thread.number)
+      return proceed(thread)
+    }
     doErrands(thread)
   }
 

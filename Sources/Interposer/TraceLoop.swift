@@ -40,7 +40,13 @@ final class TraceLoop {
     tracer.begin()
     var event = csys_trace_event()
     while true {
-      for admission in tracer.takeAdmissions() { admission.end(admit(admission)) }
+      for admission in tracer.takeAdmissions() {
+        if let outcome = admit(admission) {
+          admission.end(outcome)
+        } else {
+          tracer.putBack(admission)
+        }
+      }
       if !later.isEmpty {
         handle(later.removeFirst())
         continue

@@ -150,7 +150,8 @@ final class Tracer: Sendable {
   private func check(_ outcome: Outcome, of process: Int32) throws(IOMMUError) {
     try outcome.check(
       of: process,
-      debugged: "its accesses to mapped registers could not be carried out; registers can be read "
+      debugged:
+        "its accesses to mapped registers could not be carried out; registers can be read "
         + "and written with pread and pwrite",
       refused: "mapped registers need; registers can be read and written with pread and pwrite")
   }
@@ -237,6 +238,12 @@ final class Tracer: Sendable {
       defer { state.admissions = [] }
       return state.admissions
     }
+  }
+
+  /// What could not be done before other stops have been looked at. Who asked for it goes on interrupting.
+  func putBack(_ admission: Admission) {
+    state.withLock { $0.admissions.append(admission) }
+    hasAdmissions.store(true, ordering: .sequentiallyConsistent)
   }
 
   func tell(_ change: csys_wait) {

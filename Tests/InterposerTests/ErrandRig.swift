@@ -37,10 +37,18 @@ final class ErrandRig: Sendable {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     posix_spawn_file_actions_adddup2(&actions, theirs, 3)
-    var words = [built, test].map { strdup($0) } + [nil]
+    // This thread has signals blocked.
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    sigemptyset(&none)
+    posix_spawnattr_setsigmask(&attributes, &none)
+    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+    let words = [strdup(built), strdup(test), nil]
     defer { for word in words { free(word) } }
     var child: pid_t = 0
-    let result = posix_spawn(&child, built, &actions, nil, &words, environ)
+    let result = posix_spawn(&child, built, &actions, &attributes, words, environ)
     posix_spawn_file_actions_destroy(&actions)
     close(theirs)
     try #require(result == 0)
@@ -105,8 +113,10 @@ final class ErrandRig: Sendable {
       var isShown = false
       other.arguments = arguments.enumerated().map { index, value in
         let holdsPath =
-          index == 0 || index == 1 && [CSYS_NR_openat, SYS_rename, CSYS_NR_newfstatat].contains(
-            call.data.nr)
+          index == 0
+          || index == 1
+            && [CSYS_NR_openat, renameNumber, CSYS_NR_newfstatat].contains(
+              call.data.nr)
         guard holdsPath, let path = path(at: value, of: thread), path.starts(with: Self.shown)
         else { return .value(value) }
         isShown = true
@@ -140,4 +150,4 @@ final class ErrandRig: Sendable {
   }
 }
 
-private let SYS_rename: Int32 = 82
+private let renameNumber: Int32 = 82

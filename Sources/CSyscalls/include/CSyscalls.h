@@ -257,7 +257,8 @@ struct csys_signal_action {
 enum { CSYS_RESET_HANDLER = (int)0x80000000 };
 
 // Attaches to a thread without stopping it. Its clones, forks, execs and end are told of, and what it
-// starts is traced too; it dies with us.
+// starts is traced too; it dies with us. -EINTR where csys_interruptible's signal came meanwhile: it may
+// be attached or not.
 int csys_trace_seize(int thread);
 int csys_trace_interrupt(int thread);
 int csys_trace_continue(int thread, int signal);

@@ -44,4 +44,11 @@ static inline int wait_for(pid_t child) {
   return status;
 }
 
+static inline void check_end(pid_t child, int expected) {
+  const int status = wait_for(child);
+  if (status == expected) return;
+  fprintf(stderr, "process %d ended with %#x, not %#x\n", child, (unsigned)status, (unsigned)expected);
+  exit(1);
+}
+
 #endif

@@ -40,15 +40,15 @@ static void executes(void) {
       execute(NULL);
       _exit(1);
     }
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
     child = vfork();
     if (child == 0) {
       execv("/shown/program", status_7);
       _exit(1);
     }
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
     CHECK(posix_spawn(&child, "/shown/program", NULL, NULL, status_7, environ) == 0);
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
     CHECK(posix_spawn(&child, "/shown/none", NULL, NULL, status_7, environ) == ENOENT);
   }
 }
@@ -63,7 +63,7 @@ static void executes_on_a_stack(void) {
       execv("/shown/program", status_7);
       _exit(1);
     }
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
     for (size_t j = 0; j < sizeof deep; j++) CHECK(deep[j] == (uint8_t)j);
   }
 }
@@ -81,7 +81,7 @@ static void executes_among_threads(void) {
       CHECK(pthread_create(&all[3], NULL, execute, NULL) == 0);
       touch_for_ever(NULL);
     }
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
   }
 }
 
@@ -100,7 +100,7 @@ static void executes_elsewhere(void) {
       CHECK(pthread_create(&all[2], NULL, execute_natively, "/proc/self/exe") == 0);
       touch_for_ever(NULL);
     }
-    CHECK(wait_for(child) == 7 << 8);
+    check_end(child, 7 << 8);
   }
 }
 
@@ -196,7 +196,7 @@ static void leaves(void) {
     CHECK(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0);
     _exit(4);
   }
-  CHECK(wait_for(child) == 4 << 8);
+  check_end(child, 4 << 8);
   CHECK(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0);
 }
 
@@ -213,7 +213,7 @@ static void shares_memory(void) {
     const pid_t child = clone(touch_shared, stack + size, CLONE_VM | SIGCHLD, NULL);
     CHECK(child > 0);
     for (int j = 0; j < 300; j++) check_file("/shown/file");
-    CHECK(wait_for(child) == 9 << 8);
+    check_end(child, 9 << 8);
   }
 }
 
