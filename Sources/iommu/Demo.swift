@@ -38,8 +38,10 @@ struct Demo: ParsableCommand {
 
     narrator.chapter(1, "A program lets a device copy 4 MiB of its memory")
     let tracing = trace.map { ["--trace", $0] } ?? []
+    // More than an ordinary user may lock as a rule.
     try play(
-      [place.iommu, "run"] + tracing + ["--", place.copy, "--size", "4194304"],
+      [place.iommu, "run"] + tracing
+        + ["--no-memlock-limit", "--", place.copy, "--size", "4194304"],
       narrator: narrator, topics: Narrator.copyTopics)
     if let trace {
       narrator.say("The trace is in \(trace): open it at https://ui.perfetto.dev.")
