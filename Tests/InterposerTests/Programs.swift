@@ -63,6 +63,11 @@ enum Programs {
     return here.prefix(upTo: here.lastIndex(of: "/")!) + "/" + name
   }
 
+  /// Whether the host lets a program have a mount namespace; a container as a rule does not.
+  static let hasMounts = hosted(["true"], options: ["--view", "namespace"]).status == 0
+  /// What is said where it does not.
+  static let refusal = "the kernel refused a user namespace (Operation not permitted)"
+
   static var host: String { directory + "/interposer-host" }
   static var client: String { directory + "/interposer-client" }
 

@@ -10,6 +10,12 @@ struct Finished {
   var status: Int32
   var output: String
   var errors: String
+
+  /// What `--explain` said, but for the line that says of a view by paths that it is one.
+  var explanations: String {
+    errors.split(separator: "\n").filter { !$0.hasPrefix("iommu: /dev and /sys are shown by") }
+      .map { $0 + "\n" }.joined()
+  }
 }
 
 /// Runs the built `iommu`.

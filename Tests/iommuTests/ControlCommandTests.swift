@@ -102,7 +102,7 @@ import Testing
       built("iommu").path, trace.path, script)
     #expect(run.status == 0, "\(run)")
     let told = "fault put in by iommu ctl: 0000:e0:04.0: link-down"
-    #expect(run.errors == "iommu: \(told)\n")
+    #expect(run.explanations == "iommu: \(told)\n", "\(run.errors)")
     #expect(run.output.contains("0000:e0:04.0  group 0  vfio-pci  link down\n"), "\(run)")
     #expect(try String(contentsOf: trace, encoding: .utf8).contains("\"what\":\"\(told)\""))
   }
