@@ -22,7 +22,7 @@ struct ViewModeTests {
   /// Runs a program under the host, which may unshare but not mount: as Ubuntu's AppArmor has it, and
   /// containers whose profile allows one of the two.
   private func unmounted(
-    _ arguments: [String], as user: User, options: [String] = []
+    _ arguments: [String], as user: User, options: [String] = ["--view", "any"]
   ) -> Outcome {
     Programs.run(
       [
@@ -73,7 +73,8 @@ struct ViewModeTests {
   @Test("--explain and --trace say that the view is by paths, and why")
   func reasons() {
     for options in [["--explain"], ["--trace", "-"]] {
-      let outcome = unmounted(["true"], as: .current, options: options)
+      let outcome = unmounted(
+        ["true"], as: .current, options: ["--view", "any"] + options)
       #expect(
         outcome.error.contains("iommu: /dev and /sys are shown by paths, without a mount"),
         "\(outcome)")

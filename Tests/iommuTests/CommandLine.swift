@@ -30,7 +30,14 @@ func iommu(
   _ arguments: [String], input: String = "",
   meanwhile: (pid_t, URL) throws -> Void = { _, _ in }
 ) throws -> Finished {
-  try finished([built("iommu").path] + arguments, input: input, meanwhile: meanwhile)
+  var arguments = arguments
+  // So that all tests can be run with either view.
+  if let view = ProcessInfo.processInfo.environment["INTERPOSER_TEST_VIEW"],
+    arguments.first == "run", !arguments.contains("--view")
+  {
+    arguments.insert(contentsOf: ["--view", view], at: 1)
+  }
+  return try finished([built("iommu").path] + arguments, input: input, meanwhile: meanwhile)
 }
 
 /// Runs a script of the shell.

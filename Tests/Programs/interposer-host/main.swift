@@ -12,7 +12,11 @@ var arguments = CommandLine.arguments.dropFirst()
 var trace = RunOptions.Trace.none
 var explain = false
 var fail = false
-var view: ViewMode?
+// So that all tests can be run with either view; with --view any the host chooses.
+// SAFETY: the C library's string is copied at once.
+var view = unsafe getenv("INTERPOSER_TEST_VIEW").flatMap {
+  unsafe ViewMode(rawValue: String(cString: $0))
+}
 while let option = arguments.popFirst(), option != "--" {
   switch option {
   case "--trace":
