@@ -121,6 +121,15 @@ uint32_t csys_file_system(const char *path);
 uint64_t csys_device_number(uint32_t major, uint32_t minor);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
 
+// What lies at a path, and in which mount (0 before Linux 5.8). Nobody's server is asked anew.
+struct csys_place {
+  uint64_t device, inode, mount;
+  uint32_t mode;
+};
+int csys_place(int directory, const char *path, int flags, struct csys_place *out);
+// Any call, with its six arguments as they are. What they point at is for the caller to see to.
+long csys_call(int32_t number, const uint64_t *arguments);
+
 // How many bytes a pipe holds.
 int csys_pipe_count(int end);
 int csys_epoll_create(void);
@@ -140,6 +149,7 @@ int csys_pipe(int out[2]);
 
 size_t csys_stat_size(void);
 size_t csys_statx_size(void);
+size_t csys_statfs_size(void);
 struct csys_character_device {
   uint64_t inode;
   uint32_t major, minor, user, group, permissions;
@@ -311,5 +321,18 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
     CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
     CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_munmap, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
+// Those that take paths, or that change what paths mean.
+extern const int32_t CSYS_NR_stat, CSYS_NR_lstat, CSYS_NR_readlink, CSYS_NR_readlinkat,
+    CSYS_NR_getxattr, CSYS_NR_lgetxattr, CSYS_NR_listxattr, CSYS_NR_llistxattr, CSYS_NR_setxattr,
+    CSYS_NR_lsetxattr, CSYS_NR_removexattr, CSYS_NR_lremovexattr, CSYS_NR_statfs, CSYS_NR_chdir,
+    CSYS_NR_getcwd, CSYS_NR_inotify_add_watch, CSYS_NR_fanotify_mark, CSYS_NR_name_to_handle_at,
+    CSYS_NR_truncate, CSYS_NR_chmod, CSYS_NR_fchmodat, CSYS_NR_fchmodat2, CSYS_NR_chown,
+    CSYS_NR_lchown, CSYS_NR_fchownat, CSYS_NR_mkdir, CSYS_NR_mkdirat, CSYS_NR_rmdir,
+    CSYS_NR_unlink, CSYS_NR_unlinkat, CSYS_NR_rename, CSYS_NR_renameat, CSYS_NR_renameat2,
+    CSYS_NR_link, CSYS_NR_linkat, CSYS_NR_symlink, CSYS_NR_symlinkat, CSYS_NR_mknod,
+    CSYS_NR_mknodat, CSYS_NR_utime, CSYS_NR_utimes, CSYS_NR_futimesat, CSYS_NR_utimensat,
+    CSYS_NR_chroot, CSYS_NR_mount, CSYS_NR_umount2, CSYS_NR_pivot_root, CSYS_NR_unshare,
+    CSYS_NR_setns, CSYS_NR_clone, CSYS_NR_clone3, CSYS_NR_open_tree, CSYS_NR_move_mount,
+    CSYS_NR_mount_setattr, CSYS_NR_fchmod, CSYS_NR_fchown, CSYS_NR_fsetxattr, CSYS_NR_fremovexattr;
 
 #endif
