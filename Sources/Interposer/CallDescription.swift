@@ -39,8 +39,12 @@ struct CallDescription: Sendable {
       name = "access"
     // The record names the file that was opened.
     default:
-      name = Self.names[call.number] ?? "call \(call.number)"
-      fields = [("fd", number(0))]
+      if let name = Self.names[call.number] {
+        self.name = name
+        fields = [("fd", number(0))]
+      } else {
+        name = PathCall.row(call.number)?.name ?? "call \(call.number)"
+      }
     }
     self.fields = fields
   }
@@ -67,7 +71,8 @@ extension CallRecord {
   var result: String {
     switch answer {
     case .result(let value): "\(value)"
-    case .failure(let error): "-1 \(error.errno.symbol) (\(error.reason))"
+    case .failure(let error):
+      "-1 \(error.errno.symbol)" + (error.reason.isEmpty ? "" : " (\(error.reason))")
     case .goOn: "goes on to the kernel"
     }
   }

@@ -35,6 +35,13 @@ struct Filter {
     case shortOutput
     /// The 64-bit argument is SIGBUS.
     case isBusError(argument: Int)
+    /// The call is one that the kernel has not.
+    case isUnknown
+    /// The argument has one of some bits; it has none of them.
+    case has(argument: Int, UInt32)
+    case hasNot(argument: Int, UInt32)
+    /// The argument, a directory's descriptor, is AT_FDCWD.
+    case isCurrent(argument: Int)
     /// The argument, of `access`, asks whether something can be written.
     case asksToWrite(argument: Int)
   }
@@ -60,7 +67,18 @@ struct Filter {
   }
 
   /// Calls that take a path, in the view by paths; in place of their rows in `fixed`.
-  private static let paths: [(number: Int32, when: [Condition])] = []
+  private static let paths: [(number: Int32, when: [Condition])] = PathCall.all.map { row in
+    switch row.trap {
+    case .always: (row.number, [])
+    case .unlessEmptyPath(let flags):
+      (
+        row.number,
+        [.hasNot(argument: flags, 0x1000), .isCurrent(argument: 0), .descriptor(argument: 0)]
+      )
+    case .flags(let argument, let bits): (row.number, [.has(argument: argument, bits)])
+    case .unknown: (row.number, [.isUnknown])
+    }
+  }
 
   private static let fixed: [(number: Int32, when: [Condition])] = [
     (CSYS_NR_read, [.descriptor(argument: 0)]),
@@ -144,6 +162,19 @@ struct Filter {
         block.load(offset: 16 + 8 * argument)
         block.jump(.notBelow, window.first, ifTrue: 0, ifFalse: 2)
         block.jump(.notBelow, window.end, ifTrue: 1, ifFalse: 0)
+      case .isUnknown:
+        block.finish(noSuchCall)
+        continue
+      case .has(let argument, let bits):
+        block.load(offset: 16 + 8 * argument)
+        block.jump(.hasBits, bits, ifTrue: 0, ifFalse: 1)
+      case .hasNot(let argument, let bits):
+        block.load(offset: 16 + 8 * argument)
+        block.jump(.hasBits, bits, ifTrue: 1, ifFalse: 0)
+      case .isCurrent(let argument):
+        block.load(offset: 16 + 8 * argument)
+        block.jump(
+          .equal, UInt32(bitPattern: PathCall.Path.current), ifTrue: 0, ifFalse: 1)
       case .asksToWrite(let argument):
         block.load(offset: 16 + 8 * argument)
         block.code.append(csys_bpf(code: 0x54, jt: 0, jf: 0, k: 2))
@@ -170,6 +201,7 @@ struct Filter {
   private enum Comparison: UInt16 {
     case equal = 0x15
     case notBelow = 0x35
+    case hasBits = 0x45
   }
 
   /// Loads a 32-bit word of `struct seccomp_data`.

@@ -111,7 +111,7 @@ final class Reporter: Sendable {
   func call(_ record: CallRecord) {
     // What the device did comes before what the program did about it.
     if explains { drain() }
-    if explains, case .failure(let error) = record.answer {
+    if explains, case .failure(let error) = record.answer, !error.reason.isEmpty {
       let on = record.file.map { " on \($0.name)" } ?? ""
       System.printError(
         "iommu: \(record.description.name)\(on): \(error.reason) (\(error.errno.symbol))")

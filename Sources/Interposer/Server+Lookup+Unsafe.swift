@@ -52,7 +52,8 @@ extension Server {
     try known(System.open(path, System.pathOnly), path)
   }
 
-  private func known(_ found: Int32, _ path: String) throws(IOMMUError) -> Int32 {
+  /// - Throws: Where a result says that we have no descriptors, or no memory.
+  func known(_ found: Int32, _ path: String) throws(IOMMUError) -> Int32 {
     guard found == -EMFILE || found == -ENFILE || found == -ENOMEM else { return found }
     throw IOMMUError(
       .tooManyOpenFilesInSystem,

@@ -66,7 +66,14 @@ extension Server {
         return (nil, .failure(error))
       }
     }
-    return open(place.path, flags: flags, caller) { () throws(IOMMUError) in
+    return open(place, flags: flags, caller)
+  }
+
+  /// Opens a place of ours.
+  func open(
+    _ place: NodeTable.Place, flags: Int32, _ caller: ClientCaller
+  ) -> (file: (any OpenFile)?, Answer) {
+    open(place.path, flags: flags, caller) { () throws(IOMMUError) in
       switch place {
       case .node(let node): return try node.open(flags: flags, by: caller)
       case .attribute(let attribute):
@@ -77,7 +84,7 @@ extension Server {
     }
   }
 
-  private func open(
+  func open(
     _ name: String, flags: Int32, _ caller: ClientCaller,
     _ make: () throws(IOMMUError) -> any OpenFile
   ) -> (file: (any OpenFile)?, Answer) {
@@ -96,7 +103,7 @@ extension Server {
     }
   }
 
-  private func request(_ call: SystemCall, _ caller: ClientCaller) -> Request? {
+  func request(_ call: SystemCall, _ caller: ClientCaller) -> Request? {
     switch call.number {
     case CSYS_NR_open:
       return Request(directory: AT_FDCWD, path: call[0], flags: call[1])

@@ -16,6 +16,7 @@ import SystemPackage
 /// What becomes of a call.
 enum Answer {
   case result(Int)
+  /// Without a sentence where any file system says so, and nobody wonders.
   case failure(IOMMUError)
   /// The kernel does the call.
   case goOn
@@ -31,6 +32,8 @@ final class Server: Sendable {
   let nodes: NodeTable
   /// What paths lead to; nil where the kernel knows, in a mount namespace.
   let shadow: ShadowTree?
+  /// Who looks at each path first; nil as the shadow is.
+  let gate: PathGate?
   let tasks: TaskTable
   let owners = Guarded(MemoryOwners())
   /// Whether RLIMIT_MEMLOCK bounds what programs pin.
@@ -58,6 +61,7 @@ final class Server: Sendable {
     self.window = window
     self.nodes = nodes
     self.shadow = shadow
+    gate = shadow.map { PathGate(mounts: $0.mounts, shadow: $0.path) }
     self.reporter = reporter
   }
 
@@ -155,6 +159,11 @@ final class Server: Sendable {
         tasks.willExecute(call.thread)
       }
       return (nil, .goOn)
+    }
+    if let gate, let shadow, let row = PathCall.row(call.number),
+      let served = servePaths(call, row, gate, shadow, caller)
+    {
+      return served
     }
     switch call.number {
     case CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat:

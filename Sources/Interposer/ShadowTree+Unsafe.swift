@@ -119,6 +119,17 @@ final class ShadowTree: Sendable {
       unsafe csys_openat2(
         root.number, below, UInt64(System.pathOnly | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC),
         0x8 | 0x4))
+    if [-EMFILE, -ENFILE, -ENOMEM].contains(descriptor.number) {
+      // It takes no descriptor to ask for a path that has no links, as those of who asks here.
+      var status = stat()
+      guard unsafe lstat(real(shown), &status) == 0, status.st_mode & S_IFMT == S_IFDIR,
+        !Self.isPlaceholder(status)
+      else { return nil }
+      return FileKey(
+        csys_identity(
+          device: UInt64(status.st_dev), inode: UInt64(status.st_ino), mode: status.st_mode,
+          size: 0))
+    }
     guard descriptor.number >= 0, let identity = System.identity(descriptor.number),
       identity.mode & 0o777 != 0
     else { return nil }
@@ -145,7 +156,10 @@ final class ShadowTree: Sendable {
     changing.withLock { _ in
       // System calls under the lock: whoever waits for it wants to change this tree.
       var hosts: [String: UInt8] = [:]
-      for entry in System.entries(shown) ?? [] { hosts[entry.name] = entry.type }
+      let listed = System.entries(shown)
+      // Who cannot list it now, for want of descriptors, does not take it for empty.
+      if listed == nil, errno == EMFILE || errno == ENFILE || errno == ENOMEM { return }
+      for entry in listed ?? [] { hosts[entry.name] = entry.type }
       for entry in System.entries(here) ?? [] {
         let old = here + "/" + entry.name
         var status = stat()

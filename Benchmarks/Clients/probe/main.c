@@ -289,8 +289,8 @@ int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
   const size_t samples = count > 2 ? strtoul(arguments[2], NULL, 10) : 0;
   if (!samples) {
-    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts COUNT "
-            "[IOMMU]\n");
+    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts|path|"
+            "files COUNT [IOMMU|DIRECTORY NAME]\n");
     return 2;
   }
   if (!strcmp(what, "calls")) measure_calls(samples);
@@ -302,6 +302,8 @@ int main(int count, char **arguments) {
   else if (!strcmp(what, "nvme")) measure_nvme(samples, false);
   else if (!strcmp(what, "shared-nvme")) measure_nvme(samples, true);
   else if (!strcmp(what, "starts") && count > 3) measure_starts(samples, arguments[3]);
+  else if (!strcmp(what, "path")) measure_path(samples);
+  else if (!strcmp(what, "files") && count > 4) measure_files(samples, arguments[3], arguments[4]);
   else return 2;
   return 0;
 }

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Calls that take paths, in a view by paths: what each path leads to, and who answers. Most go on as
+// they are; the rooms beside this one answer the others.
+
+import CProcessMemory
+import CSyscalls
+import IOMMU
+import LinuxABI
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
+/// A path of a call with what it leads to.
+struct WalkedPath {
+  let argument: PathCall.Path
+  /// As the caller gave it.
+  let text: PathBytes
+  let result: WalkResult
+
+  /// Whether the kernel finds what the program shall find.
+  var isKernels: Bool {
+    if case .view = result.place { return false }
+    return !result.usedView
+  }
+
+  /// Whether it is the view's, or would be if it were there.
+  var isView: Bool {
+    switch result.place {
+    case .view: true
+    case .absent(_, let directory): directory.isInView
+    case .host, .opaque: false
+    }
+  }
+}
+
+extension Server {
+  /// Answers a call of the table.
+  /// - Returns: Nil where it names no path, but a descriptor.
+  func servePaths(
+    _ call: SystemCall, _ row: PathCall, _ gate: PathGate, _ shadow: ShadowTree,
+    _ caller: ClientCaller
+  ) -> (file: (any OpenFile)?, Answer)? {
+    switch row.kind {
+    case .open: return open(call, row, gate, shadow, caller)
+    case .roots:
+      // unshare, setns and clone: afterwards somebody may have other mounts than we.
+      gate.noteOtherRoots()
+      return (nil, .goOn)
+    case .directory: return (nil, currentDirectory(call, gate, shadow, caller))
+    case .look where row.paths.count == 1: break
+    default: return serveSeveral(call, row, gate, shadow, caller)
+    }
+    // By far the most calls come by here: nothing is allocated for those that go on.
+    let argument = row.paths[0]
+    guard let text = unsafe text(at: call[argument.path], of: call, caller) else {
+      return (nil, .goOn)
+    }
+    guard unsafe text.count > 0 else {
+      return access(toDescriptor: call, argument, gate, shadow, caller)
+    }
+    let rules = argument.rules(call)
+    let directory = argument.directory(call)
+    let decision = unsafe gate.decide(
+      text, thread: call.thread, directory: directory, follows: rules.followsLast)
+    guard decision == .walk else { return (nil, .goOn) }
+    do throws(IOMMUError) {
+      guard
+        let path = try walk(
+          unsafe text.bytes, argument, from: directory, rules, shadow, caller),
+        !path.isKernels || isShadowLink(path, shadow), isValid(call.id)
+      else { return (nil, .goOn) }
+      return (nil, try look(call, row, path, shadow, caller))
+    } catch {
+      return (nil, .failure(error))
+    }
+  }
+
+  /// Answers a call that changes something, or that does something to the caller.
+  private func serveSeveral(
+    _ call: SystemCall, _ row: PathCall, _ gate: PathGate, _ shadow: ShadowTree,
+    _ caller: ClientCaller
+  ) -> (file: (any OpenFile)?, Answer)? {
+    let isExec = call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat
+    // Whatever becomes of it: what was known of the address space is not known any more.
+    if isExec { tasks.willExecute(call.thread) }
+    do throws(IOMMUError) {
+      var paths: [WalkedPath] = []
+      var isOurs = false
+      for argument in row.paths {
+        guard isLookedUp(argument, of: call) else { continue }
+        if let path = descriptor(argument, of: call, gate, shadow, caller) {
+          isOurs = true
+          paths.append(path)
+          continue
+        }
+        guard let text = unsafe text(at: call[argument.path], of: call, caller),
+          unsafe text.count > 0
+        else { continue }
+        let rules = argument.rules(call)
+        let directory = argument.directory(call)
+        let decision = unsafe gate.decide(
+          text, thread: call.thread, directory: directory, follows: rules.followsLast)
+        guard decision == .walk,
+          let path = try walk(
+            unsafe text.bytes, argument, from: directory, rules, shadow, caller)
+        else { continue }
+        isOurs = isOurs || !path.isKernels || path.isView
+        paths.append(path)
+      }
+      if call.number == CSYS_NR_chroot || call.number == CSYS_NR_pivot_root {
+        gate.noteOtherRoots()
+      }
+      guard isOurs || row.kind == .change && !paths.isEmpty, isValid(call.id) else {
+        return (nil, .goOn)
+      }
+      let answer =
+        row.kind == .change
+        ? try change(call, row, paths, shadow, caller)
+        : try act(call, row, paths, gate, shadow, caller)
+      return (nil, answer)
+    } catch {
+      return (nil, .failure(error))
+    }
+  }
+
+  /// Whether an argument is a path: the source of a mount is one where it is bound or moved.
+  private func isLookedUp(_ argument: PathCall.Path, of call: SystemCall) -> Bool {
+    call.number != CSYS_NR_mount || argument.path != 0
+      || call[3] & UInt64(MS_BIND | MS_MOVE) != 0
+  }
+
+  /// Whether a path leads to a link of /proc that leads into the shadow: programs are to read another
+  /// text.
+  private func isShadowLink(_ path: WalkedPath, _ shadow: ShadowTree) -> Bool {
+    guard case .host(.link(let text)) = path.result.place else { return false }
+    return text.starts(with: shadow.path.utf8)
+  }
+
+  // MARK: Paths
+
+  /// A path in the caller's memory; nil where the kernel shall say what is wrong with it. It lies in
+  /// the lane's buffer, until the next one.
+  func text(
+    at address: UInt64, of call: SystemCall, _ caller: ClientCaller
+  ) -> PathGate.Text? {
+    // SAFETY: the buffer is 64 KiB; the text with its terminator takes 4 KiB after the room.
+    let start = unsafe caller.lane.buffer.baseAddress! + PathGate.Text.room
+    var count = 0
+    while count < Self.longestText {
+      // Up to the page's end: the next page may not be there.
+      let cursor = address &+ UInt64(count)
+      let part = min(4096 - Int(cursor & 4095), count == 0 ? 256 : 4096)
+      let got = unsafe csys_process_vm_readv(call.thread, start + count, cursor, part)
+      guard got > 0 else { return nil }
+      if let end = unsafe memchr(start + count, 0, got) {
+        let count = unsafe UnsafeRawPointer(end) - UnsafeRawPointer(start)
+        guard count < Self.longestText else { return nil }
+        return unsafe PathGate.Text(
+          start: start.assumingMemoryBound(to: CChar.self), count: count)
+      }
+      count += got
+    }
+    return nil
+  }
+
+  /// As Linux's, with the terminator.
+  private static let longestText = 4096
+
+  /// Follows a path.
+  /// - Returns: Nil where only the kernel can, or says the same.
+  /// - Throws: What the program shall get.
+  func walk(
+    _ text: PathBytes, _ argument: PathCall.Path, from directory: Int32, _ rules: WalkRules,
+    _ shadow: ShadowTree, _ caller: ClientCaller
+  ) throws(IOMMUError) -> WalkedPath? {
+    var files = CallerFiles(
+      shadow: shadow, thread: caller.thread, process: caller.processID)
+    guard let root = root(of: caller, &files) else { return nil }
+    var walk = PathWalk(
+      host: files, view: ShadowFiles(shadow: shadow), root: root, rules: rules)
+    do throws(WalkError) {
+      let result = try walk.follow(text) { () throws(WalkError) in
+        let link =
+          directory == PathCall.Path.current
+          ? "/proc/\(caller.thread)/cwd" : "/proc/\(caller.thread)/fd/\(directory)"
+        guard
+          case .place(let path, .directory, let fromShadow)? = files.magic(
+            PathBytes(text: link))
+        else { throw WalkError(errno: .badFileDescriptor, usedView: false) }
+        let isInView = ShadowFiles(shadow: shadow).contains(path)
+        return (WalkPosition(path: path, isInView: isInView), fromShadow)
+      }
+      return WalkedPath(argument: argument, text: text, result: result)
+    } catch {
+      guard error.usedView else { return nil }
+      throw Self.plain(error.errno)
+    }
+  }
+
+  /// Where a caller's paths begin; nil where we cannot know what they mean to it.
+  private func root(of caller: ClientCaller, _ files: inout CallerFiles) -> WalkPosition? {
+    guard let gate, !gate.hasOurRoot(caller.thread) else {
+      return WalkPosition(path: [], isInView: false)
+    }
+    let link = PathBytes(text: "/proc/\(caller.thread)/root")
+    var theirs = csys_place()
+    var ours = csys_place()
+    guard CallerFiles.look(link, follows: true, &theirs) == 0,
+      CallerFiles.look(PathBytes(text: "/"), follows: false, &ours) == 0
+    else { return nil }
+    if CallerFiles.isSame(theirs, ours) {
+      // The same directory in a copy of the mounts.
+      files.prefix = link
+      return WalkPosition(path: [], isInView: false)
+    }
+    guard case .place(let path, .directory, false)? = files.magic(link) else { return nil }
+    return WalkPosition(path: path, isInView: false)
+  }
+
+  /// What any file system says of a path that leads nowhere.
+  static func plain(_ errno: Errno) -> IOMMUError { IOMMUError(errno, "") }
+
+  /// Where a place lies, as the kernel has it.
+  func real(_ path: WalkedPath, _ shadow: ShadowTree) -> PathBytes {
+    let slash: PathBytes = path.result.hasTrailingSlash ? [PathBytes.slash] : []
+    switch path.result.place {
+    case .view: return PathBytes(text: shadow.real(path.result.path.text))
+    case .absent(let name, let directory) where directory.isInView:
+      // What comes there is the host's.
+      return directory.path.appending(name) + slash
+    default: return path.result.path.isEmpty ? [PathBytes.slash] : path.result.path + slash
+    }
+  }
+
+  // MARK: Descriptors
+
+  /// What of the view a call means by a descriptor, where it names no path; nil where it is none of the
+  /// view's.
+  private func descriptor(
+    _ argument: PathCall.Path, of call: SystemCall, _ gate: PathGate, _ shadow: ShadowTree,
+    _ caller: ClientCaller
+  ) -> WalkedPath? {
+    let isDescriptor = if case .descriptor = argument.following { true } else { false }
+    guard gate.isShadowHeld, argument.directory != nil else { return nil }
+    // An empty path, or none, as utimensat has it.
+    if !isDescriptor, call[argument.path] != 0 {
+      guard let text = unsafe text(at: call[argument.path], of: call, caller),
+        unsafe text.count == 0
+      else { return nil }
+    }
+    return place(of: argument.directory(call), argument, shadow, caller)
+  }
+
+  /// What of the view a descriptor is; nil where it is nothing of it.
+  private func place(
+    of descriptor: Int32, _ argument: PathCall.Path, _ shadow: ShadowTree,
+    _ caller: ClientCaller
+  ) -> WalkedPath? {
+    let files = CallerFiles(
+      shadow: shadow, thread: caller.thread, process: caller.processID)
+    let link =
+      descriptor == PathCall.Path.current
+      ? "/proc/\(caller.thread)/cwd" : "/proc/\(caller.thread)/fd/\(descriptor)"
+    guard case .place(let path, _, fromShadow: true)? = files.magic(PathBytes(text: link)),
+      case .ours(_, let mode) = ShadowFiles(shadow: shadow).entry(path)
+    else { return nil }
+    return WalkedPath(
+      argument: argument, text: [],
+      result: WalkResult(place: .view(mode: mode), path: path, usedView: true))
+  }
+
+  /// faccessat2 of a descriptor itself; the others that look are right as the kernel does them.
+  private func access(
+    toDescriptor call: SystemCall, _ argument: PathCall.Path, _ gate: PathGate,
+    _ shadow: ShadowTree, _ caller: ClientCaller
+  ) -> (file: (any OpenFile)?, Answer)? {
+    // AT_EMPTY_PATH.
+    guard call.number == CSYS_NR_faccessat2, call[3] & 0x1000 != 0, gate.isShadowHeld,
+      let path = place(of: argument.directory(call), argument, shadow, caller),
+      isValid(call.id)
+    else { return nil }
+    do throws(IOMMUError) {
+      return (nil, try access(call, path, caller, shadow))
+    } catch {
+      return (nil, .failure(error))
+    }
+  }
+
+  // MARK: The caller itself
+
+  /// getcwd: a directory of the view is told by the path that programs know.
+  private func currentDirectory(
+    _ call: SystemCall, _ gate: PathGate, _ shadow: ShadowTree, _ caller: ClientCaller
+  ) -> Answer {
+    guard gate.isShadowHeld, let link = System.readLink("/proc/\(call.thread)/cwd"),
+      let shown = shadow.shown(link), isValid(call.id)
+    else { return .goOn }
+    let text = PathBytes(text: shown) + [0]
+    do throws(IOMMUError) {
+      guard UInt64(text.count) <= call[1] else {
+        throw IOMMUError(
+          .outOfRange, "the current directory is \(shown), which takes \(text.count) bytes")
+      }
+      try copyOut(text, to: call[0], caller)
+      return .result(text.count)
+    } catch {
+      return .failure(error)
+    }
+  }
+
+  func copyOut(
+    _ bytes: PathBytes, to address: UInt64, _ caller: ClientCaller
+  ) throws(IOMMUError) {
+    var bytes = bytes
+    try unsafe bytes.withUnsafeMutableBufferPointer { (bytes) throws(IOMMUError) in
+      try unsafe caller.copyOut(UnsafeRawBufferPointer(bytes), to: address)
+    }
+  }
+}

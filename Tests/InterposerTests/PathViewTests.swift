@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// /dev and /sys without a mount namespace (MODEL J1): calls that take paths, answered by the supervisor.
+// The test machine: Tests/Programs/interposer-host.
+
+import Glibc
+import Testing
+
+@Suite("A view by paths", .serialized)
+struct PathViewTests {
+  private func client(_ test: String, as user: User, view: String = "paths") -> Outcome {
+    Programs.client([test], as: user, options: ["--view", view])
+  }
+
+  private func bash(
+    _ script: String, as user: User = .current, options: [String] = []
+  ) -> Outcome {
+    Programs.hosted(["bash", "-c", script], as: user, options: ["--view", "paths"] + options)
+  }
+
+  @Test(
+    "J1: directories, links and attributes are walked through by descriptors, in each view",
+    arguments: User.allCases, ["paths", "namespace"])
+  func walk(_ user: User, _ view: String) {
+    let outcome = client("view-walk", as: user, view: view)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test(
+    "J1: a current directory of ours is one for paths, programs and getcwd, in each view",
+    arguments: User.allCases, ["paths", "namespace"])
+  func current(_ user: User, _ view: String) {
+    let outcome = client("view-current", as: user, view: view)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test(
+    "J1: what cannot be done fails with the same errno in each view",
+    arguments: User.allCases, ["paths", "namespace"])
+  func errors(_ user: User, _ view: String) {
+    let outcome = client("view-errors", as: user, view: view)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("J1: inotify tells of what comes", arguments: User.allCases)
+  func watch(_ user: User) {
+    let outcome = client("view-watch", as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("J1: threads look, open and list at once", arguments: User.allCases)
+  func threads(_ user: User) {
+    let outcome = client("view-threads", as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+  }
+
+  @Test("J1: a shell lists, finds, enters and reads", arguments: User.allCases)
+  func shell(_ user: User) {
+    let outcome = bash(
+      """
+      cd /sys/bus/pci/devices/0000:e0:04.0 && pwd && pwd -P && cat vendor
+      ls | sort | tr '\\n' ' '; echo
+      find /sys/devices/test | sort | tr '\\n' ' '; echo
+      cd -P .; pwd; cat ../test/value; cat ../../../etc/passwd | head -c 5; echo
+      readlink -f ../../bus/pci/devices/0000:e0:04.0/vendor
+      ls -l /dev/iommu | cut -c1-10; test -c /dev/iommu && test -d /sys/bus/pci && echo there
+      test -e /dev/none || test -e /sys/none || echo none
+      ls -d /dev/null /dev/iommu /dev/vfio; ls /dev | grep -c -x -e iommu -e null
+      cd /dev; echo x > null && ../bin/cat /proc/self/comm; cd shm && pwd
+      echo hello > /sys/devices/test/log; cat /sys/devices/test/log
+      """, as: user)
+    #expect(
+      outcome.output == """
+        /sys/bus/pci/devices/0000:e0:04.0
+        /sys/devices/test
+        0x8086
+        create log remove value vendor\u{20}
+        /sys/devices/test /sys/devices/test/create /sys/devices/test/log \
+        /sys/devices/test/remove /sys/devices/test/value /sys/devices/test/vendor\u{20}
+        /sys/devices/test
+        first
+        root:
+        /sys/devices/test/vendor
+        crw-rw-rw-
+        there
+        none
+        /dev/iommu
+        /dev/null
+        /dev/vfio
+        2
+        cat
+        /dev/shm
+        [hello]
+
+        """, "\(outcome)")
+    #expect(outcome.error == "" || User.current != user, "\(outcome)")
+  }
+
+  @Test("J1: links from elsewhere lead to what is ours, and out of it again")
+  func links() {
+    let outcome = bash(
+      """
+      d=$(mktemp -d); cd $d; mkdir deep
+      ln -s /dev/iommu node; ln -s /sys/bus/pci devices; ln -s ../../../sys deep/up
+      ln -s /sys/none dangling; ln -s $d/node again
+      test -c node && test -c again && test -r again && cat devices/devices/*/vendor
+      test -e dangling || readlink dangling
+      cat devices/../../devices/test/vendor
+      cat devices/devices/0000:e0:04.0/../../../etc/../etc/passwd 2>/dev/null | head -c 4; echo
+      ls devices/
+      rm -r $d; test -e /dev/iommu && echo kept
+      """)
+    #expect(
+      outcome.output.hasPrefix("0x8086\n/sys/none\n0x8086\n")
+        && outcome.output.contains("devices\n") && outcome.output.hasSuffix("kept\n"),
+      "\(outcome)")
+  }
+
+  @Test("--explain says why the view cannot be changed, and nothing of what is only not there")
+  func sentences() {
+    let outcome = bash(
+      "mkdir /sys/devices/x; stat /dev/none; readlink /sys/bus; ls -l /sys/devices/test >/dev/null; exit 0",
+      options: ["--explain"])
+    let lines = outcome.error.split(separator: "\n").filter { $0.hasPrefix("iommu: ") }
+    #expect(
+      lines.count == 2
+        && lines.last == """
+          iommu: mkdir: /sys/devices/x: programs cannot change the machine's view (EROFS)
+          """,
+      "\(outcome)")
+  }
+}
