@@ -35,8 +35,10 @@ import Testing
     }
   }
 
-  @Test("J1: a program removes, adds and disturbs its own machine's devices by iommu ctl")
-  func itself() throws {
+  @Test(
+    "J1: a program removes, adds and disturbs its own machine's devices by iommu ctl",
+    arguments: ["", "--view paths"])
+  func itself(_ view: String) throws {
     // The shell's parent is the supervisor, whose parent is the run.
     let script = """
       ctl="$0"
@@ -56,7 +58,7 @@ import Testing
     // The run's number is that of the process which becomes it.
     let outer = """
       export PPID_RUN=$$
-      exec "$0" run -- /bin/sh -c "$1" "$0"
+      exec "$0" run \(view) -- /bin/sh -c "$1" "$0"
       """
     let place = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
     try FileManager.default.createDirectory(at: place, withIntermediateDirectories: true)
@@ -88,8 +90,10 @@ import Testing
     }
   }
 
-  @Test("J1: an error that iommu ctl puts in is in --explain and in the trace")
-  func isTold() throws {
+  @Test(
+    "J1: an error that iommu ctl puts in is in --explain and in the trace",
+    arguments: ["", "--view paths"])
+  func isTold(_ view: String) throws {
     let trace = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
     defer { try? FileManager.default.removeItem(at: trace) }
     let script = """
@@ -98,8 +102,8 @@ import Testing
       "$0" ctl list
       """
     let run = try shell(
-      #"export RUN=$$; exec "$0" run --explain --trace "$1" -- /bin/sh -c "$2" "$0""#,
-      built("iommu").path, trace.path, script)
+      #"export RUN=$$; exec "$0" run $3 --explain --trace "$1" -- /bin/sh -c "$2" "$0""#,
+      built("iommu").path, trace.path, script, view)
     #expect(run.status == 0, "\(run)")
     let told = "fault put in by iommu ctl: 0000:e0:04.0: link-down"
     #expect(run.explanations == "iommu: \(told)\n", "\(run.errors)")
