@@ -70,8 +70,8 @@ final class NodeTable: Sendable {
   private static let mostGone = 1024
   private let state = Guarded(State())
   private let threadNodes: [any ThreadNode]
-  /// The program's root directory.
-  let root: OwnedDescriptor
+  /// The program's root directory; nil where it is the supervisor's too.
+  let root: OwnedDescriptor?
   /// Of our file systems that programs cannot write.
   private let readOnlyDevices: Set<UInt64>
   /// Where paths into those begin: `/sys/`.
@@ -91,11 +91,15 @@ final class NodeTable: Sendable {
     let protected = shadow == nil ? fileSystems.filter { MountView.isReadOnly($0.key) } : [:]
     readOnlyDevices = Set(protected.compactMap { Self.key($0.value.number)?.device })
     readOnlyPlaces = protected.keys.map { "/\($0)/" }
-    let top = System.open(root + "/", System.pathOnly)
-    guard top >= 0 else {
-      throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
+    if shadow == nil {
+      let top = System.open(root + "/", System.pathOnly)
+      guard top >= 0 else {
+        throw InterposerError("the program's root cannot be looked at; see `iommu doctor`")
+      }
+      self.root = OwnedDescriptor(top)
+    } else {
+      self.root = nil
     }
-    self.root = OwnedDescriptor(top)
     func find(_ path: String, _ place: Place) throws(InterposerError) {
       let descriptor = System.open(
         shadow?.real(path) ?? root + path, System.pathOnly)

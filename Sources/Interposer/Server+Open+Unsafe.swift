@@ -178,6 +178,7 @@ extension Server {
     if text.hasPrefix("/proc/") || text.hasPrefix("/sys/") { return false }
     // Beneath or in another root: no shorter way.
     if request.resolve & 0x18 != 0 { return true }
+    guard let root = nodes.root else { return false }
     var whole = text
     if !text.hasPrefix("/") {
       guard let place = System.readLink(directory(request, of: thread)), place.hasPrefix("/")
@@ -185,7 +186,7 @@ extension Server {
       whole = place + "/" + text
     }
     do throws(IOMMUError) {
-      return try look(from: nodes.root.number, whole, request, request.resolve | Self.inRoot)
+      return try look(from: root.number, whole, request, request.resolve | Self.inRoot)
         != nil
     } catch  where error.errno == .tooManyOpenFilesInSystem {
       // It would be an odd name for a node: others shall not suffer from our want.

@@ -65,6 +65,11 @@ enum Programs {
 
   /// Whether the host lets a program have a mount namespace; a container as a rule does not.
   static let hasMounts = hosted(["true"], options: ["--view", "namespace"]).status == 0
+  /// The view that programs get that are not told which one.
+  static var view: String {
+    let asked = getenv("INTERPOSER_TEST_VIEW").map { String(cString: $0) }
+    return asked ?? (hasMounts ? "namespace" : "paths")
+  }
   /// What is said where it does not.
   static let refusal = "the kernel refused a user namespace (Operation not permitted)"
 

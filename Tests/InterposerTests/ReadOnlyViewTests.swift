@@ -197,6 +197,8 @@ struct ReadOnlyViewTests {
   @Test(
     "/dev is as writable as Linux's: for root, and /dev/shm for all", arguments: User.allCases)
   func devices(_ user: User) {
+    // By paths the host's part of /dev is the host's, which is not to be changed here.
+    guard Programs.view == "namespace" else { return }
     let outcome = python(
       """
       name = "/dev/shm/iommu-test-%d" % os.getpid()
@@ -219,9 +221,38 @@ struct ReadOnlyViewTests {
       "\(outcome)")
   }
 
+  @Test("By paths nobody can change our part of /dev, root neither", arguments: User.allCases)
+  func devicesByPaths(_ user: User) {
+    let outcome = Programs.hosted(
+      [
+        "python3", "-c",
+        """
+        import os, errno
+        def tell(call, *arguments):
+          try: call(*arguments)
+          except OSError as error: print(errno.errorcode[error.errno])
+          else: print("done")
+        before = sorted(os.listdir("/dev")), sorted(os.listdir("/dev/vfio"))
+        tell(os.open, "/dev/vfio/devices/iommu-new", os.O_WRONLY | os.O_CREAT)
+        tell(os.mkdir, "/dev/vfio/iommu-directory")
+        tell(os.rename, "/dev/vfio/devices/vfio0", "/dev/vfio/vfio0")
+        tell(os.unlink, "/dev/iommu")
+        tell(os.rmdir, "/dev/vfio/devices")
+        tell(os.chmod, "/dev/iommu", 0)
+        print((sorted(os.listdir("/dev")), sorted(os.listdir("/dev/vfio"))) == before)
+        for name in "/dev/null", "/dev/zero", "/dev/iommu": os.close(os.open(name, os.O_RDWR))
+        name = "/dev/shm/iommu-test-%d" % os.getpid()
+        open(name, "w").write("x")
+        os.unlink(name)
+        """,
+      ], as: user, options: ["--view", "paths"])
+    #expect(outcome.output == "EACCES\nEROFS\nEROFS\nEROFS\nEROFS\nEROFS\nTrue\n", "\(outcome)")
+    #expect(outcome.status == 0)
+  }
+
   @Test("What root does to its /dev harms its own view only, and devices come and go")
   func devicesOfRoot() {
-    guard isRoot(.current) else { return }
+    guard isRoot(.current), Programs.view == "namespace" else { return }
     let outcome = bash(
       """
       echo one > create
