@@ -124,6 +124,14 @@ let rows: [Row] = [
       name: "fault", word: "× an empty SIGBUS and ptrace round trip", kind: .times, limit: 1.5)),
   Row(what: "the same register by pread", name: "register by pread"),
   Row(
+    what: "a stat of the host's file, view by paths", name: "path",
+    reference: .init(
+      name: "notification", word: "× an empty notification", kind: .times, limit: 1.3)),
+  Row(
+    what: "a build's opens and stats, view by paths", name: "files by paths",
+    reference: .init(
+      name: "files in namespace", word: "× in a mount namespace", kind: .times, limit: 2)),
+  Row(
     what: "iommu run -- true", name: "run true",
     reference: .init(name: "true", word: "more than true", kind: .above, limit: 30 * million)),
 ]

@@ -115,22 +115,23 @@ final class PathGate: Sendable {
     if found >= 0 { close(found) }
     if found == -ENOENT || found >= 0 && result == 0 { return .kernel }
     guard found == -ELOOP, result == -ENOENT else { return .walk }
-    return unsafe isMissing(text)
+    return unsafe isMissing(text, from: AT_FDCWD)
   }
 
   /// Whether the last name of a path, which leads nowhere through links, is not there in a
   /// directory that is none of the view's.
-  private func isMissing(_ text: Text) -> Decision {
+  private func isMissing(_ text: Text, from base: Int32) -> Decision {
     var slash = unsafe text.count - 1
     while slash > 0, unsafe text[slash] != PathBytes.slash { slash -= 1 }
     guard slash > 0, unsafe slash < text.count - 1 else { return .walk }
     unsafe text.start[slash] = 0
     var parent = csys_place()
-    let result = unsafe csys_place(AT_FDCWD, text.start, 0, &parent)
+    let result = unsafe csys_place(base, text.start, 0, &parent)
     unsafe text.start[slash] = CChar(bitPattern: PathBytes.slash)
-    guard result == 0, !isNear(parent), !isRoot(parent) else { return .walk }
+    guard result == 0, !isNear(parent), !isRoot(parent), parent.mount != shadow || !isShadowHeld
+    else { return .walk }
     var last = csys_place()
-    return unsafe csys_place(AT_FDCWD, text.start, Self.flags(false), &last) == -ENOENT
+    return unsafe csys_place(base, text.start, Self.flags(false), &last) == -ENOENT
       ? .kernel : .walk
   }
 
@@ -141,11 +142,17 @@ final class PathGate: Sendable {
     let whole = unsafe Self.prepend(thread, directory, to: text)
     let mayBeOurs = isShadowHeld
     var place = csys_place()
-    if !mayBeOurs {
-      let result = unsafe csys_place(AT_FDCWD, whole, Self.flags(follows), &place)
-      if result == 0 { return isNear(place) ? .walk : .kernel }
-      // The directory, or what leads to it, is not to be seen: the kernel will say.
-      guard result == -ENOENT else { return .walk }
+    let result = unsafe csys_place(AT_FDCWD, whole, Self.flags(follows), &place)
+    if result == 0 {
+      if isNear(place) { return .walk }
+      // What lies elsewhere than the view is what was meant, but for a way up from a directory of ours.
+      if !mayBeOurs { return .kernel }
+      if place.mount != shadow, unsafe !Self.hasDots(text, upOnly: true) {
+        return .kernel
+      }
+    } else if result != -ENOENT {
+      // The directory, or what leads to it, is not to be seen.
+      return .walk
     }
     unsafe text.start[-1] = 0
     let base = unsafe csys_open(whole, System.pathOnly | O_CLOEXEC, 0)
@@ -158,15 +165,12 @@ final class PathGate: Sendable {
     if isRoot(place) {
       if unsafe Self.top(text) != .other || Self.hasDots(text, upOnly: false) { return .walk }
     }
-    if mayBeOurs {
-      let result = unsafe csys_place(base, text.start, Self.flags(follows), &place)
-      if result == 0 { return isNear(place) ? .walk : .kernel }
-      guard result == -ENOENT else { return .walk }
-    }
+    if result == 0 { return .kernel }
     if unsafe Self.hasDots(text, upOnly: true) { return .walk }
     let found = unsafe csys_openat2(base, text.start, Self.noFile, WalkRules.noLinks)
     if found >= 0 { close(found) }
-    return found == -ENOENT ? .kernel : .walk
+    if found == -ENOENT { return .kernel }
+    return found == -ELOOP ? unsafe isMissing(text, from: base) : .walk
   }
 
   private func isNear(_ place: csys_place) -> Bool {

@@ -124,5 +124,10 @@ extension PathBytes {
     return Array(self[..<slash])
   }
 
+  /// The first name: `dev`, `sys`.
+  var top: String {
+    String(decoding: drop { $0 == Self.slash }.prefix { $0 != Self.slash }, as: UTF8.self)
+  }
+
   var isAbsolute: Bool { first == Self.slash }
 }

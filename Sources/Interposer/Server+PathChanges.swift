@@ -36,9 +36,7 @@ extension Server {
         } else if path.result.usedView {
           throw Self.plain(.noSuchFileOrDirectory)
         }
-      case .host:
-        try checkHosts(path, shadow)
-      case .opaque: break
+      case .host, .opaque: break
       }
     }
     if let closed {
@@ -56,18 +54,6 @@ extension Server {
     }
     guard paths.contains(where: { $0.result.usedView }) else { return .goOn }
     return try byOwnHand(call, paths, shadow, caller)
-  }
-
-  /// - Throws: Where a call would take away or move the host's own entry of a directory of the view: as
-  /// what is mounted there cannot be.
-  private func checkHosts(_ path: WalkedPath, _ shadow: ShadowTree) throws(IOMMUError) {
-    guard case .name = path.argument.following, !path.argument.isMade,
-      ShadowFiles(shadow: shadow).contains(path.result.path.parent)
-    else { return }
-    let top = String(decoding: path.result.path.dropFirst().prefix(3), as: UTF8.self)
-    throw IOMMUError(
-      MountView.isReadOnly(top) ? .readOnlyFileSystem : .resourceBusy,
-      "\(path.result.path.shown) is the host's own, which a program cannot take from there")
   }
 
   /// Whether a path lies in the file system of the view that another one is in.

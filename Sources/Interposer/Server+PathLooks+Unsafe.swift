@@ -48,7 +48,7 @@ extension Server {
 
   /// Whether the caller would be shown what we are.
   func maySee(_ path: WalkedPath, _ caller: ClientCaller) -> Bool {
-    path.isView || caller.userID == geteuid()
+    path.isView || caller.userID == geteuid() && gate?.hasOurRoot(caller.thread) ?? false
   }
 
   /// What of ours a path leads to; nil where it is a plain file, a directory or a link.

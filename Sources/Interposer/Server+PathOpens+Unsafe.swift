@@ -220,20 +220,20 @@ extension Server {
       throw IOMMUError(.isDirectory, "\(shown): a file has no slash at its end")
     }
     if directory.isInView, isClosed(directory, shadow) {
-      let top = directory.path.starts(with: "/dev".utf8) ? "/dev" : "/sys"
       throw IOMMUError(
-        .permissionDenied, "\(shown): \(top) has no such file, and programs cannot make one")
+        .permissionDenied,
+        "\(shown): /\(directory.path.top) has no such file, and programs cannot make one")
     }
     guard path.result.usedView else { return .goOn }
     return try openByOwnHand(call, path, flags, shadow, caller)
   }
 
-  /// Whether nothing can be made in a directory of the view: the host has none of that name where
-  /// programs could make something.
+  /// Whether nothing can be made in a directory of the view: nobody can in /sys, and in /dev root can
+  /// where the host has that directory too.
   func isClosed(_ directory: WalkPosition, _ shadow: ShadowTree) -> Bool {
     let shown = directory.path.shown
     var place = csys_place()
-    return shown == "/sys" || shown.hasPrefix("/sys/") || shadow.isExclusive(shown)
+    return MountView.isReadOnly(directory.path.top) || shadow.isExclusive(shown)
       || CallerFiles.look(directory.path, follows: false, &place) != 0
   }
 

@@ -23,14 +23,16 @@ struct FilterTests {
   /// Runs the filter on a call.
   private func verdict(
     _ number: Int32, _ arguments: [UInt64] = [], arch: UInt32 = CSYS_AUDIT_ARCH,
-    trapsKVM: Bool = false
+    trapsKVM: Bool = false, translatesPaths: Bool = false
   ) -> Verdict? {
     var words: [UInt32] = [UInt32(bitPattern: number), arch, 0, 0]
     for index in 0..<6 {
       let value = index < arguments.count ? arguments[index] : 0
       words += [UInt32(truncatingIfNeeded: value), UInt32(truncatingIfNeeded: value >> 32)]
     }
-    let code = Filter(window: window, trapsKVM: trapsKVM).code
+    let code = Filter(
+      window: window, trapsKVM: trapsKVM, translatesPaths: translatesPaths
+    ).code
     var place = 0
     var accumulator: UInt32 = 0
     while place < code.count {
@@ -42,6 +44,7 @@ struct FilterTests {
       case 0x74: accumulator >>= step.k
       case 0x15: place += Int(accumulator == step.k ? step.jt : step.jf)
       case 0x35: place += Int(accumulator >= step.k ? step.jt : step.jf)
+      case 0x45: place += Int(accumulator & step.k != 0 ? step.jt : step.jf)
       case 0x06: return Verdict(rawValue: step.k)
       default: return nil
       }
@@ -109,6 +112,45 @@ struct FilterTests {
       #expect(verdict(number) == .notify)
     }
     for number: Int32 in [39, 60, 186, 231] { #expect(verdict(number, [1000]) == .allow) }
+  }
+
+  @Test("J1: in a view by paths each call that takes a path comes to us, others as ever")
+  func paths() {
+    func verdict(_ number: Int32, _ arguments: [UInt64] = []) -> Verdict? {
+      self.verdict(number, arguments, translatesPaths: true)
+    }
+    for row in PathCall.all {
+      if case .always = row.trap { #expect(verdict(row.number) == .notify, "\(row.name)") }
+      #expect(PathCall.row(row.number)?.name == row.name)
+    }
+    #expect(Set(PathCall.all.map(\.number)).count == PathCall.all.count)
+    #expect(PathCall.row(CSYS_NR_read) == nil && PathCall.row(-1) == nil)
+    // stat of a descriptor itself: of ours only.
+    let current = UInt64(UInt32(bitPattern: -100))
+    for (number, flags) in [(CSYS_NR_newfstatat, 3), (CSYS_NR_statx, 2)] {
+      func status(_ directory: UInt64, _ bits: UInt64) -> Verdict? {
+        var arguments: [UInt64] = [directory, 0x1000, 0x1000, 0, 0]
+        arguments[flags] = bits
+        return verdict(number, arguments)
+      }
+      #expect(status(3, 0) == .notify && status(3, 0x100) == .notify)
+      #expect(status(3, 0x1000) == .allow && status(900, 0x1000) == .notify)
+      #expect(status(current, 0x1000) == .notify && status(.max - 99, 0x1000) == .notify)
+    }
+    // What leaves our mounts.
+    for flag: UInt64 in [0x20000, 0x1000_0000] {
+      #expect(verdict(CSYS_NR_clone, [flag | 17]) == .notify)
+      #expect(verdict(CSYS_NR_unshare, [flag]) == .notify)
+    }
+    #expect(verdict(CSYS_NR_clone, [0x3D0F00]) == .allow)
+    #expect(verdict(CSYS_NR_unshare, [0x400]) == .allow)
+    #expect(verdict(CSYS_NR_clone3, [0x1000, 88]) == .noSuchCall)
+    #expect(self.verdict(CSYS_NR_clone3, [0x1000, 88]) == .allow)
+    for number: Int32 in [CSYS_NR_read, CSYS_NR_lseek, CSYS_NR_fstat, CSYS_NR_mmap] {
+      for place: UInt64 in [3, 900] {
+        #expect(verdict(number, [place]) == self.verdict(number, [place]))
+      }
+    }
   }
 
   @Test("access comes to us where it asks whether something can be written")
