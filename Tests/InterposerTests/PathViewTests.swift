@@ -12,6 +12,15 @@ struct PathViewTests {
     Programs.client([test], as: user, options: ["--view", view])
   }
 
+  /// Where there is no mount namespace to be had, asking for one says so.
+  private func expectPass(_ outcome: Outcome, view: String) {
+    if view == "paths" || Programs.hasMounts {
+      #expect(outcome.status == 0, "\(outcome)")
+    } else {
+      #expect(outcome.status == 125 && outcome.error.contains(Programs.refusal), "\(outcome)")
+    }
+  }
+
   private func bash(
     _ script: String, as user: User = .current, options: [String] = []
   ) -> Outcome {
@@ -22,24 +31,21 @@ struct PathViewTests {
     "J1: directories, links and attributes are walked through by descriptors, in each view",
     arguments: User.allCases, ["paths", "namespace"])
   func walk(_ user: User, _ view: String) {
-    let outcome = client("view-walk", as: user, view: view)
-    #expect(outcome.status == 0, "\(outcome)")
+    expectPass(client("view-walk", as: user, view: view), view: view)
   }
 
   @Test(
     "J1: a current directory of ours is one for paths, programs and getcwd, in each view",
     arguments: User.allCases, ["paths", "namespace"])
   func current(_ user: User, _ view: String) {
-    let outcome = client("view-current", as: user, view: view)
-    #expect(outcome.status == 0, "\(outcome)")
+    expectPass(client("view-current", as: user, view: view), view: view)
   }
 
   @Test(
     "J1: what cannot be done fails with the same errno in each view",
     arguments: User.allCases, ["paths", "namespace"])
   func errors(_ user: User, _ view: String) {
-    let outcome = client("view-errors", as: user, view: view)
-    #expect(outcome.status == 0, "\(outcome)")
+    expectPass(client("view-errors", as: user, view: view), view: view)
   }
 
   @Test("J1: inotify tells of what comes", arguments: User.allCases)
