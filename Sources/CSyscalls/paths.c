@@ -94,6 +94,12 @@ NUMBER_SINCE(clone3, 435);
 NUMBER_SINCE(open_tree, 428);
 NUMBER_SINCE(move_mount, 429);
 NUMBER_SINCE(mount_setattr, 442);
+NUMBER_SINCE(setxattrat, 463);
+NUMBER_SINCE(getxattrat, 464);
+NUMBER_SINCE(listxattrat, 465);
+NUMBER_SINCE(removexattrat, 466);
+NUMBER_SINCE(file_getattr, 468);
+NUMBER_SINCE(file_setattr, 469);
 #ifdef SYS_stat
 NUMBER(stat);
 NUMBER(lstat);

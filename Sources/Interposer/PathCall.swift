@@ -131,6 +131,8 @@ struct PathCall: Sendable {
     look("lgetxattr", CSYS_NR_lgetxattr, plain(0, .never)),
     look("listxattr", CSYS_NR_listxattr, plain(0)),
     look("llistxattr", CSYS_NR_llistxattr, plain(0, .never)),
+    look("getxattrat", CSYS_NR_getxattrat, at(0, 1, .unless(2, noFollow))),
+    look("listxattrat", CSYS_NR_listxattrat, at(0, 1, .unless(2, noFollow))),
     look("statfs", CSYS_NR_statfs, plain(0)),
   ]
 
@@ -150,6 +152,7 @@ struct PathCall: Sendable {
     process("inotify_add_watch", CSYS_NR_inotify_add_watch, plain(1, .unless(2, 0x0200_0000))),
     process("fanotify_mark", CSYS_NR_fanotify_mark, at(3, 4, .unless(1, 4))),
     process("name_to_handle_at", CSYS_NR_name_to_handle_at, at(0, 1, .when(4, follow))),
+    process("file_getattr", CSYS_NR_file_getattr, at(0, 1, .unless(4, noFollow))),
     process("chroot", CSYS_NR_chroot, plain(0)),
     process("mount", CSYS_NR_mount, plain(0), plain(1)),
     process("umount2", CSYS_NR_umount2, plain(0, .unless(1, 8))),
@@ -189,6 +192,9 @@ struct PathCall: Sendable {
     change("fchown", CSYS_NR_fchown, at(0, 0, .descriptor)),
     change("fsetxattr", CSYS_NR_fsetxattr, at(0, 0, .descriptor)),
     change("fremovexattr", CSYS_NR_fremovexattr, at(0, 0, .descriptor)),
+    change("setxattrat", CSYS_NR_setxattrat, at(0, 1, .unless(2, noFollow))),
+    change("removexattrat", CSYS_NR_removexattrat, at(0, 1, .unless(2, noFollow))),
+    change("file_setattr", CSYS_NR_file_setattr, at(0, 1, .unless(4, noFollow))),
     change("setxattr", CSYS_NR_setxattr, plain(0)),
     change("lsetxattr", CSYS_NR_lsetxattr, plain(0, .never)),
     change("removexattr", CSYS_NR_removexattr, plain(0)),

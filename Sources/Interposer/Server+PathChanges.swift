@@ -33,7 +33,7 @@ extension Server {
       case .absent(_, let directory):
         if case .name = path.argument.following {
           if directory.isInView, isClosed(directory, shadow) { closed = path }
-        } else if path.result.usedView {
+        } else if path.result.usedView, mayMiss(path, caller) {
           throw Self.plain(.noSuchFileOrDirectory)
         }
       case .host, .opaque: break
@@ -71,7 +71,7 @@ extension Server {
     for path in paths {
       let shown = path.result.path.shown
       switch path.result.place {
-      case .absent where path.result.usedView:
+      case .absent where path.result.usedView && mayMiss(path, caller):
         throw Self.plain(.noSuchFileOrDirectory)
       case .view(let mode):
         try check(call, shown, mode)
@@ -96,6 +96,7 @@ extension Server {
       throw IOMMUError(.permissionDenied, "\(shown) is no program")
     case CSYS_NR_name_to_handle_at:
       throw IOMMUError(.operationNotSupported, "\(shown) has no file handle")
+    case CSYS_NR_file_getattr: throw Self.plain(.operationNotSupported)
     case CSYS_NR_chroot, CSYS_NR_pivot_root, CSYS_NR_mount, CSYS_NR_umount2, CSYS_NR_open_tree,
       CSYS_NR_move_mount, CSYS_NR_mount_setattr:
       throw IOMMUError(

@@ -21,7 +21,9 @@ extension Server {
     _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
     switch path.result.place {
-    case .absent: throw Self.plain(.noSuchFileOrDirectory)
+    case .absent:
+      guard mayMiss(path, caller) else { return try byOwnHand(call, [path], shadow, caller) }
+      throw Self.plain(.noSuchFileOrDirectory)
     case .opaque: return try byOwnHand(call, [path], shadow, caller)
     case .view, .host: break
     }
@@ -39,7 +41,7 @@ extension Server {
       return try byOwnHand(call, [path], shadow, caller)
     case CSYS_NR_statfs:
       return try fileSystem(call, real, caller)
-    case CSYS_NR_listxattr, CSYS_NR_llistxattr:
+    case CSYS_NR_listxattr, CSYS_NR_llistxattr, CSYS_NR_listxattrat:
       return .result(0)
     default:
       throw Self.plain(.noData)
@@ -49,6 +51,12 @@ extension Server {
   /// Whether the caller would be shown what we are.
   func maySee(_ path: WalkedPath, _ caller: ClientCaller) -> Bool {
     path.isView || caller.userID == geteuid() && gate?.hasOurRoot(caller.thread) ?? false
+  }
+
+  /// Whether the caller would be told too that there is nothing: where a directory is the host's that
+  /// may be closed to it.
+  func mayMiss(_ path: WalkedPath, _ caller: ClientCaller) -> Bool {
+    path.isView || maySee(path, caller)
   }
 
   /// What of ours a path leads to; nil where it is a plain file, a directory or a link.

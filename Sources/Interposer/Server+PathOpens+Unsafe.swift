@@ -214,6 +214,9 @@ extension Server {
     }
     guard flags & O_CREAT != 0, flags & System.pathOnly == 0 else {
       guard path.result.usedView else { return .goOn }
+      guard mayMiss(path, caller) else {
+        return try openByOwnHand(call, path, flags, shadow, caller)
+      }
       throw Self.plain(.noSuchFileOrDirectory)
     }
     if path.result.hasTrailingSlash {

@@ -122,6 +122,68 @@ struct PathViewTests {
       "\(outcome)")
   }
 
+  @Test("J1: one who has another root directory, or mounts of its own, finds what lies there")
+  func otherRoots() {
+    guard getuid() == 0 else { return }
+    let outcome = bash(
+      """
+      unshare -m bash -c 'cat /sys/devices/test/vendor; cd /sys/devices && pwd -P && cat test/vendor
+        test -c /dev/iommu && test -f ../etc/../../etc/passwd || test -f ../../etc/passwd && echo there'
+      d=$(mktemp -d); mkdir $d/in
+      python3 - $d <<'END'
+      import os, sys
+      home = os.open("/sys/devices/test", os.O_RDONLY)
+      try: os.chroot("/sys")
+      except OSError as error: print(error.errno)
+      os.chroot(sys.argv[1])
+      print(os.listdir("/"), os.path.exists("/dev/iommu"), os.path.exists("/sys"))
+      print(os.read(os.open("vendor", os.O_RDONLY, dir_fd=home), 9))
+      os.chdir("/in"); print(os.getcwd(), os.path.exists("../../dev/iommu"))
+      END
+      rm -r $d
+      """)
+    #expect(
+      outcome.output == """
+        0x8086
+        /sys/devices
+        0x8086
+        there
+        1
+        ['in'] False False
+        b'0x8086\\n'
+        /in False
+
+        """, "\(outcome)")
+  }
+
+  @Test(
+    "J1: one who has given up being root sees what it may of the host, from our directories too"
+  )
+  func otherUsers() {
+    guard getuid() == 0 else { return }
+    let outcome = bash(
+      """
+      d=$(mktemp -d); touch $d/x; chmod 700 $d; umask 022; echo open > $d.open
+      setpriv --reuid=65534 --regid=65534 --clear-groups bash -c '
+        cd /sys/devices/test && cat vendor
+        cat ../../..'$d.open'
+        stat ../../..'$d'/x; stat ../../..'$d'/none; cat ../../..'$d'/none
+        test -r ../../../etc/shadow || echo closed
+      ' 2>&1 | sed 's/^.*: //'
+      rm -r $d $d.open
+      """)
+    #expect(
+      outcome.output == """
+        0x8086
+        open
+        Permission denied
+        Permission denied
+        Permission denied
+        closed
+
+        """, "\(outcome)")
+  }
+
   @Test("--explain says why the view cannot be changed, and nothing of what is only not there")
   func sentences() {
     let outcome = bash(
