@@ -85,6 +85,7 @@ NUMBER(rt_sigaction);
 NUMBER(rt_tgsigqueueinfo);
 NUMBER(close);
 NUMBER(munmap);
+NUMBER(sendmsg);
 NUMBER(io_uring_setup);
 NUMBER(newfstatat);
 NUMBER(faccessat);
@@ -310,6 +311,36 @@ uint32_t csys_file_system(const char *path) {
   struct statfs status;
   return statfs(path, &status) == 0 ? (uint32_t)status.f_type : 0;
 }
+// As printf would, which takes longer than the call.
+static const char *decimal(int number, char text[16]) {
+  char *place = text + 15;
+  *place = 0;
+  unsigned value = (unsigned)number;
+  do *--place = (char)('0' + value % 10);
+  while (value /= 10);
+  return place;
+}
+int csys_identity_at(int directory, int number, struct csys_identity *out) {
+  struct stat status;
+  char text[16];
+  if (number < 0) return -ENOENT;
+  int result = RESULT(syscall(SYS_newfstatat, directory, decimal(number, text), &status, 0));
+  if (result < 0) return result;
+  *out = (struct csys_identity){
+      status.st_dev, status.st_ino, status.st_mode, (uint64_t)status.st_size};
+  return 0;
+}
+int csys_access_mode_at(int directory, int number) {
+  // The link's own permissions say it.
+  struct stat status;
+  char text[16];
+  if (number < 0) return -ENOENT;
+  int result = RESULT(
+      syscall(SYS_newfstatat, directory, decimal(number, text), &status, AT_SYMLINK_NOFOLLOW));
+  if (result < 0) return result;
+  if (!(status.st_mode & S_IWUSR)) return O_RDONLY;
+  return status.st_mode & S_IRUSR ? O_RDWR : O_WRONLY;
+}
 uint64_t csys_device_number(uint32_t major, uint32_t minor) { return makedev(major, minor); }
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor) {
   return RESULT(mknod(path, S_IFCHR | (mode & 07777), makedev(major, minor)));
@@ -365,6 +396,30 @@ int csys_receive_fd(int socket) {
   int fd;
   memcpy(&fd, CMSG_DATA(header), sizeof fd);
   return fd;
+}
+
+int csys_receive_fds(int socket, int *out, int capacity) {
+  enum { MOST = 64 };
+  char byte = 0, space[CMSG_SPACE(MOST * sizeof(int))] = {0};
+  struct iovec iov = {&byte, 1};
+  struct msghdr message = {
+      .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+  long result;
+  do result = RESULT(recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
+  while (result == -EINTR);
+  if (result < 0) return (int)result;
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  if (result == 0 || !header || header->cmsg_type != SCM_RIGHTS) return -EPIPE;
+  int count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+  for (int i = 0; i < count; i++) {
+    int fd;
+    memcpy(&fd, CMSG_DATA(header) + (size_t)i * sizeof fd, sizeof fd);
+    if (i < capacity)
+      out[i] = fd;
+    else
+      close(fd);
+  }
+  return count < capacity ? count : capacity;
 }
 
 int csys_pipe(int out[2]) { return RESULT(pipe2(out, O_CLOEXEC | O_NONBLOCK)); }

@@ -35,6 +35,12 @@ final class ClientCaller: Caller, @unchecked Sendable {
   let id: UInt64
   let thread: Int32
   private(set) var promises: [Promise] = []
+  /// Descriptors of which the caller is to hand over copies first: the call then begins anew.
+  var missing: [Int32] = []
+  /// Copies that it has handed over for this call.
+  lazy var handOver = server.handed.take(of: thread)
+  /// Eventfds of this call, so that they are what they were when it was looked for them.
+  private var events: [Int32: OwnedDescriptor] = [:]
   /// What was read around the first address that was asked for: a structure's size and then
   /// the structure take one system call, and are read once.
   private var ahead: (address: UInt64, count: Int) = (0, 0)
@@ -122,32 +128,53 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return memory
   }
 
-  private func copy(_ descriptor: Int32) throws(IOMMUError) -> OwnedDescriptor {
-    guard let copy = server.tasks.copy(descriptor: descriptor, of: thread) else {
-      throw IOMMUError(.badFileDescriptor, "descriptor \(descriptor) is not open")
+  private func descriptor(_ number: Int32) throws(IOMMUError) -> ClientDescriptor {
+    guard let descriptor = server.tasks.descriptor(number, of: thread) else {
+      throw IOMMUError(.badFileDescriptor, "descriptor \(number) is not open")
     }
-    return copy
+    return descriptor
   }
 
   func fileMemory(
     descriptor: Int32
   ) throws(IOMMUError) -> (source: any MemorySource, size: UInt64) {
-    let copy = try copy(descriptor)
-    let identity = System.identity(copy.number)
-    let isForeign = identity.map { server.handles.handle(FileKey($0)) == nil } ?? false
-    return (FileMemory(copy, isForeign: isForeign), identity?.size ?? 0)
+    let found = try self.descriptor(descriptor)
+    let isForeign = server.handles.handle(found.key) == nil
+    var file = try found.file()
+    if file == nil { file = try handedOver(found) }
+    guard let file else { throw Self.isMissing([descriptor]) }
+    return (FileMemory(file, isForeign: isForeign), found.identity.size)
   }
 
   func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)? {
-    let copy = try copy(descriptor)
-    guard let identity = System.identity(copy.number) else { return nil }
-    return server.handles.handle(FileKey(identity))?.file
+    server.handles.handle(try self.descriptor(descriptor).key)?.file
+  }
+
+  func prepare(eventFDs: [Int32]) throws(IOMMUError) {
+    guard !server.tasks.copiesDescriptors else { return }
+    for number in eventFDs where number >= 0 && events[number] == nil {
+      guard let found = server.tasks.descriptor(number, of: thread), found.isEvent,
+        let event = found.eventNumber
+      else { continue }
+      if let copy = copy(ofEvent: event, number) {
+        events[number] = copy
+      } else if !missing.contains(number) {
+        missing.append(number)
+      }
+    }
+    guard missing.isEmpty else { throw Self.isMissing(missing) }
   }
 
   func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal {
-    let copy = try copy(descriptor)
-    guard System.readLink("/proc/self/fd/\(copy.number)") == "anon_inode:[eventfd]" else {
+    if let copy = events[descriptor] { return EventDescriptor(copy) }
+    let found = try self.descriptor(descriptor)
+    guard found.isEvent else {
       throw IOMMUError(.invalidArgument, "descriptor \(descriptor) is not an eventfd")
+    }
+    if let copy = found.copy { return EventDescriptor(copy) }
+    guard let event = found.eventNumber, let copy = copy(ofEvent: event, descriptor) else {
+      missing.append(descriptor)
+      throw Self.isMissing(missing)
     }
     return EventDescriptor(copy)
   }
@@ -246,6 +273,18 @@ final class ClientCaller: Caller, @unchecked Sendable {
     return number
   }
 
+  /// A number in the window, and not below `least`, that the program may give to a copy of its own: far
+  /// from those that are given out first.
+  func freeInWindow(from least: UInt64) -> Int32? {
+    let end = min(UInt64(server.window.end), openLimit)
+    let first = max(UInt64(server.window.first), least)
+    guard first < end, let number = (Int32(first)..<Int32(end)).last(where: claim) else {
+      return nil
+    }
+    release(number)
+    return number
+  }
+
   /// The program's soft limit on open files. Of a program with other user ids it takes a
   /// privilege to ask, but not to read.
   private var openLimit: UInt64 {
@@ -256,7 +295,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// Whether a number is free, in the program's table and of promises: then it is promised.
   private func claim(_ number: Int32) -> Bool {
     guard server.promised.withLock({ $0.insert(number).inserted }) else { return false }
-    if server.tasks.copy(descriptor: number, of: thread) == nil { return true }
+    if server.tasks.descriptor(number, of: thread) == nil { return true }
     release(number)
     return false
   }

@@ -29,12 +29,14 @@ final class ClientMemory: MemorySource, RemoteMemory {
   let handles: HandleTable
   /// Where the last file mapping was found among the program's descriptors.
   private let hint = Guarded<Int32>(-1)
+  private let copiesDescriptors: Bool
 
   /// The address space of a thread that waits for an answer; nil where the thread is gone or
   /// may not be looked at.
   /// - Parameter isSettled: False while the process may be executing another program.
   init?(
-    thread: Int32, group: Int32, number: UInt64, isSettled: Bool, handles: HandleTable
+    thread: Int32, group: Int32, number: UInt64, isSettled: Bool, handles: HandleTable,
+    copiesDescriptors: Bool = true
   ) {
     let process = csys_pidfd_open(group, 0)
     guard process >= 0 else { return nil }
@@ -49,6 +51,7 @@ final class ClientMemory: MemorySource, RemoteMemory {
     self.number = number
     self.group = group
     self.handles = handles
+    self.copiesDescriptors = copiesDescriptors
   }
 
   /// Who answers for what is pinned of it, with the user that was so when it was last asked.
@@ -192,8 +195,13 @@ final class ClientMemory: MemorySource, RemoteMemory {
       return mapping
     }
     // What the program has open, the last place first.
+    let access = request.writable ? O_RDWR : O_RDONLY
     func attempt(number: Int32) -> FileMapping? {
-      let copy = process.use { csys_pidfd_getfd($0, number) }
+      let copy =
+        copiesDescriptors
+        ? process.use { csys_pidfd_getfd($0, number) }
+        : isOpen(area, as: number)
+          ? System.open("/proc/\(group)/fd/\(number)", access | O_NONBLOCK | O_NOCTTY) : -EBADF
       guard copy >= 0 else { return nil }
       defer { close(copy) }
       guard let identity = System.identity(copy), identity.inode == area.inode else {
@@ -204,18 +212,13 @@ final class ClientMemory: MemorySource, RemoteMemory {
     let last = hint.withLock { $0 }
     if last >= 0, let mapping = attempt(number: last) { return mapping }
     for entry in System.entries("/proc/\(group)/fd") ?? [] {
-      guard let number = Int32(entry.name) else { continue }
-      var status = stat()
-      guard unsafe stat("/proc/\(group)/fd/\(number)", &status) == 0,
-        status.st_ino == area.inode, status.st_mode & S_IFMT == S_IFREG
-      else { continue }
+      guard let number = Int32(entry.name), isOpen(area, as: number) else { continue }
       if let mapping = attempt(number: number) {
         hint.withLock { $0 = number }
         return mapping
       }
     }
     // The mapping itself, where the host lets us, or the path.
-    let access = request.writable ? O_RDWR : O_RDONLY
     var paths = [
       "/proc/\(group)/map_files/"
         + "\(String(area.start, radix: 16))-\(String(area.end, radix: 16))"
@@ -230,6 +233,13 @@ final class ClientMemory: MemorySource, RemoteMemory {
       if let mapping = attempt(file) { return mapping }
     }
     return nil
+  }
+
+  /// Whether a descriptor may be that of the file that is mapped in an area.
+  private func isOpen(_ area: MemoryArea, as number: Int32) -> Bool {
+    var status = stat()
+    return unsafe stat("/proc/\(group)/fd/\(number)", &status) == 0
+      && status.st_ino == area.inode && status.st_mode & S_IFMT == S_IFREG
   }
 
   // MARK: access by calls

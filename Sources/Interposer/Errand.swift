@@ -13,12 +13,14 @@ enum Errand: Sendable {
   case overlay(MapOverlay)
   /// Make another call in place of its own, which was not made.
   case replacement(ReplacementCall)
+  /// Send copies of its descriptors and begin its call, which was not made, anew.
+  case handOver(HandOver)
 
   /// Whether its whole process is traced from then on.
   var isForGood: Bool {
     switch self {
     case .overlay: true
-    case .replacement: false
+    case .replacement, .handOver: false
     }
   }
 }
@@ -80,5 +82,22 @@ extension Tracer {
       refused:
         "it takes to do in its call's place what that call means here; `iommu doctor` says "
         + "what to allow")
+  }
+
+  /// Has a thread, whose call waits for an answer, send copies of its descriptors and begin that call anew.
+  /// The call is answered with `.result(0)` after this has returned.
+  /// - Throws: `EPERM` where the thread cannot be traced.
+  func handOver(
+    _ handOver: HandOver, thread: Int32, process: Int32
+  ) throws(IOMMUError) {
+    let outcome = admit(thread: thread, process: process, errand: .handOver(handOver))
+    try outcome.check(
+      of: process,
+      debugged:
+        "it cannot be made to hand over its descriptors, and pidfd_getfd(2), which takes "
+        + "copies under a debugger too, is not allowed here",
+      refused:
+        "it takes to have it hand over its descriptors where pidfd_getfd(2) is not allowed; "
+        + "`iommu doctor` says what to allow")
   }
 }

@@ -22,17 +22,19 @@ extension Server {
 
   func perform(
     _ call: SystemCall, _ caller: ClientCaller, _ attribute: AttributeFile,
-    _ memory: StandInMemory, _ copy: OwnedDescriptor
+    _ memory: StandInMemory, _ descriptor: ClientDescriptor
   ) throws(IOMMUError) -> Answer {
     switch call.number {
     case CSYS_NR_read, CSYS_NR_readv, CSYS_NR_pread64, CSYS_NR_preadv, CSYS_NR_preadv2:
-      guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_WRONLY else { return .goOn }
-      if attribute.binary != nil || offset(of: call, copy) == 0 {
+      guard descriptor.accessMode != O_WRONLY else { return .goOn }
+      if attribute.binary != nil || offset(of: call, descriptor) == 0 {
         try attribute.refresh(memory.probe.number)
       }
       return .goOn
     case CSYS_NR_write, CSYS_NR_writev, CSYS_NR_pwrite64, CSYS_NR_pwritev, CSYS_NR_pwritev2:
-      return .result(try store(call, caller, attribute, memory, copy))
+      let count = try store(call, caller, attribute, memory, descriptor)
+      guard count > 0, !TransferForm(call.number).hasOffset else { return .result(count) }
+      return advance(descriptor, by: count, caller)
     case CSYS_NR_mmap:
       throw IOMMUError(.noSuchDevice, "\(attribute.name) cannot be mapped")
     case CSYS_NR_ioctl:
@@ -47,18 +49,42 @@ extension Server {
   }
 
   /// Where a read or a write begins.
-  private func offset(of call: SystemCall, _ copy: OwnedDescriptor) -> UInt64 {
+  private func offset(of call: SystemCall, _ descriptor: ClientDescriptor) -> UInt64 {
     let form = TransferForm(call.number)
     if form.hasOffset, call.number != CSYS_NR_preadv2 || call[3] != .max { return call[3] }
-    return UInt64(bitPattern: Int64(lseek(copy.number, 0, SEEK_CUR)))
+    return descriptor.position
+  }
+
+  /// Moves the file position as the kernel does at the end of a write.
+  private func advance(
+    _ descriptor: ClientDescriptor, by count: Int, _ caller: ClientCaller
+  ) -> Answer {
+    if let copy = descriptor.copy {
+      _ = lseek(copy.number, off_t(count), SEEK_CUR)
+      return .result(count)
+    }
+    // Nobody but the caller can do that. Where it cannot be made to, it stays: text is stored wherever
+    // that is.
+    let seek = ReplacementCall(
+      number: CSYS_NR_lseek,
+      arguments: [
+        .value(UInt64(UInt32(bitPattern: descriptor.number))), .value(UInt64(count)),
+        .value(UInt64(SEEK_CUR)),
+      ], result: UInt64(count))
+    do throws(IOMMUError) {
+      try tracer.replace(thread: caller.thread, process: caller.processID, by: seek)
+      return .errand(count)
+    } catch {
+      return .result(count)
+    }
   }
 
   /// One `write(2)`: at most a page of it, as one text.
   private func store(
     _ call: SystemCall, _ caller: ClientCaller, _ attribute: AttributeFile,
-    _ memory: StandInMemory, _ copy: OwnedDescriptor
+    _ memory: StandInMemory, _ descriptor: ClientDescriptor
   ) throws(IOMMUError) -> Int {
-    guard csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE != O_RDONLY else {
+    guard descriptor.accessMode != O_RDONLY else {
       throw IOMMUError(.badFileDescriptor, "\(attribute.name) is not open for writing")
     }
     let form = TransferForm(call.number)
@@ -77,20 +103,17 @@ extension Server {
     if let binary = attribute.binary {
       // SAFETY: as above.
       let bytes = unsafe [UInt8](caller.lane.buffer[..<count])
-      return try store(bytes, at: offset(of: call, copy), attribute, binary, memory) { done in
-        if !form.hasOffset { _ = lseek(copy.number, off_t(done), SEEK_CUR) }
-      }
+      return try store(bytes, at: offset(of: call, descriptor), attribute, binary, memory)
     }
     let text = unsafe String(decoding: caller.lane.buffer[..<count], as: UTF8.self)
     try attribute.store(text, by: caller)
-    if !form.hasOffset { _ = lseek(copy.number, off_t(count), SEEK_CUR) }
     return count
   }
 
   /// One `write(2)` of bytes: what lies after the end is left out.
   private func store(
     _ bytes: [UInt8], at offset: UInt64, _ attribute: AttributeFile,
-    _ binary: any BinaryAttribute, _ memory: StandInMemory, moved: (Int) -> Void
+    _ binary: any BinaryAttribute, _ memory: StandInMemory
   ) throws(IOMMUError) -> Int {
     try attribute.place.check()
     let size = UInt64(try binary.read().count)
@@ -98,7 +121,6 @@ extension Server {
     let part = bytes.prefix(Int(clamping: size - offset))
     try binary.write(Array(part), at: Int(offset))
     try attribute.refresh(memory.probe.number)
-    moved(part.count)
     return part.count
   }
 }

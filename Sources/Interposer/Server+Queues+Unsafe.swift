@@ -96,9 +96,15 @@ extension Server {
   /// Linux would give the lowest free one. Where the window is full, and for `dup2`, which says
   /// the number, the kernel does it.
   func control(
-    _ call: SystemCall, _ caller: ClientCaller, _ pipe: StandInPipe, _ copy: OwnedDescriptor
+    _ call: SystemCall, _ caller: ClientCaller, _ pipe: StandInPipe,
+    _ descriptor: ClientDescriptor
   ) -> Answer {
     func duplicate(from least: UInt64, closeOnExec: Bool) -> Answer {
+      guard let copy = descriptor.copy else {
+        guard let number = caller.freeInWindow(from: least) else { return .goOn }
+        let command = closeOnExec ? Self.duplicateCloseOnExec : F_DUPFD
+        return control(descriptor, command, UInt64(number), caller) ?? .goOn
+      }
       guard let number = caller.duplicate(copy, from: least, closeOnExec: closeOnExec) else {
         return .goOn
       }
@@ -112,20 +118,45 @@ extension Server {
     case Self.duplicateCloseOnExec:
       return duplicate(from: UInt64(UInt32(bitPattern: value)), closeOnExec: true)
     case F_GETFL:
-      let flags = csys_fcntl(copy.number, F_GETFL, 0)
-      guard flags >= 0 else { return .goOn }
+      guard let flags = descriptor.flags else { return .goOn }
       let isNonBlocking = pipe.isNonBlocking.load(ordering: .relaxed)
       return .result(
         Int(
           flags & ~(O_ACCMODE | O_NONBLOCK | Self.largeFile) | O_RDWR
             | (isNonBlocking ? O_NONBLOCK : 0)))
     case F_SETFL:
-      let result = csys_fcntl(copy.number, F_SETFL, Int(value | O_NONBLOCK))
+      let flags = value | O_NONBLOCK
+      let isNonBlocking = value & O_NONBLOCK != 0
+      guard let copy = descriptor.copy else {
+        pipe.isNonBlocking.store(isNonBlocking, ordering: .relaxed)
+        if isNonBlocking { return .goOn }
+        return control(descriptor, F_SETFL, UInt64(UInt32(bitPattern: flags)), caller)
+          ?? .result(0)
+      }
+      let result = csys_fcntl(copy.number, F_SETFL, Int(flags))
       guard result >= 0 else { return .goOn }
-      pipe.isNonBlocking.store(value & O_NONBLOCK != 0, ordering: .relaxed)
+      pipe.isNonBlocking.store(isNonBlocking, ordering: .relaxed)
       return .result(0)
     default:
       return .goOn
+    }
+  }
+
+  /// Has the caller make another `fcntl`; nil where it cannot be made to.
+  private func control(
+    _ descriptor: ClientDescriptor, _ command: Int32, _ value: UInt64, _ caller: ClientCaller
+  ) -> Answer? {
+    let call = ReplacementCall(
+      number: CSYS_NR_fcntl,
+      arguments: [
+        .value(UInt64(UInt32(bitPattern: descriptor.number))),
+        .value(UInt64(UInt32(bitPattern: command))), .value(value),
+      ])
+    do throws(IOMMUError) {
+      try tracer.replace(thread: caller.thread, process: caller.processID, by: call)
+      return .errand(0)
+    } catch {
+      return nil
     }
   }
 

@@ -45,11 +45,12 @@ extension Server {
   /// Does the call piece by piece.
   /// - Returns: Bytes moved; fewer than asked for where a later piece failed.
   func transfer(
-    _ call: SystemCall, _ caller: ClientCaller, _ file: any OpenFile, _ copy: OwnedDescriptor
+    _ call: SystemCall, _ caller: ClientCaller, _ file: any OpenFile,
+    _ descriptor: ClientDescriptor
   ) throws(IOMMUError) -> Int {
     let form = TransferForm(call.number)
     let isWrite = form.isWrite
-    let mode = csys_fcntl(copy.number, F_GETFL, 0) & O_ACCMODE
+    let mode = descriptor.accessMode
     guard mode != (isWrite ? O_RDONLY : O_WRONLY) else {
       throw IOMMUError(
         .badFileDescriptor, "\(file.name) is not open for \(isWrite ? "writing" : "reading")")

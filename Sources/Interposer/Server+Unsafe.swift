@@ -16,6 +16,8 @@ import SystemPackage
 /// What becomes of a call.
 enum Answer {
   case result(Int)
+  /// As `result`; the caller gets it from an errand.
+  case errand(Int)
   /// Without a sentence where any file system says so, and nobody wonders.
   case failure(IOMMUError)
   /// The kernel does the call.
@@ -36,6 +38,8 @@ final class Server: Sendable {
   let gate: PathGate?
   let tasks: TaskTable
   let owners = Guarded(MemoryOwners())
+  /// Descriptors that programs have handed over.
+  let handed = HandedCopies()
   /// Whether RLIMIT_MEMLOCK bounds what programs pin.
   let limitsMemory: Bool
   /// Descriptor numbers that callers were promised and do not have yet.
@@ -50,14 +54,16 @@ final class Server: Sendable {
 
   init(
     listener: Int32, handles: HandleTable, window: DescriptorWindow, nodes: NodeTable,
-    shadow: ShadowTree? = nil, reporter: Reporter, tracer: Tracer, limitsMemory: Bool
+    shadow: ShadowTree? = nil, reporter: Reporter, tracer: Tracer, limitsMemory: Bool,
+    copiesDescriptors: Bool = true
   ) {
     self.tracer = tracer
     self.limitsMemory = limitsMemory
     self.listener = listener
     self.handles = handles
     files = csys_open_limit(0, 0)
-    tasks = TaskTable(Tasks(files: files, handles: handles))
+    tasks = TaskTable(
+      Tasks(files: files, handles: handles, copiesDescriptors: copiesDescriptors))
     self.window = window
     self.nodes = nodes
     self.shadow = shadow
@@ -126,10 +132,23 @@ final class Server: Sendable {
         answer = .failure(error)
       }
     }
+    // What the caller has to hand over first: no trace of this call is left.
+    if !caller.missing.isEmpty {
+      caller.breakPromises()
+      do throws(IOMMUError) {
+        try caller.askForMissing()
+        _ = csys_notif_send(listener, call.id, 0, 0, 0)
+        return
+      } catch {
+        answer = .failure(error)
+      }
+    }
     if reporter.isActive { report(call, caller, file, answer, started) }
     switch answer {
     case .result(let value):
       _ = csys_notif_send(listener, call.id, Int64(value), 0, 0)
+    case .errand:
+      _ = csys_notif_send(listener, call.id, 0, 0, 0)
     case .failure(let error):
       caller.breakPromises()
       _ = csys_notif_send(listener, call.id, 0, -error.errno.rawValue, 0)
@@ -193,9 +212,9 @@ final class Server: Sendable {
     let isOutput = isOrdinaryOutput(call)
     if isOutput, !handles.hasAttributes { return (nil, .goOn) }
     let number = Int32(truncatingIfNeeded: call[call.number == CSYS_NR_mmap ? 4 : 0])
-    let copied = tasks.copy(descriptor: number, of: call.thread)
+    let found = tasks.descriptor(number, of: call.thread)
     // An `ioctl` that comes by here is most likely one of ours.
-    if copied == nil, call.number == CSYS_NR_ioctl {
+    if found == nil, call.number == CSYS_NR_ioctl {
       do throws(IOMMUError) {
         let probe = try openPlace("/")
         close(probe)
@@ -203,22 +222,22 @@ final class Server: Sendable {
         return (nil, .failure(error))
       }
     }
-    guard let copy = copied,
-      let identity = System.identity(copy.number),
-      let handle = handles.handle(FileKey(identity)), !isOutput || handle.attribute != nil
+    guard let descriptor = found, let handle = handles.handle(descriptor.key),
+      !isOutput || handle.attribute != nil
     else { return (nil, .goOn) }
     do throws(IOMMUError) {
-      return (handle.file, try perform(call, caller, handle, copy))
+      return (handle.file, try perform(call, caller, handle, descriptor))
     } catch {
       return (handle.file, .failure(error))
     }
   }
 
   private func perform(
-    _ call: SystemCall, _ caller: ClientCaller, _ handle: Handle, _ copy: OwnedDescriptor
+    _ call: SystemCall, _ caller: ClientCaller, _ handle: Handle,
+    _ descriptor: ClientDescriptor
   ) throws(IOMMUError) -> Answer {
     if let attribute = handle.attribute, case .memory(let memory) = handle.stand {
-      return try perform(call, caller, attribute, memory, copy)
+      return try perform(call, caller, attribute, memory, descriptor)
     }
     let file = handle.file
     switch call.number {
@@ -243,10 +262,10 @@ final class Server: Sendable {
       throw IOMMUError(.noSuchDevice, "\(file.name) is a device and has no space to allocate")
     case CSYS_NR_dup, CSYS_NR_fcntl:
       guard case .pipe(let pipe) = handle.stand else { return .goOn }
-      return control(call, caller, pipe, copy)
+      return control(call, caller, pipe, descriptor)
     default:
       if let queue = handle.queue { return .result(try transfer(call, caller, queue)) }
-      return .result(try transfer(call, caller, file, copy))
+      return .result(try transfer(call, caller, file, descriptor))
     }
   }
 
@@ -340,7 +359,11 @@ final class Server: Sendable {
     _ started: UInt64
   ) {
     if case .goOn = answer, file == nil { return }
-    if case .result = answer, !reporter.isTracing { return }
+    switch answer {
+    case .result, .errand:
+      if !reporter.isTracing { return }
+    case .failure, .goOn: break
+    }
     reporter.call(
       CallRecord(
         call: call, description: CallDescription(call, file, caller), file: file,

@@ -171,7 +171,8 @@ final class Supervision {
     tracer = Tracer(handles: handles, reporter: reporter, program: program)
     let server = Server(
       listener: listener, handles: handles, window: window, nodes: mount.nodes,
-      shadow: shadow, reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory)
+      shadow: shadow, reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory,
+      copiesDescriptors: Tasks.canCopy(from: program))
     guard System.startThread({ server.serve() }) else {
       throw InterposerError("cannot start the serving thread")
     }

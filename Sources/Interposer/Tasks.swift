@@ -20,6 +20,8 @@ struct Tasks: Sendable {
   struct Task: Sendable {
     let descriptor: OwnedDescriptor
     let group: Int32
+    /// `/proc/TID/fd`, where its descriptors cannot be copied.
+    let files: OwnedDescriptor?
   }
 
   /// An exec that was let go ahead; until its outcome is known nothing may be cached.
@@ -52,13 +54,17 @@ struct Tasks: Sendable {
   private static let threadFlag: UInt32 = 0x80  // PIDFD_THREAD (O_EXCL)
 
   private let handles: HandleTable
+  /// Whether descriptors of programs can be copied (pidfd_getfd).
+  let copiesDescriptors: Bool
 
   /// - Parameters:
   ///   - files: How many descriptors this process may have.
   ///   - handles: Our files.
-  init(files: UInt64, handles: HandleTable) {
+  ///   - copiesDescriptors: Whether descriptors of programs can be copied.
+  init(files: UInt64, handles: HandleTable, copiesDescriptors: Bool) {
     self.handles = handles
-    mostTasks = Int(min(512, max(2, files / 8)))
+    self.copiesDescriptors = copiesDescriptors
+    mostTasks = Int(min(512, max(2, files / (copiesDescriptors ? 8 : 16))))
     mostMemories = Int(min(256, max(1, files / 16)))
   }
 
@@ -70,7 +76,14 @@ struct Tasks: Sendable {
     if number == -EINVAL { number = csys_pidfd_open(group, 0) }
     guard number >= 0 else { return nil }
     if tasks.count >= min(mostTasks, tasksToLook) { forgetTasks() }
-    let task = Task(descriptor: OwnedDescriptor(number), group: group)
+    let descriptor = OwnedDescriptor(number)
+    var files: OwnedDescriptor?
+    if !copiesDescriptors {
+      let directory = System.open("/proc/\(thread)/fd", System.pathOnly | O_DIRECTORY)
+      guard directory >= 0 else { return nil }
+      files = OwnedDescriptor(directory)
+    }
+    let task = Task(descriptor: descriptor, group: group, files: files)
     tasks[thread] = task
     return task
   }
@@ -85,8 +98,45 @@ struct Tasks: Sendable {
     return nil
   }
 
+  /// Whether pidfd_getfd is allowed on a process of ours.
+  static func canCopy(from process: Int32) -> Bool {
+    let descriptor = csys_pidfd_open(process, 0)
+    guard descriptor >= 0 else { return false }
+    defer { close(descriptor) }
+    let copy = csys_pidfd_getfd(descriptor, 0)
+    if copy >= 0 { close(copy) }
+    return copy >= 0 || copy == -EBADF
+  }
+
+  /// What a thread's descriptor is; nil where it is not open.
+  mutating func descriptor(_ number: Int32, of thread: Int32) -> ClientDescriptor? {
+    guard copiesDescriptors else { return descriptorByName(number, of: thread) }
+    guard let copy = copy(descriptor: number, of: thread),
+      let identity = System.identity(copy.number)
+    else { return nil }
+    return ClientDescriptor(number: number, thread: thread, copy: copy, identity: identity)
+  }
+
+  private mutating func descriptorByName(
+    _ number: Int32, of thread: Int32
+  ) -> ClientDescriptor? {
+    var identity = csys_identity()
+    guard var task = task(thread), let files = task.files else { return nil }
+    if unsafe csys_identity_at(files.number, number, &identity) != 0 {
+      // Not open, or a task that had this number is gone.
+      guard csys_pidfd_send_signal(task.descriptor.number, 0) == -ESRCH,
+        let new = self.task(thread, renew: true), let files = new.files,
+        unsafe csys_identity_at(files.number, number, &identity) == 0
+      else { return nil }
+      task = new
+    }
+    return task.files.map {
+      ClientDescriptor(number: number, thread: thread, in: $0, identity: identity)
+    }
+  }
+
   /// A copy of a thread's descriptor; nil where it is not open.
-  mutating func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
+  private mutating func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
     guard let task = task(thread) else { return nil }
     var number = csys_pidfd_getfd(task.descriptor.number, descriptor)
     if number == -ESRCH, let task = self.task(thread, renew: true) {
@@ -112,7 +162,8 @@ struct Tasks: Sendable {
     guard
       let memory = ClientMemory(
         thread: thread, group: group, number: nextNumber,
-        isSettled: mayCache && mayReachDirectly, handles: handles)
+        isSettled: mayCache && mayReachDirectly, handles: handles,
+        copiesDescriptors: copiesDescriptors)
     else { return nil }
     nextNumber += 1
     if mayCache {
@@ -198,13 +249,17 @@ struct Tasks: Sendable {
 /// The tasks of a run. Thread-safe.
 final class TaskTable: Sendable {
   private let tasks: Guarded<Tasks>
+  let copiesDescriptors: Bool
 
-  init(_ tasks: consuming sending Tasks) { self.tasks = Guarded(tasks) }
+  init(_ tasks: consuming sending Tasks) {
+    copiesDescriptors = tasks.copiesDescriptors
+    self.tasks = Guarded(tasks)
+  }
 
   /// As the methods of `Tasks`.
   func task(_ thread: Int32) -> Tasks.Task? { tasks.withLock { $0.task(thread) } }
-  func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
-    tasks.withLock { $0.copy(descriptor: descriptor, of: thread) }
+  func descriptor(_ number: Int32, of thread: Int32) -> ClientDescriptor? {
+    tasks.withLock { $0.descriptor(number, of: thread) }
   }
   func memory(of thread: Int32) -> ClientMemory? { tasks.withLock { $0.memory(of: thread) } }
   func pinnedMemory(of process: Int32) -> ProcessMemory? {

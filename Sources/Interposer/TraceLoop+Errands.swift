@@ -22,6 +22,8 @@ extension TraceLoop {
         map(overlay, in: thread)
       case .replacement(let call):
         if begin(call, in: thread) { return }
+      case .handOver(let handOver):
+        send(handOver, in: thread)
       }
     }
     letGo(thread)
@@ -89,10 +91,11 @@ extension TraceLoop {
       }
       return bytes.count
     }
-    guard let (address, loan) = lend(bytes, to: thread, saved) else {
+    guard let (address, loan) = lend(bytes.count, to: thread, saved) else {
       fail(thread, saved)
       return threads[thread.number] !== thread
     }
+    _ = put(bytes, at: address, of: thread)
     let values = zip(call.arguments, places).map { argument, place in
       if case .value(let value) = argument { value } else { address &+ UInt64(place) }
     }
@@ -155,32 +158,87 @@ extension TraceLoop {
     doErrands(thread)
   }
 
+  // MARK: descriptors
+
+  /// How many descriptors go into one message.
+  private static let mostInMessage = 64
+
+  /// Has a thread, which is at the end of its call, send copies of descriptors and begin its call anew.
+  private func send(_ handOver: HandOver, in thread: TracedThread) {
+    var registers = csys_registers()
+    guard unsafe csys_trace_registers(thread.number, &registers) == 0, Self.isAtEnd(registers)
+    else { return }
+    let size = Message.byteCount(min(handOver.descriptors.count, Self.mostInMessage))
+    if let (address, loan) = lend(size, to: thread, registers) {
+      var rest = handOver.descriptors[...]
+      while !rest.isEmpty, handOver.failure == 0 {
+        send(Array(rest.prefix(Self.mostInMessage)), of: handOver, at: address, in: thread)
+        rest = rest.dropFirst(Self.mostInMessage)
+      }
+      returnLoan(loan, in: thread)
+    } else {
+      handOver.fail(-ENOMEM)
+    }
+    let socket = UInt64(UInt32(bitPattern: handOver.socket))
+    _ = inject(
+      InjectedCall(number: CSYS_NR_close, arguments: (socket, 0, 0, 0, 0, 0)), in: thread)
+    guard threads[thread.number] === thread else { return }
+    // On the instruction itself: the kernel would do that for who has a signal alone.
+    registers.rax = registers.orig_rax
+    registers.rip &-= 2
+    registers.orig_rax = ~0
+    _ = unsafe csys_trace_set_registers(thread.number, &registers)
+  }
+
+  private func send(
+    _ descriptors: [Int32], of handOver: HandOver, at address: UInt64, in thread: TracedThread
+  ) {
+    guard put(Message(descriptors, at: address).bytes, at: address, of: thread) else {
+      return handOver.fail(-EFAULT)
+    }
+    let call = InjectedCall(
+      number: CSYS_NR_sendmsg,
+      arguments: (
+        UInt64(UInt32(bitPattern: handOver.socket)), address,
+        UInt64(Message.doesNotWait | Message.raisesNothing), 0, 0, 0
+      ))
+    guard let result = inject(call, in: thread) else { return handOver.fail(-ESRCH) }
+    guard result >= 0 else { return handOver.fail(Int32(clamping: result)) }
+    var copies = [Int32](repeating: -1, count: Self.mostInMessage)
+    // SAFETY: the array's own count.
+    let count = unsafe csys_receive_fds(handOver.ours.number, &copies, Int32(copies.count))
+    guard count >= 0 else { return handOver.fail(count) }
+    for (copy, number) in zip(copies.prefix(Int(count)), descriptors) {
+      handOver.take(OwnedDescriptor(copy), of: number)
+    }
+    // What we had no descriptors for is left out.
+    if Int(count) < descriptors.count { handOver.fail(-ENFILE) }
+  }
+
   // MARK: memory
 
   /// How much may be put below what a thread has on its stack. Runtimes with small stacks leave a
   /// thread that makes a call that much.
   private static let mostOnStack = 448
 
-  /// Puts bytes into a thread's memory: below its stack, as long as nobody else can have that memory in
+  /// Finds memory of a thread for so many bytes: below its stack, as long as nobody else can have that in
   /// use; else in pages that it maps for them.
   /// - Returns: nil where there is no room, or the thread is gone.
   private func lend(
-    _ bytes: [UInt8], to thread: TracedThread, _ registers: csys_registers
+    _ byteCount: Int, to thread: TracedThread, _ registers: csys_registers
   ) -> (address: UInt64, loan: Loan)? {
-    guard !bytes.isEmpty else { return (0, .none) }
-    let count = UInt64(bytes.count)
+    guard byteCount > 0 else { return (0, .none) }
+    let count = UInt64(byteCount)
     let place = (registers.rsp &- Self.redZone &- count) & ~15
-    if bytes.count <= Self.mostOnStack, Self.isAlone(thread.process),
+    if byteCount <= Self.mostOnStack, Self.isAlone(thread.process),
       let area = MemoryArea.find(place, in: thread.process.maps(of: thread.number)),
       area.start <= place, area.end >= place &+ count, area.isReadable, area.isWritable
     {
-      var saved = [UInt8](repeating: 0, count: bytes.count)
+      var saved = [UInt8](repeating: 0, count: byteCount)
       let read = unsafe saved.withUnsafeMutableBytes {
         unsafe self.read(place, into: $0, of: thread)
       }
-      if read == bytes.count, put(bytes, at: place, of: thread) {
-        return (place, .stack(address: place, saved: saved))
-      }
+      if read == byteCount { return (place, .stack(address: place, saved: saved)) }
     }
     let length = (count + 4095) & ~4095
     let map = InjectedCall(
@@ -190,10 +248,6 @@ extension TraceLoop {
       ))
     guard let address = inject(map, in: thread), address > 0 else { return nil }
     let start = UInt64(address)
-    guard put(bytes, at: start, of: thread) else {
-      returnLoan(.pages(address: start, length: length), in: thread)
-      return nil
-    }
     return (start, .pages(address: start, length: length))
   }
 

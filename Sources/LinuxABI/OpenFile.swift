@@ -235,6 +235,10 @@ public protocol Caller: AnyObject, Sendable {
   /// - Throws: `EBADF` where it is not open.
   func openFile(descriptor: Int32) throws(IOMMUError) -> (any OpenFile)?
 
+  /// Sees to it that these descriptors can be had as eventfds, all at once, before a call has done
+  /// anything: it may begin anew for that. Those that are none, or not open, are found later.
+  func prepare(eventFDs: [Int32]) throws(IOMMUError)
+
   /// An eventfd of the caller, to signal from here on.
   /// - Throws: `EBADF`; `EINVAL` where it is not an eventfd.
   func eventFD(descriptor: Int32) throws(IOMMUError) -> any EventSignal
@@ -272,6 +276,8 @@ public enum LockingRight: Hashable, Sendable {
 
 extension Caller {
   public var threadID: Int32 { processID }
+
+  public func prepare(eventFDs: [Int32]) throws(IOMMUError) {}
 
   public func addressSpace() throws(IOMMUError) -> any ProcessAddressSpace {
     throw IOMMUError(

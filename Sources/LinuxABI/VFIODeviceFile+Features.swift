@@ -111,6 +111,7 @@ extension VFIODeviceFile {
       throw IOMMUError(
         .invalidArgument, "\(entry.wakeup_eventfd) is no eventfd to be told of the waking by")
     }
+    try call.caller.prepare(eventFDs: [entry.wakeup_eventfd])
     try function.enterLowPower(
       wake: try call.caller.eventFD(descriptor: entry.wakeup_eventfd))
   }

@@ -45,6 +45,7 @@ extension VFIODeviceFile {
       arguments = .booleans(bytes.map { $0 != 0 })
     case VFIO_IRQ_SET_DATA_EVENTFD:
       let descriptors = try load(Int32.self, count: count, room: room, from: data, caller)
+      try caller.prepare(eventFDs: descriptors)
       let isWatched = Self.action(header.flags) == .unmask
       arguments = .events(descriptors.map { Self.event($0, isWatched: isWatched, caller) })
     default:

@@ -118,6 +118,10 @@ int csys_identity_known(int fd, struct csys_identity *out);
 int csys_mount_id(int dirfd, const char *path, int flags, uint64_t *out);
 // The type of the file system that a path leads to, as statfs(2) has it; 0 where it cannot be asked for.
 uint32_t csys_file_system(const char *path);
+// Of a descriptor of another task, by the directory of its descriptors (/proc/TID/fd): what the file is;
+// how it is open (O_RDONLY, O_WRONLY, O_RDWR). -ENOENT where it is not open, or the task is gone.
+int csys_identity_at(int directory, int number, struct csys_identity *out);
+int csys_access_mode_at(int directory, int number);
 uint64_t csys_device_number(uint32_t major, uint32_t minor);
 int csys_mknod_character(const char *path, uint32_t mode, uint32_t major, uint32_t minor);
 
@@ -141,6 +145,8 @@ int csys_epoll_ready(int epoll, int *out, int capacity);
 
 int csys_send_fd(int socket, int fd);
 int csys_receive_fd(int socket);
+// All descriptors of the next message, at most `capacity` (64), without waiting for one. Returns how many.
+int csys_receive_fds(int socket, int *out, int capacity);
 int csys_socketpair(int out[2], int sequenced);
 // Both ends are close-on-exec and never block.
 int csys_pipe(int out[2]);
@@ -320,7 +326,7 @@ extern const int32_t CSYS_NR_read, CSYS_NR_write, CSYS_NR_readv, CSYS_NR_writev,
     CSYS_NR_ioctl, CSYS_NR_mmap, CSYS_NR_open, CSYS_NR_openat, CSYS_NR_openat2, CSYS_NR_creat,
     CSYS_NR_fstat, CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_lseek, CSYS_NR_ftruncate,
     CSYS_NR_fallocate, CSYS_NR_dup, CSYS_NR_fcntl, CSYS_NR_execve, CSYS_NR_execveat, CSYS_NR_io_uring_setup,
-    CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_munmap, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
+    CSYS_NR_userfaultfd, CSYS_NR_rt_sigaction, CSYS_NR_rt_tgsigqueueinfo, CSYS_NR_close, CSYS_NR_munmap, CSYS_NR_sendmsg, CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2;
 // Those that take paths, or that change what paths mean.
 extern const int32_t CSYS_NR_stat, CSYS_NR_lstat, CSYS_NR_readlink, CSYS_NR_readlinkat,
     CSYS_NR_getxattr, CSYS_NR_lgetxattr, CSYS_NR_listxattr, CSYS_NR_llistxattr, CSYS_NR_setxattr,
