@@ -164,7 +164,7 @@ let package = Package(
       name: "InterposerTests",
       dependencies: [
         "Interposer", "CProcessMemory", "CSyscalls", "LinuxABI", "IOMMU", "SoftwareIOMMU",
-        "PageTables", "memory-holder", "errands",
+        "PageTables", "memory-holder", "errands", "refused",
       ],
       swiftSettings: sanitizer.map { [.define("SANITIZER"), .define("SANITIZER_\($0)")] } ?? []),
     // What the interposer's tests run: a host of small devices and the programs that use them.
@@ -173,6 +173,7 @@ let package = Package(
       dependencies: ["Interposer", "LinuxABI", "IOMMU", "TestSupport"],
       path: "Tests/Programs/interposer-host", swiftSettings: strict),
     .executableTarget(name: "interposer-client", path: "Tests/Programs/interposer-client"),
+    .executableTarget(name: "refused", path: "Tests/Programs/refused"),
     .executableTarget(name: "errands", path: "Tests/Programs/errands"),
     example("two-processes", in: "Tests/Programs"),
     example("fail-nth", in: "Tests/Programs"),

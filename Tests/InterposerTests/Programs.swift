@@ -75,12 +75,14 @@ enum Programs {
 
   static var host: String { directory + "/interposer-host" }
   static var client: String { directory + "/interposer-client" }
+  /// What runs a program to which calls are refused.
+  static var refused: String { directory + "/refused" }
 
   #if SANITIZER
-    private static let names = ["interposer-host", "interposer-client"]
+    private static let names = ["interposer-host", "interposer-client", "refused"]
   #else
     private static let names = [
-      "interposer-host", "interposer-client", "interposer-client-static",
+      "interposer-host", "interposer-client", "refused", "interposer-client-static",
     ]
   #endif
 

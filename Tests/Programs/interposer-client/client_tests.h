@@ -11,6 +11,7 @@ struct test {
 };
 
 extern const struct test file_tests[], lifetime_tests[], process_tests[], memory_tests[],
-    terminal_tests[], queue_tests[], page_tests[], crowd_tests[], doorbell_tests[], view_tests[];
+    terminal_tests[], queue_tests[], page_tests[], crowd_tests[], doorbell_tests[], view_tests[],
+    handover_tests[];
 
 #endif

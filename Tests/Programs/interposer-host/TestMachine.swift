@@ -89,6 +89,7 @@ class TestFile: OpenFile, @unchecked Sendable {
   private let counts: Counts
   private let registers = Guarded([UInt8](repeating: 0, count: 65_536))
   let pinned = Guarded<[PinnedRun]>([])
+  let kept = Guarded<[any EventSignal]>([])
 
   init(name: String, number: DeviceNumber, _ counts: Counts) {
     self.name = name
@@ -179,6 +180,26 @@ class TestFile: OpenFile, @unchecked Sendable {
     case 11:  // Take `a` milliseconds, 10 seconds at most.
       usleep(UInt32(min(request.a, 10_000)) * 1000)
       return Int(truncatingIfNeeded: request.b)
+    case 13:  // Signal the `b` eventfds whose numbers are at `a`; none, where one of them is none.
+      var numbers = [Int32](repeating: 0, count: Int(min(request.b, 4096)))
+      for index in numbers.indices {
+        var number: Int32 = 0
+        try unsafe withUnsafeMutableBytes(of: &number) { (bytes) throws(IOMMUError) in
+          try unsafe caller.copyIn(from: request.a &+ UInt64(4 * index), into: bytes)
+        }
+        numbers[index] = number
+      }
+      try caller.prepare(eventFDs: numbers)
+      let events = try numbers.map { (number) throws(IOMMUError) in
+        try caller.eventFD(descriptor: number)
+      }
+      for event in events { event.signal() }
+      // As a device with interrupts does.
+      if request.c != 0 { kept.withLock { [events] in $0 = events } }
+      return 0
+    case 14:  // Signal what was kept.
+      for event in kept.withLock({ $0 }) { event.signal() }
+      return 0
     case 12:  // Drop what is pinned.
       pinned.withLock { $0 = [] }
       return 0
