@@ -72,7 +72,9 @@ extension ClientCaller {
         socket == -ENOENT ? .noSuchProcess : .tooManyOpenFiles,
         "the program has no free descriptor to hand over \(missing) by")
     }
-    let handOver = HandOver(missing, socket: socket, ours: end, round: round)
+    let copies = (handOver?.copies ?? [:]).merging(events) { _, new in new }
+    let handOver = HandOver(
+      missing, socket: socket, ours: end, round: round, copies: copies)
     server.handed.expect(handOver, of: thread)
     do throws(IOMMUError) {
       try server.tracer.handOver(handOver, thread: thread, process: processID)

@@ -40,7 +40,7 @@ final class ClientCaller: Caller, @unchecked Sendable {
   /// Copies that it has handed over for this call.
   lazy var handOver = server.handed.take(of: thread)
   /// Eventfds of this call, so that they are what they were when it was looked for them.
-  private var events: [Int32: OwnedDescriptor] = [:]
+  private(set) var events: [Int32: OwnedDescriptor] = [:]
   /// What was read around the first address that was asked for: a structure's size and then
   /// the structure take one system call, and are read once.
   private var ahead: (address: UInt64, count: Int) = (0, 0)

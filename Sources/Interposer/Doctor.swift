@@ -113,12 +113,7 @@ public enum Doctor {
         works: session.addDescriptor == 0, isRequired: true, kernelSince: "5.9",
         lostWithout: "everything: no node can be opened", remedy: "use Linux 5.19 or later",
         detail: message(session.addDescriptor)),
-      Finding(
-        feature: "files are known by what they are", mechanism: "pidfd_getfd",
-        works: session.copyDescriptor >= 0, isRequired: true, kernelSince: "5.6",
-        lostWithout: "everything: no call can be told whose file it is on",
-        remedy: "allow pidfd_getfd(2) and ptrace access to children (no seccomp or LSM rule "
-          + "against them)", detail: message(session.copyDescriptor)),
+      copies(session),
       Finding(
         feature: "threads with descriptor tables of their own",
         mechanism: "pidfd_open with PIDFD_THREAD", works: session.threadDescriptor >= 0,
@@ -146,13 +141,36 @@ public enum Doctor {
     ]
   }
 
+  private static func canTrace(_ session: ProbeSession) -> Bool {
+    Tracer.impediment == nil && session.trace == 0
+  }
+
+  private static func copies(_ session: ProbeSession) -> Finding {
+    let lost =
+      if session.nameDescriptor != 0 {
+        "everything: no call can be told whose file it is on"
+      } else if canTrace(session) {
+        "speed: files are known by /proc/PID/fd; the program hands eventfds over, by ptrace"
+      } else {
+        "interrupts: eventfds cannot be had, as ptrace, by which a program hands them over, "
+          + "does not work either"
+      }
+    return Finding(
+      feature: "files are known by what they are", mechanism: "pidfd_getfd",
+      works: session.copyDescriptor >= 0, isRequired: session.nameDescriptor != 0,
+      kernelSince: "5.6", lostWithout: lost,
+      remedy: "allow pidfd_getfd(2) and ptrace access to children (no seccomp or LSM rule "
+        + "against them)", detail: message(session.copyDescriptor))
+  }
+
   private static func mappedRegisters(_ session: ProbeSession) -> Finding {
     let impediment = Tracer.impediment
     return Finding(
-      feature: "mapped registers", mechanism: "ptrace, and SIGBUS past the end of a file",
-      works: impediment == nil && session.trace == 0, isRequired: false, kernelSince: "3.4",
-      lostWithout:
-        "mmap of registers: drivers that read and write them by pread and pwrite run",
+      feature: session.copyDescriptor >= 0 ? "mapped registers" : "mapped registers, eventfds",
+      mechanism: "ptrace, and SIGBUS past the end of a file",
+      works: canTrace(session), isRequired: false, kernelSince: "3.4",
+      lostWithout: (session.copyDescriptor >= 0 ? "" : "eventfds, as pidfd_getfd is refused; ")
+        + "mmap of registers: drivers that read and write them by pread and pwrite run",
       remedy:
         "allow ptrace(2) in the container's profile, set kernel.yama.ptrace_scope to 2 or "
         + "less; on x86-64",

@@ -16,7 +16,7 @@ import IOMMU
 /// Copies that a thread is to send before it begins its call anew. Thread-safe.
 final class HandOver: Sendable {
   private struct State {
-    var copies: [Int32: OwnedDescriptor] = [:]
+    var copies: [Int32: OwnedDescriptor]
     var failure: Int32 = 0
   }
 
@@ -26,16 +26,21 @@ final class HandOver: Sendable {
   let ours: OwnedDescriptor
   /// How many came before this one, of the same call.
   let round: Int
-  private let state = Guarded(State())
+  private let state: Guarded<State>
 
-  init(_ descriptors: [Int32], socket: Int32, ours: OwnedDescriptor, round: Int) {
+  /// - Parameter copies: What the call has already: others may be done with those by then.
+  init(
+    _ descriptors: [Int32], socket: Int32, ours: OwnedDescriptor, round: Int,
+    copies: [Int32: OwnedDescriptor]
+  ) {
+    state = Guarded(State(copies: copies))
     self.descriptors = descriptors
     self.socket = socket
     self.ours = ours
     self.round = round
   }
 
-  /// What was sent, by the number that it has there.
+  /// What is there for the call, by the number that it has in the program.
   var copies: [Int32: OwnedDescriptor] { state.withLock { $0.copies } }
   /// Why something was not sent, as a negative errno; 0 where everything was.
   var failure: Int32 { state.withLock { $0.failure } }

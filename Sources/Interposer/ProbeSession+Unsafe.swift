@@ -25,6 +25,8 @@ struct ProbeSession {
   var syncWakeUp = false
   var addDescriptor: Int32 = -ENOSYS
   var copyDescriptor: Int32 = -ENOSYS
+  /// The same descriptor as /proc/PID/fd has it.
+  var nameDescriptor: Int32 = -ENOSYS
   var threadDescriptor: Int32 = -ENOSYS
   var readMemory: Int32 = -ENOSYS
   var openMemory: Int32 = -ENOSYS
@@ -113,6 +115,11 @@ struct ProbeSession {
     copyDescriptor = process < 0 ? process : csys_pidfd_getfd(process, 0)
     if copyDescriptor >= 0 { close(copyDescriptor) }
     if process >= 0 { close(process) }
+    var identity = csys_identity()
+    let directory = System.open("/proc/\(thread)/fd", System.pathOnly | O_DIRECTORY)
+    nameDescriptor =
+      directory < 0 ? directory : unsafe csys_identity_at(directory, 100, &identity)
+    if directory >= 0 { close(directory) }
     // The child is a fork of us: our own variable has the same address there.
     var word: UInt64 = 0
     var place: UInt64 = 0

@@ -180,7 +180,7 @@ class TestFile: OpenFile, @unchecked Sendable {
     case 11:  // Take `a` milliseconds, 10 seconds at most.
       usleep(UInt32(min(request.a, 10_000)) * 1000)
       return Int(truncatingIfNeeded: request.b)
-    case 13:  // Signal the `b` eventfds whose numbers are at `a`; none, where one of them is none.
+    case 13:  // Signal the `b` eventfds whose numbers are at `a`, or none; keep them, with `c`.
       var numbers = [Int32](repeating: 0, count: Int(min(request.b, 4096)))
       for index in numbers.indices {
         var number: Int32 = 0
