@@ -197,7 +197,7 @@ let package = Package(
         "peer-to-peer", "virtual-functions", "both-descriptors", "mdev-copy", "ioasid-sources",
         "mapped-registers", "work-portal", "nvme-stamps",
         "user-tables",
-        "page-requests", "nvme-rw", "live-migration",
+        "page-requests", "nvme-rw", "live-migration", "refused",
       ],
       swiftSettings: sanitizer.map { [.define("SANITIZER_\($0)")] } ?? []),
   ],
