@@ -49,7 +49,8 @@ struct HandOverTests {
     func copies() {
       for arguments in [
         ["hand-over-many"], ["hand-over-renumbered"], ["hand-over-interrupted"],
-        ["hand-over-killed"], ["hand-over-threads"], ["hand-over-debugged", "copies"],
+        ["hand-over-killed"], ["hand-over-threads"],
+        ["hand-over-debugged"] + (Programs.hasCopies ? ["copies"] : []),
       ] {
         let outcome = Programs.client(arguments)
         #expect(outcome.status == 0, "\(arguments): \(outcome)")

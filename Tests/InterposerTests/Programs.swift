@@ -65,6 +65,8 @@ enum Programs {
 
   /// Whether the host lets a program have a mount namespace; a container as a rule does not.
   static let hasMounts = hosted(["true"], options: ["--view", "namespace"]).status == 0
+  /// Whether descriptors of programs can be copied; a container as a rule forbids it.
+  static let hasCopies = run([host, "--doctor"]).output.contains("ok pidfd_getfd")
   /// The view that programs get that are not told which one.
   static var view: String {
     let asked = getenv("INTERPOSER_TEST_VIEW").map { String(cString: $0) }

@@ -193,8 +193,8 @@ static int killed(char **arguments) {
 
 static void *hand_over_some(void *argument) {
   const int fd = *(int *)argument;
-  // Some with a table of their own.
-  if (((uintptr_t)pthread_self() >> 12) % 2) CHECK(unshare(CLONE_FILES) == 0);
+  // Some with a table of their own, where that is allowed: containers forbid it.
+  if (((uintptr_t)pthread_self() >> 12) % 2) CHECK(unshare(CLONE_FILES) == 0 || errno == EPERM);
   for (int i = 0; i < 100; i++) {
     int event = eventfd(0, EFD_NONBLOCK);
     CHECK(event >= 0 && signal_all(fd, &event, 1, false) == 0 && count_of(event) == 1);
