@@ -5,6 +5,7 @@
 import CSyscalls
 import IOMMU
 import LinuxABI
+import Synchronization
 import SystemPackage
 
 #if canImport(Glibc)
@@ -71,7 +72,23 @@ final class Server: Sendable {
     self.reporter = reporter
   }
 
+  /// Calls that are being served.
+  private let calls = Atomic(0)
+
   func isValid(_ id: UInt64) -> Bool { csys_notif_id_valid(listener, id) == 0 }
+
+  /// Waits until no call is being served, for a while: one whose caller was killed is taken back and
+  /// told of before the end.
+  func settle() {
+    var pauses = 0
+    while calls.load(ordering: .acquiring) > 0, pauses < Self.mostPauses {
+      usleep(1000)
+      pauses += 1
+    }
+  }
+
+  /// Of a millisecond each: who waits for the end of a run is told of it after so many at the latest.
+  private static let mostPauses = 5000
 
   /// Serves until no program is left.
   func serve() {
@@ -115,6 +132,8 @@ final class Server: Sendable {
   }
 
   private func serve(_ notification: csys_notif, _ lane: Lane) {
+    calls.add(1, ordering: .relaxed)
+    defer { calls.subtract(1, ordering: .releasing) }
     let call = SystemCall(notification)
     csys_serving(listener, call.id)
     defer { csys_serving(listener, 0) }

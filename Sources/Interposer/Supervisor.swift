@@ -129,6 +129,7 @@ final class Supervision {
   private let files: LiveView
   private let reporter: Reporter
   private let tracer: Tracer
+  private let server: Server
   private let shadow: ShadowTree?
   private var frontIsOpen = true
   private var programIsAlive = true
@@ -169,11 +170,11 @@ final class Supervision {
     _ = csys_notif_sync_wake_up(listener)
     _ = csys_guard_truncation()
     tracer = Tracer(handles: handles, reporter: reporter, program: program)
-    let server = Server(
+    server = Server(
       listener: listener, handles: handles, window: window, nodes: mount.nodes,
       shadow: shadow, reporter: reporter, tracer: tracer, limitsMemory: options.limitsMemory,
       copiesDescriptors: Tasks.canCopy(from: program))
-    guard System.startThread({ server.serve() }) else {
+    guard System.startThread({ [server] in server.serve() }) else {
       throw InterposerError("cannot start the serving thread")
     }
     System.writeAll(front, Report.started(pid: program).bytes)
@@ -321,6 +322,7 @@ final class Supervision {
     // The filter goes with the last of the program's threads, which may take a moment.
     if unsafe poll(&set, 1, 100) > 0 {
       tell(.closing)
+      server.settle()
       handles.closeAll()
       reporter.finish()
       shadow?.remove()
@@ -336,6 +338,7 @@ final class Supervision {
   }
 
   private func finish() -> Never {
+    server.settle()
     handles.closeAll()
     reporter.finish()
     shadow?.remove()
