@@ -30,6 +30,8 @@ final class ClientMemory: MemorySource, RemoteMemory {
   /// Where the last file mapping was found among the program's descriptors.
   private let hint = Guarded<Int32>(-1)
   private let copiesDescriptors: Bool
+  /// Pieces of one object are mapped one after the other as a rule.
+  private let lastObject = Guarded<SharedObject?>(nil)
 
   /// The address space of a thread that waits for an answer; nil where the thread is gone or
   /// may not be looked at.
@@ -182,8 +184,21 @@ final class ClientMemory: MemorySource, RemoteMemory {
       return PinnedRun(
         length: length, backing: .local(base: mapping.base, owner: mapping), identity: identity)
     }
+    let memory: any RemoteMemory =
+      object(of: area).map { SharedRun(self, $0, shift: offset &- address) } ?? self
     return PinnedRun(
-      length: length, backing: .remote(self, address: address), identity: identity)
+      length: length, backing: .remote(memory, address: address), identity: identity)
+  }
+
+  /// The object that an area shows, where others that map it can stand in for this address space.
+  private func object(of area: MemoryArea) -> SharedObject? {
+    guard let id = maps.use({ SharedObjectID(area, in: $0) }) else { return nil }
+    return lastObject.withLock { last in
+      if let last, last.id == id { return last }
+      let object = SharedObject(id)
+      last = object
+      return object
+    }
   }
 
   /// Finds the file behind a shared mapping and maps it here; nil where it cannot be had.

@@ -47,36 +47,9 @@ final class SharedPages: MmapBacking {
     _ = csys_punch_hole(file.number, offset, length)
   }
 
-  /// Looks at the mappings of every process that is under a filter, as those of the run are: a
-  /// child that has never called us may hold one. Processes that we may not look at (of another
-  /// user, after a change of user id) do not count.
+  /// Looks at the mappings of every process of the run (`AddressSpaces`).
   func isMapped(at offset: UInt64, length: UInt64) -> Bool {
-    let own = "\(getpid())"
-    for (process, _) in System.entries("/proc") ?? [] {
-      guard process != own, process.utf8.allSatisfy({ (48...57).contains($0) }),
-        let status = Status(process), status.hasFilter
-      else { continue }
-      if hasMapping(offset, length, "/proc/\(process)/maps") { return true }
-      guard status.isZombie else { continue }
-      // Other threads may go on after the first one has ended.
-      for (thread, _) in System.entries("/proc/\(process)/task") ?? [] {
-        if hasMapping(offset, length, "/proc/\(process)/task/\(thread)/maps") { return true }
-      }
-    }
-    return false
-  }
-
-  private struct Status {
-    var hasFilter = false
-    var isZombie = false
-
-    init?(_ process: String) {
-      guard let status = System.contents("/proc/\(process)/status") else { return nil }
-      for line in String(decoding: status, as: UTF8.self).split(separator: "\n") {
-        if line.hasPrefix("Seccomp:") { hasFilter = line.hasSuffix("2") }
-        if line.hasPrefix("State:") { isZombie = line.contains("Z") }
-      }
-    }
+    AddressSpaces.contains { hasMapping(offset, length, $0 + "/maps") }
   }
 
   private func hasMapping(_ offset: UInt64, _ length: UInt64, _ path: String) -> Bool {

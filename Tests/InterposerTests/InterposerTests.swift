@@ -80,6 +80,15 @@ struct InterposerTests {
   }
 
   @Test(
+    "A2: shared memory without a name is reached for as long as any process maps it, and no other",
+    arguments: ["survivors", "readers", "private-copies", "segments"], User.allCases)
+  func sharedMemory(_ name: String, _ user: User) {
+    let outcome = Programs.client([name], as: user)
+    #expect(outcome.status == 0, "\(outcome)")
+    #expect(outcome.error == "")
+  }
+
+  @Test(
     "L: a program and a driver share pages; they cannot be freed while they are mapped",
     arguments: ["page-maps", "page-busy"], User.allCases)
   func pages(_ name: String, _ user: User) {

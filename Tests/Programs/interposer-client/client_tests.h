@@ -12,6 +12,6 @@ struct test {
 
 extern const struct test file_tests[], lifetime_tests[], process_tests[], memory_tests[],
     terminal_tests[], queue_tests[], page_tests[], crowd_tests[], doorbell_tests[], view_tests[],
-    handover_tests[];
+    handover_tests[], shared_tests[];
 
 #endif
