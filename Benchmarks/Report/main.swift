@@ -126,7 +126,7 @@ let rows: [Row] = [
   Row(
     what: "a stat of the host's file, view by paths", name: "path",
     reference: .init(
-      name: "notification", word: "× an empty notification", kind: .times, limit: 1.3)),
+      name: "path notification", word: "× its empty notification", kind: .times, limit: 1.3)),
   Row(
     what: "a build's opens and stats, view by paths", name: "files by paths",
     reference: .init(

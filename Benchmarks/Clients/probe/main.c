@@ -70,15 +70,16 @@ static void measure_calls(size_t count) {
   print_median("call", samples, count);
 }
 
-// A process whose getppid is notified to another one, which answers at once.
-static void measure_notifications(size_t count) {
+// A process whose getppid is notified to another one, which answers at once; or whose stat is, which
+// the other one lets go on.
+static void measure_notifications(size_t count, bool goes_on) {
   int sockets[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets)) fail("socketpair");
   const pid_t child = fork();
   if (child == 0) {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, goes_on ? SYS_newfstatat : SYS_getppid, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
     struct sock_fprog program = {.len = 4, .filter = filter};
@@ -97,6 +98,10 @@ static void measure_notifications(size_t count) {
     memcpy(CMSG_DATA(header), &listener, sizeof listener);
     if (sendmsg(sockets[1], &message, 0) != 1) fail("sendmsg");
     close(listener);
+    if (goes_on) {
+      measure_path(count, "path notification");
+      _exit(0);
+    }
     uint64_t *samples = calloc(count, sizeof *samples);
     for (size_t i = 0; i < count; i++) {
       const uint64_t start = nanoseconds();
@@ -118,7 +123,8 @@ static void measure_notifications(size_t count) {
   for (;;) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) break;
-    struct seccomp_notif_resp answer = {.id = call.id};
+    struct seccomp_notif_resp answer = {
+        .id = call.id, .flags = goes_on ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0};
     ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
   }
   waitpid(child, NULL, 0);
@@ -289,12 +295,13 @@ int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
   const size_t samples = count > 2 ? strtoul(arguments[2], NULL, 10) : 0;
   if (!samples) {
-    fprintf(stderr, "Usage: probe calls|notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts|path|"
+    fprintf(stderr, "Usage: probe calls|notifications|path-notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts|path|"
             "files COUNT [IOMMU|DIRECTORY NAME]\n");
     return 2;
   }
   if (!strcmp(what, "calls")) measure_calls(samples);
-  else if (!strcmp(what, "notifications")) measure_notifications(samples);
+  else if (!strcmp(what, "notifications")) measure_notifications(samples, false);
+  else if (!strcmp(what, "path-notifications")) measure_notifications(samples, true);
   else if (!strcmp(what, "registers")) measure_registers(samples);
   else if (!strcmp(what, "faults")) measure_faults(samples);
   else if (!strcmp(what, "copies")) measure_copies(samples, false);
@@ -302,7 +309,7 @@ int main(int count, char **arguments) {
   else if (!strcmp(what, "nvme")) measure_nvme(samples, false);
   else if (!strcmp(what, "shared-nvme")) measure_nvme(samples, true);
   else if (!strcmp(what, "starts") && count > 3) measure_starts(samples, arguments[3]);
-  else if (!strcmp(what, "path")) measure_path(samples);
+  else if (!strcmp(what, "path")) measure_path(samples, "path");
   else if (!strcmp(what, "files") && count > 4) measure_files(samples, arguments[3], arguments[4]);
   else return 2;
   return 0;

@@ -10,17 +10,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-void measure_path(size_t count) {
+void measure_path(size_t count, const char *name) {
   uint64_t *samples = calloc(count, sizeof *samples);
   for (size_t i = 0; i < count; i++) {
     struct stat status;
     const uint64_t start = nanoseconds();
-    if (stat("/usr/bin/env", &status)) fail("/usr/bin/env");
+    if (syscall(SYS_newfstatat, AT_FDCWD, "/usr/bin/env", &status, 0)) fail("/usr/bin/env");
     samples[i] = nanoseconds() - start;
   }
-  print_median("path", samples, count);
+  print_median(name, samples, count);
 }
 
 enum { DIRECTORIES = 16, FILES = 32 };

@@ -17,8 +17,8 @@ void fail(const char *what);
 // Reads from an NVMe controller whose completions are polled for: one at a time, and 32.
 void measure_nvme(size_t count, int is_shared);
 
-// A stat of a file that no machine has.
-void measure_path(size_t count);
+// A stat of a file that no machine has; a call's time under `name`.
+void measure_path(size_t count, const char *name);
 // What a build opens and looks for, in a directory that it fills; a call's time under `name`.
 void measure_files(size_t rounds, const char *home, const char *name);
 
