@@ -40,6 +40,8 @@ final class PathGate: Sendable {
     }
   }
 
+  /// Where calls have their paths, by number.
+  let forms = PathForm.all
   /// A mount with a directory that the view shows too.
   private let mounts: [UInt64]
   /// The host's procfs mount: what is in there depends on who looks.
@@ -192,12 +194,12 @@ final class PathGate: Sendable {
   /// AT_SYMLINK_NOFOLLOW or nothing.
   private static func flags(_ follows: Bool) -> Int32 { follows ? 0 : 0x100 }
 
-  private enum Top {
+  enum Top {
     case view, processes, other
   }
 
-  /// Which tree a path begins in, by its first name.
-  private static func top(_ text: Text) -> Top {
+  /// Which tree an absolute path begins in, by its first name.
+  static func top(_ text: Text) -> Top {
     var start = 0
     while unsafe start < text.count && text[start] == PathBytes.slash { start += 1 }
     if unsafe isName(text, start, "dev") || isName(text, start, "sys") { return .view }

@@ -16,11 +16,11 @@ import SystemPackage
 
 extension Server {
   func open(
-    _ call: SystemCall, _ row: PathCall, _ gate: PathGate, _ shadow: ShadowTree,
-    _ caller: ClientCaller
+    _ call: SystemCall, _ row: PathCall, _ first: FirstLook, _ gate: PathGate,
+    _ shadow: ShadowTree, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer) {
     guard let request = request(call, caller),
-      let text = unsafe text(at: request.path, of: call, caller), unsafe text.count > 0
+      let text = unsafe text(at: request.path, of: call, caller.lane), unsafe text.count > 0
     else { return (nil, .goOn) }
     let flags = Int32(truncatingIfNeeded: request.flags)
     if unsafe text[0] == PathBytes.slash,
@@ -33,7 +33,7 @@ extension Server {
     rules.followsLast = flags & O_NOFOLLOW == 0 && !makesNew
     rules.resolve = request.resolve
     let isConfined = request.resolve & (WalkRules.beneath | WalkRules.inRoot) != 0
-    if !isConfined {
+    if !isConfined, first != .walk {
       let decision = unsafe gate.decide(
         text, thread: call.thread, directory: request.directory, follows: rules.followsLast)
       guard decision == .walk else { return (nil, .goOn) }

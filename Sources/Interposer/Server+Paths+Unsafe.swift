@@ -42,11 +42,11 @@ extension Server {
   /// Answers a call of the table.
   /// - Returns: Nil where it names no path, but a descriptor.
   func servePaths(
-    _ call: SystemCall, _ row: PathCall, _ gate: PathGate, _ shadow: ShadowTree,
-    _ caller: ClientCaller
+    _ call: SystemCall, _ row: PathCall, _ first: FirstLook, _ gate: PathGate,
+    _ shadow: ShadowTree, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer)? {
     switch row.kind {
-    case .open: return open(call, row, gate, shadow, caller)
+    case .open: return open(call, row, first, gate, shadow, caller)
     case .roots:
       // unshare, setns and clone: afterwards somebody may have other mounts than we.
       gate.noteOtherRoots()
@@ -55,9 +55,8 @@ extension Server {
     case .look where row.paths.count == 1: break
     default: return serveSeveral(call, row, gate, shadow, caller)
     }
-    // By far the most calls come by here: nothing is allocated for those that go on.
     let argument = row.paths[0]
-    guard let text = unsafe text(at: call[argument.path], of: call, caller) else {
+    guard let text = unsafe text(at: call[argument.path], of: call, caller.lane) else {
       return (nil, .goOn)
     }
     guard unsafe text.count > 0 else {
@@ -65,8 +64,11 @@ extension Server {
     }
     let rules = argument.rules(call)
     let directory = argument.directory(call)
-    let decision = unsafe gate.decide(
-      text, thread: call.thread, directory: directory, follows: rules.followsLast)
+    let decision: PathGate.Decision =
+      first == .walk
+      ? .walk
+      : unsafe gate.decide(
+        text, thread: call.thread, directory: directory, follows: rules.followsLast)
     guard decision == .walk else { return (nil, .goOn) }
     do throws(IOMMUError) {
       guard
@@ -98,7 +100,7 @@ extension Server {
           paths.append(path)
           continue
         }
-        guard let text = unsafe text(at: call[argument.path], of: call, caller),
+        guard let text = unsafe text(at: call[argument.path], of: call, caller.lane),
           unsafe text.count > 0
         else { continue }
         let rules = argument.rules(call)
@@ -140,34 +142,6 @@ extension Server {
   }
 
   // MARK: Paths
-
-  /// A path in the caller's memory; nil where the kernel shall say what is wrong with it. It lies in
-  /// the lane's buffer, until the next one.
-  func text(
-    at address: UInt64, of call: SystemCall, _ caller: ClientCaller
-  ) -> PathGate.Text? {
-    // SAFETY: the buffer is 64 KiB; the text with its terminator takes 4 KiB after the room.
-    let start = unsafe caller.lane.buffer.baseAddress! + PathGate.Text.room
-    var count = 0
-    while count < Self.longestText {
-      // Up to the page's end: the next page may not be there.
-      let cursor = address &+ UInt64(count)
-      let part = min(4096 - Int(cursor & 4095), count == 0 ? 256 : 4096)
-      let got = unsafe csys_process_vm_readv(call.thread, start + count, cursor, part)
-      guard got > 0 else { return nil }
-      if let end = unsafe memchr(start + count, 0, got) {
-        let count = unsafe UnsafeRawPointer(end) - UnsafeRawPointer(start)
-        guard count < Self.longestText else { return nil }
-        return unsafe PathGate.Text(
-          start: start.assumingMemoryBound(to: CChar.self), count: count)
-      }
-      count += got
-    }
-    return nil
-  }
-
-  /// As Linux's, with the terminator.
-  private static let longestText = 4096
 
   /// Follows a path.
   /// - Returns: Nil where only the kernel can, or says the same.
@@ -247,7 +221,7 @@ extension Server {
     guard gate.isShadowHeld, argument.directory != nil else { return nil }
     // An empty path, or none, as utimensat has it.
     if !isDescriptor, call[argument.path] != 0 {
-      guard let text = unsafe text(at: call[argument.path], of: call, caller),
+      guard let text = unsafe text(at: call[argument.path], of: call, caller.lane),
         unsafe text.count == 0
       else { return nil }
     }

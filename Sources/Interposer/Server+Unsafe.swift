@@ -141,9 +141,15 @@ final class Server: Sendable {
       refuseForeign(call)
       return
     }
+    // By far the most calls of a view by paths end here, before anything is made for them.
+    let first = firstLook(call, lane)
+    if first == .kernel {
+      _ = csys_notif_send(listener, call.id, 0, 0, 1)
+      return
+    }
     let caller = ClientCaller(self, lane, id: call.id, thread: call.thread)
     let started = reporter.isTracing ? Reporter.now() : 0
-    var (file, answer) = dispatch(call, caller)
+    var (file, answer) = dispatch(call, first, caller)
     if case .result = answer, !caller.promises.isEmpty {
       do throws(IOMMUError) {
         try caller.keepPromises()
@@ -189,7 +195,7 @@ final class Server: Sendable {
   }
 
   private func dispatch(
-    _ call: SystemCall, _ caller: ClientCaller
+    _ call: SystemCall, _ first: FirstLook, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer) {
     // What was asked for is done where the thread is; it was checked, and who traces sees its end.
     if tracer.isInjected(call.thread) {
@@ -199,7 +205,7 @@ final class Server: Sendable {
       return (nil, .goOn)
     }
     if let gate, let shadow, let row = PathCall.row(call.number),
-      let served = servePaths(call, row, gate, shadow, caller)
+      let served = servePaths(call, row, first, gate, shadow, caller)
     {
       return served
     }
@@ -387,31 +393,5 @@ final class Server: Sendable {
       CallRecord(
         call: call, description: CallDescription(call, file, caller), file: file,
         process: caller.processID, answer: answer, started: started))
-  }
-}
-
-/// A notification's call.
-struct SystemCall: Sendable {
-  let id: UInt64
-  let thread: Int32
-  let number: Int32
-  private let arguments: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
-
-  init(_ notification: csys_notif) {
-    id = notification.id
-    thread = Int32(bitPattern: notification.pid)
-    number = notification.data.nr
-    arguments = notification.data.args
-  }
-
-  subscript(index: Int) -> UInt64 {
-    switch index {
-    case 0: arguments.0
-    case 1: arguments.1
-    case 2: arguments.2
-    case 3: arguments.3
-    case 4: arguments.4
-    default: arguments.5
-    }
   }
 }

@@ -156,9 +156,12 @@ final class Tracer: Sendable {
       refused: "mapped registers need; registers can be read and written with pread and pwrite")
   }
 
+  /// Whether there is any thread that the tracing thread makes do a call.
+  var hasInjected: Bool { injectedCount.load(ordering: .sequentiallyConsistent) > 0 }
+
   /// Whether the call of a thread is one that the tracing thread makes it do.
   func isInjected(_ thread: Int32) -> Bool {
-    injectedCount.load(ordering: .sequentiallyConsistent) > 0
+    hasInjected
       && injected.withLock { threads in
         guard threads[thread] != nil else { return false }
         threads[thread] = true
