@@ -35,6 +35,9 @@ struct PathForm {
   private var followsWithout = true
   /// An open does not follow it either where the file has to be new.
   private(set) var isOpen = false
+  /// It means a directory or a descriptor that the caller has, which is the view's only where a
+  /// program holds something of it.
+  private(set) var isHeld = false
 
   /// Of no call.
   private init() {}
@@ -42,7 +45,15 @@ struct PathForm {
   /// Nil where the first look cannot tell what a call means: it has several paths, or flags in
   /// memory, or there is more to note of it.
   private init?(_ row: PathCall) {
+    if row.kind == .directory {
+      isHeld = true
+      return
+    }
     guard row.paths.count == 1, let only = row.paths.first else { return nil }
+    if case .descriptor = only.following {
+      isHeld = true
+      return
+    }
     path = Int8(only.path)
     directory = Int8(only.directory ?? -1)
     switch (row.kind, row.number) {
@@ -60,7 +71,7 @@ struct PathForm {
     case .unless(let argument, let bit): (flags, bits) = (Int8(argument), bit)
     case .when(let argument, let bit):
       (flags, bits, followsWithout) = (Int8(argument), bit, false)
-    case .descriptor: return nil
+    case .descriptor: break
     }
   }
 
@@ -85,6 +96,7 @@ extension Server {
     guard let gate, call.number >= 0, call.number < gate.forms.count, !tracer.hasInjected
     else { return .none }
     let form = gate.forms[Int(call.number)]
+    if form.isHeld { return gate.isShadowHeld ? .none : .kernel }
     guard form.path >= 0,
       let text = unsafe text(at: call[Int(form.path)], of: call, lane), unsafe text.count > 0
     else { return .none }
