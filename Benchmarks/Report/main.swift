@@ -128,6 +128,13 @@ let rows: [Row] = [
     reference: .init(
       name: "path notification", word: "× its empty notification", kind: .times, limit: 1.3)),
   Row(
+    what: "the least that can tell that it is the host's: read the path, look it up; in C",
+    name: "path floor",
+    reference: .init(name: "path notification", word: "× the empty notification", kind: .times)),
+  Row(
+    what: "a stat of the host's file, view by paths, against that least", name: "path",
+    reference: .init(name: "path floor", word: "× the least", kind: .times, limit: 1.1)),
+  Row(
     what: "a build's opens and stats, view by paths", name: "files by paths",
     reference: .init(
       name: "files in namespace", word: "× in a mount namespace", kind: .times, limit: 2)),

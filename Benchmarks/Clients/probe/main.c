@@ -6,6 +6,7 @@
 
 #define _GNU_SOURCE
 #include <elf.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -17,6 +18,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -70,9 +72,31 @@ static void measure_calls(size_t count) {
   print_median("call", samples, count);
 }
 
-// A process whose getppid is notified to another one, which answers at once; or whose stat is, which
-// the other one lets go on.
-static void measure_notifications(size_t count, bool goes_on) {
+enum supervisor {
+  // Answers getppid at once.
+  ANSWERS,
+  // Lets a stat go on.
+  LETS_GO_ON,
+  // As that, after the least that can tell where its path leads: it reads the path and looks it up. As
+  // any supervisor that a terminal shall not interrupt, it is in a session of its own, where many
+  // kernels give it a share of the processor of its own too.
+  DECIDES,
+};
+
+static void decide(const struct seccomp_notif *call) {
+  char path[256];
+  const uint64_t address = call->data.args[1], rest = 4096 - (address & 4095);
+  struct iovec ours = {.iov_base = path, .iov_len = rest < sizeof path ? rest : sizeof path};
+  struct iovec theirs = {.iov_base = (void *)(uintptr_t)address, .iov_len = ours.iov_len};
+  struct statx status;
+  if (process_vm_readv((pid_t)call->pid, &ours, 1, &theirs, 1, 0) < 0) fail("process_vm_readv");
+  if (syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_INO | STATX_MNT_ID, &status))
+    fail(path);
+}
+
+// A process one of whose calls is notified to another one.
+static void measure_notifications(size_t count, enum supervisor supervisor) {
+  const bool goes_on = supervisor != ANSWERS;
   int sockets[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets)) fail("socketpair");
   const pid_t child = fork();
@@ -99,7 +123,7 @@ static void measure_notifications(size_t count, bool goes_on) {
     if (sendmsg(sockets[1], &message, 0) != 1) fail("sendmsg");
     close(listener);
     if (goes_on) {
-      measure_path(count, "path notification");
+      measure_path(count, supervisor == DECIDES ? "path floor" : "path notification");
       _exit(0);
     }
     uint64_t *samples = calloc(count, sizeof *samples);
@@ -120,9 +144,11 @@ static void measure_notifications(size_t count, bool goes_on) {
   int listener;
   memcpy(&listener, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof listener);
   ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
+  if (supervisor == DECIDES) setsid();
   for (;;) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) break;
+    if (supervisor == DECIDES) decide(&call);
     struct seccomp_notif_resp answer = {
         .id = call.id, .flags = goes_on ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0};
     ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
@@ -295,13 +321,14 @@ int main(int count, char **arguments) {
   const char *what = count > 1 ? arguments[1] : "";
   const size_t samples = count > 2 ? strtoul(arguments[2], NULL, 10) : 0;
   if (!samples) {
-    fprintf(stderr, "Usage: probe calls|notifications|path-notifications|registers|faults|copies|shared-copies|nvme|shared-nvme|starts|path|"
+    fprintf(stderr, "Usage: probe calls|notifications|path-notifications|path-floor|registers|faults|copies|shared-copies|nvme|shared-nvme|starts|path|"
             "files COUNT [IOMMU|DIRECTORY NAME]\n");
     return 2;
   }
   if (!strcmp(what, "calls")) measure_calls(samples);
-  else if (!strcmp(what, "notifications")) measure_notifications(samples, false);
-  else if (!strcmp(what, "path-notifications")) measure_notifications(samples, true);
+  else if (!strcmp(what, "notifications")) measure_notifications(samples, ANSWERS);
+  else if (!strcmp(what, "path-notifications")) measure_notifications(samples, LETS_GO_ON);
+  else if (!strcmp(what, "path-floor")) measure_notifications(samples, DECIDES);
   else if (!strcmp(what, "registers")) measure_registers(samples);
   else if (!strcmp(what, "faults")) measure_faults(samples);
   else if (!strcmp(what, "copies")) measure_copies(samples, false);
