@@ -17,6 +17,11 @@ extension ClientCaller {
   /// How often a call may begin anew because what it names has become something else meanwhile.
   private static let mostRounds = 16
 
+  /// The caller, for whoever traces it.
+  var waiting: WaitingThread {
+    WaitingThread(thread: thread, process: processID, listener: server.listener, call: id)
+  }
+
   static func isMissing(_ descriptors: [Int32]) -> IOMMUError {
     IOMMUError(
       .resourceTemporarilyUnavailable,
@@ -77,7 +82,7 @@ extension ClientCaller {
       missing, socket: socket, ours: end, round: round, copies: copies)
     server.handed.expect(handOver, of: thread)
     do throws(IOMMUError) {
-      try server.tracer.handOver(handOver, thread: thread, process: processID)
+      try server.tracer.handOver(handOver, of: waiting)
     } catch {
       _ = server.handed.take(of: thread)
       throw error

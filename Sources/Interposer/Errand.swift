@@ -7,6 +7,18 @@
 import CSyscalls
 import IOMMU
 
+/// A thread whose call waits for an answer.
+struct WaitingThread: Sendable {
+  let thread: Int32
+  let process: Int32
+  let listener: Int32
+  let call: UInt64
+
+  /// Whether it still does: the thread may have been killed, and its number be another one's, as that of a
+  /// first thread is when another one executes a program.
+  var isWaiting: Bool { csys_notif_id_valid(listener, call) == 0 }
+}
+
 /// What a thread is to do at the end of its call.
 enum Errand: Sendable {
   /// Map something over what its call has mapped.
@@ -73,11 +85,10 @@ extension Tracer {
   /// The other call comes by the filter too, and is let through (`isInjected`).
   /// - Throws: `EPERM` where the thread cannot be traced.
   func replace(
-    thread: Int32, process: Int32, by call: ReplacementCall
+    _ caller: WaitingThread, by call: ReplacementCall
   ) throws(IOMMUError) {
-    let outcome = admit(thread: thread, process: process, errand: .replacement(call))
-    try outcome.check(
-      of: process,
+    try admit(caller, errand: .replacement(call)).check(
+      of: caller.process,
       debugged: "it cannot be made to do in its call's place what that call means here",
       refused:
         "it takes to do in its call's place what that call means here; `iommu doctor` says "
@@ -88,11 +99,10 @@ extension Tracer {
   /// The call is answered with `.result(0)` after this has returned.
   /// - Throws: `EPERM` where the thread cannot be traced.
   func handOver(
-    _ handOver: HandOver, thread: Int32, process: Int32
+    _ handOver: HandOver, of caller: WaitingThread
   ) throws(IOMMUError) {
-    let outcome = admit(thread: thread, process: process, errand: .handOver(handOver))
-    try outcome.check(
-      of: process,
+    try admit(caller, errand: .handOver(handOver)).check(
+      of: caller.process,
       debugged:
         "it cannot be made to hand over its descriptors, and pidfd_getfd(2), which takes "
         + "copies under a debugger too, is not allowed here",

@@ -72,7 +72,7 @@ extension Server {
         .value(UInt64(SEEK_CUR)),
       ], result: UInt64(count))
     do throws(IOMMUError) {
-      try tracer.replace(thread: caller.thread, process: caller.processID, by: seek)
+      try tracer.replace(caller.waiting, by: seek)
       return .errand(count)
     } catch {
       return .result(count)

@@ -119,7 +119,7 @@ extension Server {
       }
     }
     try tracer.replace(
-      thread: caller.thread, process: caller.processID,
+      caller.waiting,
       by: ReplacementCall(number: call.number, arguments: arguments))
     return .result(0)
   }

@@ -160,7 +160,7 @@ extension Server {
       default: OpenHow(at: call[2], size: call[3], caller)?.mode ?? 0
       }
     try tracer.replace(
-      thread: caller.thread, process: caller.processID,
+      caller.waiting,
       by: ReplacementCall(
         number: CSYS_NR_openat,
         arguments: [

@@ -153,7 +153,7 @@ extension Server {
         .value(UInt64(UInt32(bitPattern: command))), .value(value),
       ])
     do throws(IOMMUError) {
-      try tracer.replace(thread: caller.thread, process: caller.processID, by: call)
+      try tracer.replace(caller.waiting, by: call)
       return .errand(0)
     } catch {
       return nil

@@ -327,14 +327,14 @@ final class Server: Sendable {
     if let registers = handle.registers,
       offset != call[5] || registers.registers(at: offset) != nil
     {
-      let process = caller.processID
-      try tracer.admit(thread: call.thread, process: process)
+      let thread = caller.waiting
+      try tracer.admit(thread)
       // The program has a descriptor more for each from here on, which the end of the call closes.
       var overlays: [MapOverlay] = []
       if offset != call[5] { overlays.append(try move(call, handle, to: offset)) }
       if let doorbells = doorbells(call, handle, at: offset) { overlays.append(doorbells) }
       for overlay in overlays {
-        try tracer.admit(thread: call.thread, process: process, overlay: overlay)
+        try tracer.admit(thread, overlay: overlay)
       }
     }
     return .goOn

@@ -16,14 +16,15 @@ import LinuxABI
 extension TraceLoop {
   /// - Returns: nil where it is to be tried again: the attempt was interrupted.
   func admit(_ admission: Tracer.Admission) -> Tracer.Outcome? {
-    let process = processes[admission.process] ?? TracedProcess(number: admission.process)
+    let caller = admission.caller
+    let process = processes[caller.process] ?? TracedProcess(number: caller.process)
     let isFirst = admission.isForGood && !process.isForGood
     processes[process.number] = process
     tracer.willTrace(process.number)
     let attempt =
       if !admission.isForGood {
-        seize(admission.thread, of: process, isExpected: true)
-      } else if isFirst || process.threads[admission.thread] == nil {
+        seize(caller.thread, of: process, isExpected: true)
+      } else if isFirst || process.threads[caller.thread] == nil {
         seize(all: process)
       } else {
         .done as Attempt
@@ -33,8 +34,9 @@ extension TraceLoop {
       guard case .failed(let outcome) = attempt else { return nil }
       return outcome
     }
-    guard let thread = process.threads[admission.thread] else {
-      leaveIfEmpty(process)
+    // Who is attached has its number for as long as it lives, so that it is looked at now.
+    guard let thread = process.threads[caller.thread], caller.isWaiting else {
+      if !process.isForGood { release(process) }
       return .refused(-ESRCH)
     }
     if isFirst {

@@ -20,15 +20,13 @@ import SystemPackage
 final class Tracer: Sendable {
   /// A thread that is to be traced before its call goes on.
   final class Admission: Sendable {
-    let thread: Int32
-    let process: Int32
+    let caller: WaitingThread
     /// What the thread is to do at the end of its call.
     let errand: Errand?
     fileprivate let outcome = Guarded<Outcome?>(nil)
 
-    init(thread: Int32, process: Int32, errand: Errand?) {
-      self.thread = thread
-      self.process = process
+    init(_ caller: WaitingThread, errand: Errand?) {
+      self.caller = caller
       self.errand = errand
     }
 
@@ -102,20 +100,19 @@ final class Tracer: Sendable {
 
   /// Sees to it that a process is traced from here on.
   /// - Parameters:
-  ///   - thread: One of its threads, whose `mmap` waits for an answer.
+  ///   - caller: One of its threads, whose `mmap` waits for an answer.
   ///   - overlay: What it maps over what its call maps.
   /// - Throws: `EPERM` where it cannot be.
   func admit(
-    thread: Int32, process: Int32, overlay: MapOverlay? = nil
+    _ caller: WaitingThread, overlay: MapOverlay? = nil
   ) throws(IOMMUError) {
-    let outcome = admit(
-      thread: thread, process: process, errand: overlay.map { .overlay($0) })
-    try check(outcome, of: process)
+    let outcome = admit(caller, errand: overlay.map { .overlay($0) })
+    try check(outcome, of: caller.process)
   }
 
   /// As the other one, for any errand or none.
-  func admit(thread: Int32, process: Int32, errand: Errand?) -> Outcome {
-    let admission = Admission(thread: thread, process: process, errand: errand)
+  func admit(_ caller: WaitingThread, errand: Errand?) -> Outcome {
+    let admission = Admission(caller, errand: errand)
     let (starts, ignores) = state.withLock { state in
       state.admissions.append(admission)
       defer {

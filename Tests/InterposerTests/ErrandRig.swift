@@ -126,7 +126,9 @@ final class ErrandRig: Sendable {
     }
     guard let group = Tasks.group(of: thread) else { return -ESRCH }
     do {
-      try tracer.replace(thread: thread, process: group, by: other)
+      let caller = WaitingThread(
+        thread: thread, process: group, listener: listener, call: call.id)
+      try tracer.replace(caller, by: other)
       return 0
     } catch {
       return -error.errno.rawValue
