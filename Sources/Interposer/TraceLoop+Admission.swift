@@ -85,8 +85,12 @@ extension TraceLoop {
       processes[process.number] = process
       tracer.willTrace(process.number)
     }
-    let result = csys_trace_seize(number)
-    if result == -EINTR { return .interrupted }
+    var result = csys_trace_seize(number)
+    if result == -EINTR {
+      // It may have been interrupted when it was done.
+      guard TaskStatus(number).tracer == csys_thread() else { return .interrupted }
+      result = 0
+    }
     if result == -ESRCH { return isExpected ? .failed(.refused(result)) : .done }
     guard result != 0 else {
       add(number, to: process)
@@ -94,7 +98,7 @@ extension TraceLoop {
     }
     let status = TaskStatus(number)
     guard status.tracer != csys_thread() else {
-      // Ours already: a new thread, or an attempt was interrupted when it was done.
+      // Ours already: one that was made meanwhile.
       add(number, to: process)
       if early.remove(number) != nil { _ = csys_trace_continue(number, 0) }
       return .done

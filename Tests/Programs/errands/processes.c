@@ -92,7 +92,7 @@ static void *execute_natively(void *argument) {
   return argument;
 }
 static void executes_elsewhere(void) {
-  for (int i = 0; i < 40; i++) {
+  for (int i = 0; i < 200; i++) {
     const pid_t child = fork();
     if (child == 0) {
       pthread_t all[3];
