@@ -128,19 +128,29 @@ int csys_notif_receive(int listener, struct csys_notif *notification) {
   return RESULT(ioctl(listener, NOTIF_RECV, notification));
 }
 
+// Where others are at the same listener, a signal that comes meanwhile ends these, SA_RESTART or not:
+// nothing has been done then.
+static int persist(int listener, unsigned long request, const void *argument) {
+  int result;
+  do {
+    result = RESULT(ioctl(listener, request, argument));
+  } while (result == -EINTR);
+  return result;
+}
+
 int csys_notif_send(int listener, uint64_t id, int64_t value, int32_t error, uint32_t flags) {
-  struct csys_notif_resp response = {id, value, error, flags};
-  return RESULT(ioctl(listener, NOTIF_SEND, &response));
+  const struct csys_notif_resp response = {id, value, error, flags};
+  return persist(listener, NOTIF_SEND, &response);
 }
 
 int csys_notif_id_valid(int listener, uint64_t id) {
-  return RESULT(ioctl(listener, NOTIF_ID_VALID, &id));
+  return persist(listener, NOTIF_ID_VALID, &id);
 }
 
 int csys_notif_add_fd(int listener, uint64_t id, int source, int target, uint32_t fd_flags) {
   struct add_fd add = {id, target < 0 ? 0 : 1 /* SETFD */, (uint32_t)source,
                        target < 0 ? 0 : (uint32_t)target, fd_flags};
-  return RESULT(ioctl(listener, NOTIF_ADDFD, &add));
+  return persist(listener, NOTIF_ADDFD, &add);
 }
 
 int csys_notif_sync_wake_up(int listener) {
