@@ -18,6 +18,8 @@ final class ShadowPlace: Sendable {
 
   /// Absolute and without links.
   let path: String
+  /// Where it was made, as that was given.
+  let candidate: String
   /// The directory; its lock says that it is in use.
   private let directory: OwnedDescriptor
   private let isThere = Guarded(true)
@@ -42,6 +44,7 @@ final class ShadowPlace: Sendable {
     for candidate in ordered {
       do throws(InterposerError) {
         (path, directory) = try Self.make(in: candidate)
+        self.candidate = candidate
         return
       } catch {
         refusals.append("\(candidate): \(error.description)")

@@ -52,8 +52,32 @@ final class ShadowTree: Sendable {
   /// Makes it. The process's umask is 0.
   init(_ wire: WireView) throws(InterposerError) {
     let trees = try ViewTree.roots(of: wire)
-    place = try ShadowPlace()
+    var candidates = ShadowPlace.candidates
+    var place = try ShadowPlace(in: candidates)
+    var made: (Builder, [String: OwnedDescriptor])?
+    while made == nil {
+      do throws(InterposerError) {
+        made = try Self.fill(place, trees)
+      } catch {
+        // It is full, say: the next one may not be.
+        place.remove()
+        candidates.removeAll { $0 == place.candidate }
+        guard let next = try? ShadowPlace(in: candidates) else { throw error }
+        place = next
+      }
+    }
+    let (builder, roots) = made ?? (Builder(), [:])
+    self.place = place
     path = place.path
+    self.roots = roots
+    merged = builder.merged
+    mounts = builder.mounts.union(System.mounts(below: builder.hidden))
+    device = roots.values.first.flatMap { System.identity($0.number)?.device } ?? 0
+  }
+
+  private static func fill(
+    _ place: ShadowPlace, _ trees: [String: ViewTree]
+  ) throws(InterposerError) -> (Builder, [String: OwnedDescriptor]) {
     var builder = Builder()
     var roots: [String: OwnedDescriptor] = [:]
     for (name, tree) in trees {
@@ -64,10 +88,7 @@ final class ShadowTree: Sendable {
       try builder.fill(root + "/" + MountView.shown, host: "/" + name, tree)
       roots[name] = OwnedDescriptor(System.open(root, System.pathOnly | O_DIRECTORY))
     }
-    self.roots = roots
-    merged = builder.merged
-    mounts = builder.mounts.union(System.mounts(below: builder.hidden))
-    device = roots.values.first.flatMap { System.identity($0.number)?.device } ?? 0
+    return (builder, roots)
   }
 
   /// Deletes it. Nothing where it has been.
@@ -255,6 +276,9 @@ final class ShadowTree: Sendable {
       case UInt8(DT_DIR): unsafe mkdir(path, 0)
       case UInt8(DT_FIFO): unsafe mknod(path, S_IFIFO, 0)
       case UInt8(DT_SOCK): unsafe mknod(path, S_IFSOCK, 0)
+      case UInt8(DT_BLK):
+        // Root alone can make one; everybody can make a character device.
+        if unsafe mknod(path, S_IFBLK, 0) != 0 { fallthrough }
       case UInt8(DT_CHR):
         if unsafe csys_mknod_character(path, 0, 0, 0) < 0 { fallthrough }
       default:
@@ -272,10 +296,12 @@ final class ShadowTree: Sendable {
         return System.readLink(path) == System.readLink(shown)
       }
       // Where no node can be made a file stands for it.
-      return type == wanted || type == UInt8(DT_REG) && wanted == UInt8(DT_CHR)
+      let isNode = wanted == UInt8(DT_CHR) || wanted == UInt8(DT_BLK)
+      return type == wanted || isNode && type == UInt8(DT_REG)
+        || wanted == UInt8(DT_BLK) && type == UInt8(DT_CHR)
     }
 
-    /// The type of the host's entry, as far as everybody can make one.
+    /// The type of the host's entry.
     private static func placeholderType(of type: UInt8, _ path: String) -> UInt8 {
       var type = type
       if type == UInt8(DT_UNKNOWN) {
@@ -284,7 +310,7 @@ final class ShadowTree: Sendable {
         // As the C library's IFTODT.
         type = UInt8((status.st_mode & S_IFMT) >> 12)
       }
-      return type == UInt8(DT_BLK) ? UInt8(DT_CHR) : type
+      return type
     }
   }
 }

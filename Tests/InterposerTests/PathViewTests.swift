@@ -48,6 +48,31 @@ struct PathViewTests {
     expectPass(client("view-errors", as: user, view: view), view: view)
   }
 
+  @Test("J1: a directory lists the host's block devices as such")
+  func types() {
+    let outcome = bash(
+      """
+      listed=$(find /dev -maxdepth 1 -type b | wc -l)
+      there=$(for f in /dev/*; do test -L $f || ! test -b $f || echo; done | wc -l)
+      test $listed = $there && echo same
+      """)
+    // Ordinary users can make no block node to stand for one.
+    #expect(outcome.output == "same\n" || getuid() != 0, "\(outcome)")
+  }
+
+  @Test("J1: a shadow that does not fit in one place is made in the next")
+  func fullPlace() {
+    guard getuid() == 0, Programs.hasMounts else { return }
+    let outcome = Programs.run([
+      "unshare", "-m", "bash", "-c",
+      """
+      mount -t tmpfs -o nr_inodes=24 none /dev/shm && "$0" --view paths -- cat /sys/devices/test/vendor
+      ls -A /dev/shm
+      """, Programs.host,
+    ])
+    #expect(outcome.output == "0x8086\n", "\(outcome)")
+  }
+
   @Test("J1: inotify tells of what comes", arguments: User.allCases)
   func watch(_ user: User) {
     let outcome = client("view-watch", as: user)
