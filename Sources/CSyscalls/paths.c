@@ -63,6 +63,8 @@ NUMBER(removexattr);
 NUMBER(lremovexattr);
 NUMBER(statfs);
 NUMBER(chdir);
+NUMBER(bind);
+NUMBER(connect);
 NUMBER(getcwd);
 NUMBER(inotify_add_watch);
 NUMBER(fanotify_mark);

@@ -20,6 +20,8 @@ struct PathCall: Sendable {
     case roots
     /// `getcwd`.
     case directory
+    /// Has the address of a socket, which may be a path.
+    case socket
   }
 
   /// Whether a link at a path's end is followed.
@@ -149,6 +151,8 @@ struct PathCall: Sendable {
     process("execveat", CSYS_NR_execveat, at(0, 1, .unless(4, noFollow))),
     process("chdir", CSYS_NR_chdir, plain(0)),
     PathCall(name: "getcwd", number: CSYS_NR_getcwd, kind: .directory),
+    PathCall(name: "bind", number: CSYS_NR_bind, kind: .socket),
+    PathCall(name: "connect", number: CSYS_NR_connect, kind: .socket),
     process("inotify_add_watch", CSYS_NR_inotify_add_watch, plain(1, .unless(2, 0x0200_0000))),
     process("fanotify_mark", CSYS_NR_fanotify_mark, at(3, 4, .unless(1, 4))),
     process("name_to_handle_at", CSYS_NR_name_to_handle_at, at(0, 1, .when(4, follow))),

@@ -49,6 +49,8 @@ final class PathGate: Sendable {
   private let root: csys_place
   /// Where the view's own directories are.
   private let shadow: UInt64
+  /// The name of the directory that they lie in.
+  private let home: [CChar]
   /// Whether a program may have a directory of the view as its own current directory, or open.
   private let shadowIsHeld = Atomic(false)
   /// Whether a program may have another root directory, or other mounts, than we.
@@ -62,6 +64,7 @@ final class PathGate: Sendable {
     root = Self.place("/") ?? csys_place()
     processes = Self.place("/proc/self")?.mount ?? 0
     self.shadow = Self.place(shadow)?.mount ?? 0
+    home = Array((shadow.split(separator: "/").last ?? "/").description.utf8CString)
   }
 
   private static func place(_ path: String) -> csys_place? {
@@ -90,7 +93,7 @@ final class PathGate: Sendable {
   ///   - directory: The descriptor where a relative path begins; AT_FDCWD.
   ///   - text: Not empty.
   func decide(_ text: Text, thread: Int32, directory: Int32, follows: Bool) -> Decision {
-    guard hasOurRoot(thread) else { return .walk }
+    guard hasOurRoot(thread), unsafe !namesHome(text) else { return .walk }
     return unsafe text.isAbsolute
       ? decideAbsolute(text, follows: follows)
       : decideRelative(text, thread: thread, directory: directory, follows: follows)
@@ -173,6 +176,12 @@ final class PathGate: Sendable {
     if found >= 0 { close(found) }
     if found == -ENOENT { return .kernel }
     return found == -ELOOP ? unsafe isMissing(text, from: base) : .walk
+  }
+
+  /// Whether a path goes into the shadow by its own name.
+  private func namesHome(_ text: Text) -> Bool {
+    // SAFETY: both have a terminator.
+    unsafe strstr(text.start, home) != nil
   }
 
   private func isNear(_ place: csys_place) -> Bool {

@@ -129,5 +129,10 @@ extension PathBytes {
     String(decoding: drop { $0 == Self.slash }.prefix { $0 != Self.slash }, as: UTF8.self)
   }
 
+  /// Whether it is a directory or lies below it; neither has a slash at its end.
+  func lies(in directory: PathBytes) -> Bool {
+    starts(with: directory) && (count == directory.count || self[directory.count] == Self.slash)
+  }
+
   var isAbsolute: Bool { first == Self.slash }
 }

@@ -20,8 +20,13 @@ extension Server {
     _ call: SystemCall, _ row: PathCall, _ paths: [WalkedPath], _ shadow: ShadowTree,
     _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
+    for path in paths where path.isHome { throw Self.closed(path.result) }
+    let isLink = call.number == CSYS_NR_link || call.number == CSYS_NR_linkat
+    let areApart = row.paths.count == 2 && !areInOneView(paths, shadow)
+    if !isLink { try checkApart(areApart, paths) }
     var closed: WalkedPath?
     for path in paths {
+      try checkName(call, path, caller)
       switch path.result.place {
       case .view where path.argument.isMade:
         throw Self.plain(.fileExists)
@@ -31,22 +36,23 @@ extension Server {
         }
         closed = path
       case .absent(_, let directory):
+        let isDirectory = call.number == CSYS_NR_mkdir || call.number == CSYS_NR_mkdirat
+        if path.argument.isMade, path.result.hasTrailingSlash, !isDirectory, path.isView {
+          throw Self.plain(.noSuchFileOrDirectory)
+        }
         if case .name = path.argument.following {
           if directory.isInView, isClosed(directory, shadow) { closed = path }
-        } else if path.result.usedView, mayMiss(path, caller) {
+        } else if path.result.usedView || isLink, mayMiss(path, caller) {
           throw Self.plain(.noSuchFileOrDirectory)
         }
       case .host, .opaque: break
       }
     }
     if let closed {
-      // Both lie in one file system, or that is the first that is wrong.
-      if row.paths.count == 2,
-        paths.count < 2 || !paths.allSatisfy({ isInView($0, like: closed) })
-      {
-        throw IOMMUError(
-          .improperLink,
-          "\(closed.result.path.shown) and the other path are not in one file system")
+      if isLink {
+        if case .host? = paths.last?.result.place { throw Self.plain(.fileExists) }
+        // A new name in a file system that cannot be written is the first that is wrong.
+        if !(paths.last?.isView ?? false) { try checkApart(areApart, paths) }
       }
       throw IOMMUError(
         .readOnlyFileSystem,
@@ -56,11 +62,50 @@ extension Server {
     return try byOwnHand(call, paths, shadow, caller)
   }
 
-  /// Whether a path lies in the file system of the view that another one is in.
-  private func isInView(_ path: WalkedPath, like other: WalkedPath) -> Bool {
-    guard path.isView else { return false }
-    // `/dev`, `/sys`.
-    return path.result.path.starts(with: other.result.path.prefix(4))
+  /// - Throws: What is said of a path that has no name to remove or to move, or whose name is where a
+  ///   file system begins, before it matters whether that can be written.
+  private func checkName(
+    _ call: SystemCall, _ path: WalkedPath, _ caller: ClientCaller
+  ) throws(IOMMUError) {
+    guard case .name = path.argument.following, !path.argument.isMade, path.isView else {
+      return
+    }
+    let isUp = path.lastName.elementsEqual("..".utf8)
+    let isDot = path.endsInDots && !isUp
+    let isTop = path.result.path.parent.isEmpty
+    guard path.endsInDots || isTop else { return }
+    // The root directory is root's.
+    if !path.endsInDots, caller.userID != 0 { throw Self.plain(.permissionDenied) }
+    switch call.number {
+    case CSYS_NR_unlink: throw Self.plain(.isDirectory)
+    case CSYS_NR_unlinkat where call[2] & UInt64(AT_REMOVEDIR) == 0:
+      throw Self.plain(.isDirectory)
+    case CSYS_NR_unlinkat, CSYS_NR_rmdir:
+      throw Self.plain(isDot ? .invalidArgument : isUp ? .directoryNotEmpty : .resourceBusy)
+    default: throw Self.plain(.resourceBusy)
+    }
+  }
+
+  private func checkApart(
+    _ areApart: Bool, _ paths: [WalkedPath]
+  ) throws(IOMMUError) {
+    guard areApart else { return }
+    let names = paths.map { $0.result.path.shown }.joined(separator: " and ")
+    throw IOMMUError(.improperLink, "\(names) are not in one file system")
+  }
+
+  /// Whether two paths lie in the same file system of the view, or in none.
+  private func areInOneView(_ paths: [WalkedPath], _ shadow: ShadowTree) -> Bool {
+    let tops = paths.map { path in
+      let (place, top) = (path.result.path, path.result.path.top)
+      // A name is in the file system of its directory, of the view's or the host's.
+      guard case .name = path.argument.following, !path.endsInDots else {
+        return path.isView ? top : ""
+      }
+      return shadow.contains(place.parent.text) ? top : ""
+    }
+    // Of a path that only the kernel can follow nothing is known.
+    return tops.count == 2 ? tops[0] == tops[1] : tops.allSatisfy { $0.isEmpty }
   }
 
   /// Answers a call that does something to its caller.
@@ -69,6 +114,7 @@ extension Server {
     _ shadow: ShadowTree, _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
     for path in paths {
+      if path.isHome { throw Self.closed(path.result) }
       let shown = path.result.path.shown
       switch path.result.place {
       case .absent where path.result.usedView && mayMiss(path, caller):
@@ -105,22 +151,5 @@ extension Server {
           + "with --view namespace")
     default: break
     }
-  }
-
-  /// Has the caller make its call with the paths that lead where it means.
-  func byOwnHand(
-    _ call: SystemCall, _ paths: [WalkedPath], _ shadow: ShadowTree, _ caller: ClientCaller
-  ) throws(IOMMUError) -> Answer {
-    var arguments: [ErrandArgument] = (0..<6).map { .value(call[$0]) }
-    for path in paths where !path.isKernels {
-      arguments[path.argument.path] = .path(real(path, shadow))
-      if let directory = path.argument.directory {
-        arguments[directory] = .value(UInt64(bitPattern: Int64(PathCall.Path.current)))
-      }
-    }
-    try tracer.replace(
-      caller.waiting,
-      by: ReplacementCall(number: call.number, arguments: arguments))
-    return .result(0)
   }
 }

@@ -20,6 +20,10 @@ extension Server {
     _ call: SystemCall, _ row: PathCall, _ path: WalkedPath, _ shadow: ShadowTree,
     _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
+    let isLink = call.number == CSYS_NR_readlink || call.number == CSYS_NR_readlinkat
+    if isLink, Int32(truncatingIfNeeded: call[call.number == CSYS_NR_readlinkat ? 3 : 2]) <= 0 {
+      throw Self.plain(.invalidArgument)
+    }
     switch path.result.place {
     case .absent:
       guard mayMiss(path, caller) else { return try byOwnHand(call, [path], shadow, caller) }
@@ -30,13 +34,16 @@ extension Server {
     let real = real(path, shadow)
     switch call.number {
     case CSYS_NR_stat, CSYS_NR_lstat, CSYS_NR_newfstatat, CSYS_NR_statx:
-      guard maySee(path, caller) else { return try byOwnHand(call, [path], shadow, caller) }
-      return try status(call, real, node(path, real), caller)
+      guard path.isHome || maySee(path, caller) else {
+        return try byOwnHand(call, [path], shadow, caller)
+      }
+      return try status(call, real, path.isHome, node(path, real), caller)
     case CSYS_NR_readlink, CSYS_NR_readlinkat:
       guard maySee(path, caller) else { return try byOwnHand(call, [path], shadow, caller) }
       return try readLink(call, path, real, shadow, caller)
     case CSYS_NR_access, CSYS_NR_faccessat, CSYS_NR_faccessat2:
       return try access(call, path, caller, shadow)
+    case _ where path.isHome: throw Self.closed(path.result)
     case _ where !path.isView:
       return try byOwnHand(call, [path], shadow, caller)
     case CSYS_NR_statfs:
@@ -71,7 +78,8 @@ extension Server {
   }
 
   private func status(
-    _ call: SystemCall, _ real: PathBytes, _ node: NodeTable.Place?, _ caller: ClientCaller
+    _ call: SystemCall, _ real: PathBytes, _ isHome: Bool, _ node: NodeTable.Place?,
+    _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
     let isExtended = call.number == CSYS_NR_statx
     let size = isExtended ? csys_statx_size() : csys_stat_size()
@@ -93,14 +101,18 @@ extension Server {
       throw IOMMUError(
         Errno(rawValue: Int32(-result)), "\(real.text) cannot be looked at")
     }
+    // A node without permissions, as a whiteout: nobody goes on into one.
+    var device: csys_character_device? = isHome ? csys_character_device() : nil
     if case .node(let node)? = node {
-      var device = csys_character_device()
+      device = csys_character_device()
+      device?.major = node.number.major
+      device?.minor = node.number.minor
+      device?.permissions = 0o666
+    }
+    if var device {
       var place = csys_place()
       _ = CallerFiles.look(real, follows: false, &place)
       device.inode = place.inode
-      device.major = node.number.major
-      device.minor = node.number.minor
-      device.permissions = 0o666
       device.seconds = Int64(time(nil))
       // SAFETY: the buffer has the structure's size.
       if isExtended {
@@ -132,6 +144,7 @@ extension Server {
   func access(
     _ call: SystemCall, _ path: WalkedPath, _ caller: ClientCaller, _ shadow: ShadowTree
   ) throws(IOMMUError) -> Answer {
+    if path.isHome { throw Self.closed(path.result) }
     guard case .view(let fileMode) = path.result.place else {
       return try byOwnHand(call, [path], shadow, caller)
     }
@@ -140,7 +153,6 @@ extension Server {
     // AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_EMPTY_PATH.
     let flags = call.number == CSYS_NR_faccessat2 ? UInt32(truncatingIfNeeded: call[3]) : 0
     guard wanted & ~7 == 0, flags & ~0x1300 == 0 else { return .goOn }
-    let shown = path.result.path.shown
     let user = caller.userID
     let isRoot = user == 0 && geteuid() == 0
     var bits = UInt64(user == geteuid() ? fileMode >> 6 : fileMode) & 7
@@ -154,7 +166,8 @@ extension Server {
       bits = UInt64(attribute.permissions(of: user) & 7)
       isExecutable = false
     case .gone?, nil:
-      isReadOnly = fileMode & S_IFMT != S_IFLNK && shown.hasPrefix("/sys")
+      isReadOnly =
+        fileMode & S_IFMT != S_IFLNK && MountView.isReadOnly(path.result.path.top)
     }
     let isAllowed = isRoot ? wanted & 1 == 0 || isExecutable : wanted & ~bits == 0
     guard isAllowed else { throw Self.plain(.permissionDenied) }

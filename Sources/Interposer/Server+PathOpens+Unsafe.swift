@@ -38,6 +38,7 @@ extension Server {
         text, thread: call.thread, directory: request.directory, follows: rules.followsLast)
       guard decision == .walk else { return (nil, .goOn) }
     }
+    guard isPossible(request, call) else { return (nil, .goOn) }
     do throws(IOMMUError) {
       guard
         let path = try walk(
@@ -48,6 +49,15 @@ extension Server {
     } catch {
       return (nil, .failure(error))
     }
+  }
+
+  /// Whether this kernel takes such flags together, which it says before it looks at a path.
+  private func isPossible(_ request: Request, _ call: SystemCall) -> Bool {
+    let result =
+      unsafe call.number == CSYS_NR_openat2
+      ? csys_openat2(AT_FDCWD, "", request.flags, request.resolve)
+      : csys_open("", Int32(truncatingIfNeeded: request.flags), 0)
+    return result != -EINVAL
   }
 
   /// Files of /proc that we answer wherever the view is, and what an open tells us besides.
@@ -76,6 +86,7 @@ extension Server {
     _ call: SystemCall, _ path: WalkedPath, _ flags: Int32, _ gate: PathGate,
     _ shadow: ShadowTree, _ caller: ClientCaller
   ) throws(IOMMUError) -> (file: (any OpenFile)?, Answer) {
+    if path.isHome { throw Self.closed(path.result) }
     switch path.result.place {
     case .view(let mode):
       return try openShown(call, path, mode, flags, gate, shadow, caller)
@@ -159,12 +170,16 @@ extension Server {
       case CSYS_NR_openat: call[3]
       default: OpenHow(at: call[2], size: call[3], caller)?.mode ?? 0
       }
+    let isRelative = call.number == CSYS_NR_openat || call.number == CSYS_NR_openat2
+    let (directory, text) = try reach(
+      real(path, shadow),
+      from: isRelative ? path.argument.directory(call) : PathCall.Path.current, caller)
     try tracer.replace(
       caller.waiting,
       by: ReplacementCall(
         number: CSYS_NR_openat,
         arguments: [
-          .value(UInt64(bitPattern: Int64(PathCall.Path.current))), .path(real(path, shadow)),
+          .value(UInt64(bitPattern: Int64(directory))), .path(text),
           .value(UInt64(UInt32(bitPattern: flags))), .value(mode),
         ]))
     return .result(0)

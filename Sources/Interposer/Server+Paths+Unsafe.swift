@@ -21,11 +21,20 @@ struct WalkedPath {
   /// As the caller gave it.
   let text: PathBytes
   let result: WalkResult
+  /// Whether it is the directory that holds the shadow, by its own name: what is in there is shown
+  /// elsewhere.
+  var isHome = false
 
   /// Whether the kernel finds what the program shall find.
   var isKernels: Bool {
     if case .view = result.place { return false }
     return !result.usedView
+  }
+
+  var lastName: ArraySlice<UInt8> { text.split(separator: PathBytes.slash).last ?? [] }
+  /// Whether its last name is `.` or `..`.
+  var endsInDots: Bool {
+    lastName.elementsEqual(".".utf8) || lastName.elementsEqual("..".utf8)
   }
 
   /// Whether it is the view's, or would be if it were there.
@@ -52,8 +61,9 @@ extension Server {
       gate.noteOtherRoots()
       return (nil, .goOn)
     case .directory: return (nil, currentDirectory(call, gate, shadow, caller))
+    case .socket: return (nil, address(call, gate, shadow, caller))
     case .look where row.paths.count == 1: break
-    default: return serveSeveral(call, row, gate, shadow, caller)
+    default: return serveSeveral(call, row, first, gate, shadow, caller)
     }
     let argument = row.paths[0]
     guard let text = unsafe text(at: call[argument.path], of: call, caller.lane) else {
@@ -84,17 +94,23 @@ extension Server {
 
   /// Answers a call that changes something, or that does something to the caller.
   private func serveSeveral(
-    _ call: SystemCall, _ row: PathCall, _ gate: PathGate, _ shadow: ShadowTree,
-    _ caller: ClientCaller
+    _ call: SystemCall, _ row: PathCall, _ first: FirstLook, _ gate: PathGate,
+    _ shadow: ShadowTree, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer)? {
     let isExec = call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat
     // Whatever becomes of it: what was known of the address space is not known any more.
     if isExec { tasks.willExecute(call.thread) }
+    guard
+      first == .walk
+        || row.paths.contains(where: { isNear($0, of: call, gate, shadow, caller) })
+    else {
+      noteRoots(call, gate)
+      return (nil, .goOn)
+    }
     do throws(IOMMUError) {
       var paths: [WalkedPath] = []
       var isOurs = false
-      for argument in row.paths {
-        guard isLookedUp(argument, of: call) else { continue }
+      for argument in row.paths where isLookedUp(argument, of: call) {
         if let path = descriptor(argument, of: call, gate, shadow, caller) {
           isOurs = true
           paths.append(path)
@@ -103,20 +119,21 @@ extension Server {
         guard let text = unsafe text(at: call[argument.path], of: call, caller.lane),
           unsafe text.count > 0
         else { continue }
-        let rules = argument.rules(call)
-        let directory = argument.directory(call)
-        let decision = unsafe gate.decide(
-          text, thread: call.thread, directory: directory, follows: rules.followsLast)
-        guard decision == .walk,
-          let path = try walk(
-            unsafe text.bytes, argument, from: directory, rules, shadow, caller)
-        else { continue }
-        isOurs = isOurs || !path.isKernels || path.isView
-        paths.append(path)
+        let walked = try tryWalk(
+          unsafe text.bytes, argument, from: argument.directory(call), argument.rules(call),
+          shadow, caller)
+        switch walked {
+        case .path(let path):
+          isOurs = isOurs || !path.isKernels || path.isView
+          paths.append(path)
+        case .failure(let error):
+          // The first that leads nowhere is what the call fails of.
+          guard isOurs || error.usedView else { return (nil, .goOn) }
+          throw Self.plain(error.errno)
+        case .unknown: break
+        }
       }
-      if call.number == CSYS_NR_chroot || call.number == CSYS_NR_pivot_root {
-        gate.noteOtherRoots()
-      }
+      noteRoots(call, gate)
       guard isOurs, isValid(call.id) else { return (nil, .goOn) }
       let answer =
         row.kind == .change
@@ -126,6 +143,27 @@ extension Server {
     } catch {
       return (nil, .failure(error))
     }
+  }
+
+  private func noteRoots(_ call: SystemCall, _ gate: PathGate) {
+    if call.number == CSYS_NR_chroot || call.number == CSYS_NR_pivot_root {
+      gate.noteOtherRoots()
+    }
+  }
+
+  /// Whether an argument may have to do with the view.
+  private func isNear(
+    _ argument: PathCall.Path, of call: SystemCall, _ gate: PathGate, _ shadow: ShadowTree,
+    _ caller: ClientCaller
+  ) -> Bool {
+    guard isLookedUp(argument, of: call) else { return false }
+    if descriptor(argument, of: call, gate, shadow, caller) != nil { return true }
+    guard let text = unsafe text(at: call[argument.path], of: call, caller.lane),
+      unsafe text.count > 0
+    else { return false }
+    return unsafe gate.decide(
+      text, thread: call.thread, directory: argument.directory(call),
+      follows: argument.rules(call).followsLast) == .walk
   }
 
   /// Whether an argument is a path: the source of a mount is one where it is bound or moved.
@@ -142,60 +180,6 @@ extension Server {
   }
 
   // MARK: Paths
-
-  /// Follows a path.
-  /// - Returns: Nil where only the kernel can, or says the same.
-  /// - Throws: What the program shall get.
-  func walk(
-    _ text: PathBytes, _ argument: PathCall.Path, from directory: Int32, _ rules: WalkRules,
-    _ shadow: ShadowTree, _ caller: ClientCaller
-  ) throws(IOMMUError) -> WalkedPath? {
-    var files = CallerFiles(
-      shadow: shadow, thread: caller.thread, process: caller.processID)
-    guard let root = root(of: caller, &files) else { return nil }
-    var walk = PathWalk(
-      host: files, view: ShadowFiles(shadow: shadow), root: root, rules: rules)
-    do throws(WalkError) {
-      let result = try walk.follow(text) { () throws(WalkError) in
-        let link =
-          directory == PathCall.Path.current
-          ? "/proc/\(caller.thread)/cwd" : "/proc/\(caller.thread)/fd/\(directory)"
-        guard
-          case .place(let path, .directory, let fromShadow)? = files.magic(
-            PathBytes(text: link))
-        else { throw WalkError(errno: .badFileDescriptor, usedView: false) }
-        let isInView = ShadowFiles(shadow: shadow).contains(path)
-        return (WalkPosition(path: path, isInView: isInView), fromShadow)
-      }
-      return WalkedPath(argument: argument, text: text, result: result)
-    } catch {
-      guard error.usedView else { return nil }
-      throw Self.plain(error.errno)
-    }
-  }
-
-  /// Where a caller's paths begin; nil where we cannot know what they mean to it.
-  private func root(of caller: ClientCaller, _ files: inout CallerFiles) -> WalkPosition? {
-    guard let gate, !gate.hasOurRoot(caller.thread) else {
-      return WalkPosition(path: [], isInView: false)
-    }
-    let link = PathBytes(text: "/proc/\(caller.thread)/root")
-    var theirs = csys_place()
-    var ours = csys_place()
-    guard CallerFiles.look(link, follows: true, &theirs) == 0,
-      CallerFiles.look(PathBytes(text: "/"), follows: false, &ours) == 0
-    else { return nil }
-    if CallerFiles.isSame(theirs, ours) {
-      // The same directory in a copy of the mounts.
-      files.prefix = link
-      return WalkPosition(path: [], isInView: false)
-    }
-    guard case .place(let path, .directory, false)? = files.magic(link) else { return nil }
-    return WalkPosition(path: path, isInView: false)
-  }
-
-  /// What any file system says of a path that leads nowhere.
-  static func plain(_ errno: Errno) -> IOMMUError { IOMMUError(errno, "") }
 
   /// Where a place lies, as the kernel has it.
   func real(_ path: WalkedPath, _ shadow: ShadowTree) -> PathBytes {
@@ -235,10 +219,9 @@ extension Server {
   ) -> WalkedPath? {
     let files = CallerFiles(
       shadow: shadow, thread: caller.thread, process: caller.processID)
-    let link =
-      descriptor == PathCall.Path.current
-      ? "/proc/\(caller.thread)/cwd" : "/proc/\(caller.thread)/fd/\(descriptor)"
-    guard case .place(let path, _, fromShadow: true)? = files.magic(PathBytes(text: link)),
+    guard
+      case .place(let path, _, fromShadow: true)? = files.magic(
+        link(to: descriptor, of: caller)),
       case .ours(_, let mode) = ShadowFiles(shadow: shadow).entry(path)
     else { return nil }
     return WalkedPath(
@@ -251,6 +234,9 @@ extension Server {
     toDescriptor call: SystemCall, _ argument: PathCall.Path, _ gate: PathGate,
     _ shadow: ShadowTree, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer)? {
+    // These ask a descriptor, which may be of one of our files.
+    let asksFile = [CSYS_NR_newfstatat, CSYS_NR_statx, CSYS_NR_faccessat2].contains(call.number)
+    guard asksFile else { return (nil, .goOn) }
     // AT_EMPTY_PATH.
     guard call.number == CSYS_NR_faccessat2, call[3] & 0x1000 != 0, gate.isShadowHeld,
       let path = place(of: argument.directory(call), argument, shadow, caller),
@@ -272,7 +258,9 @@ extension Server {
     guard gate.isShadowHeld, let link = System.readLink("/proc/\(call.thread)/cwd"),
       let shown = shadow.shown(link), isValid(call.id)
     else { return .goOn }
-    let text = PathBytes(text: shown) + [0]
+    // As the kernel says it of a directory that does not lie below the caller's root.
+    let isOutside = otherRoot(of: caller) != nil
+    let text = PathBytes(text: (isOutside ? "(unreachable)" : "") + shown) + [0]
     do throws(IOMMUError) {
       guard UInt64(text.count) <= call[1] else {
         throw IOMMUError(

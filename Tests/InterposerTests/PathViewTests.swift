@@ -48,6 +48,32 @@ struct PathViewTests {
     expectPass(client("view-errors", as: user, view: view), view: view)
   }
 
+  @Test(
+    "J1: sockets are bound and found by relative paths from directories of ours, in each view",
+    arguments: User.allCases, ["paths", "namespace"])
+  func sockets(_ user: User, _ view: String) {
+    expectPass(client("view-sockets", as: user, view: view), view: view)
+  }
+
+  @Test(
+    "J1: who walks through all of /dev is not led around in the shadow, and cannot spoil it")
+  func shadowsHome() {
+    let outcome = bash(
+      """
+      find /dev -maxdepth 9 -path '*/dev/view*' 2>&1 | head -3
+      find /dev/shm /dev/iommu >/dev/null && echo walked
+      for d in /dev/shm/iommu-view-*; do
+        test -d $d && continue
+        ls $d/dev; cat $d/dev/view/iommu; rm -r $d; cd $d; mv $d $d.away; touch $d/x
+      done 2>&1 | sed 's/^.*: //' | sort -u
+      cd /dev/shm && rm -rf iommu-view-* 2>/dev/null; cd /
+      test -c /dev/iommu && cat /sys/devices/test/vendor
+      """)
+    #expect(outcome.output.hasPrefix("walked\n"), "\(outcome)")
+    #expect(outcome.output.contains("Permission denied\n"), "\(outcome)")
+    #expect(outcome.output.hasSuffix("\n0x8086\n"), "\(outcome)")
+  }
+
   @Test("J1: a directory lists the host's block devices as such")
   func types() {
     let outcome = bash(
@@ -58,6 +84,14 @@ struct PathViewTests {
       """)
     // Ordinary users can make no block node to stand for one.
     #expect(outcome.output == "same\n" || getuid() != 0, "\(outcome)")
+  }
+
+  @Test("J1: of a program that cannot be looked into it is said that it finds the host's files")
+  func unseen() {
+    let outcome = client("view-unseen", as: .nobody)
+    #expect(outcome.status == 0, "\(outcome)")
+    #expect(
+      outcome.error.contains("finds the host's /dev and /sys") || getuid() != 0, "\(outcome)")
   }
 
   @Test("J1: a shadow that does not fit in one place is made in the next")
@@ -71,6 +105,22 @@ struct PathViewTests {
       """, Programs.host,
     ])
     #expect(outcome.output == "0x8086\n", "\(outcome)")
+  }
+
+  @Test("J1: who deletes all temporary files does not delete the shadow among them")
+  func temporaryShadow() {
+    guard getuid() == 0, Programs.hasMounts else { return }
+    let outcome = Programs.run([
+      "unshare", "-m", "bash", "-c",
+      """
+      mount -t tmpfs -o ro none /dev/shm; export TMPDIR=$(mktemp -d)
+      "$0" --view paths -- bash -c 'touch $TMPDIR/x; ln -s $TMPDIR $TMPDIR/y
+        rm -rf $TMPDIR/y/* $TMPDIR/* 2>/dev/null
+        test -e $TMPDIR/x && echo there; cat /sys/devices/test/vendor'
+      rmdir $TMPDIR && echo gone
+      """, Programs.host,
+    ])
+    #expect(outcome.output == "0x8086\ngone\n", "\(outcome)")
   }
 
   @Test("J1: inotify tells of what comes", arguments: User.allCases)
@@ -155,7 +205,7 @@ struct PathViewTests {
       \(Programs.unshare.isEmpty ? "" : "unshare -m") bash -c 'cat /sys/devices/test/vendor; cd /sys/devices && pwd -P && cat test/vendor
         test -c /dev/iommu && test -f ../etc/../../etc/passwd || test -f ../../etc/passwd && echo there'
       d=$(mktemp -d); mkdir $d/in
-      python3 - $d <<'END'
+      python3 - $d $(stat -c %i /) <<'END'
       import os, sys
       home = os.open("/sys/devices/test", os.O_RDONLY)
       try: os.chroot("/sys")
@@ -164,8 +214,16 @@ struct PathViewTests {
       print(os.listdir("/"), os.path.exists("/dev/iommu"), os.path.exists("/sys"))
       print(os.read(os.open("vendor", os.O_RDONLY, dir_fd=home), 9))
       os.chdir("/in"); print(os.getcwd(), os.path.exists("../../dev/iommu"))
+      # From there the way leads out, and in again.
+      print(os.read(os.open("../../../etc/passwd", os.O_RDONLY, dir_fd=home), 5))
+      print(os.stat("../../..", dir_fd=home).st_ino == int(sys.argv[2]))
+      os.mkdir("../../.." + sys.argv[1] + "/made", dir_fd=home)
+      os.mkdir("../../.." + sys.argv[1] + ".out", dir_fd=home)
+      print(sorted(os.listdir("/")))
+      os.fchdir(home); os.chdir("..")
+      print(os.path.exists("test/vendor"), os.path.exists("../../dev/iommu"))
       END
-      rm -r $d
+      rmdir $d.out && rm -r $d
       """)
     #expect(
       outcome.output == """
@@ -177,6 +235,10 @@ struct PathViewTests {
         ['in'] False False
         b'0x8086\\n'
         /in False
+        b'root:'
+        True
+        ['in', 'made']
+        True True
 
         """, "\(outcome)")
   }

@@ -341,6 +341,6 @@ extern const int32_t CSYS_NR_stat, CSYS_NR_lstat, CSYS_NR_readlink, CSYS_NR_read
     CSYS_NR_setns, CSYS_NR_clone, CSYS_NR_clone3, CSYS_NR_open_tree, CSYS_NR_move_mount,
     CSYS_NR_mount_setattr, CSYS_NR_fchmod, CSYS_NR_fchown, CSYS_NR_fsetxattr, CSYS_NR_fremovexattr,
     CSYS_NR_setxattrat, CSYS_NR_getxattrat, CSYS_NR_listxattrat, CSYS_NR_removexattrat,
-    CSYS_NR_file_getattr, CSYS_NR_file_setattr;
+    CSYS_NR_file_getattr, CSYS_NR_file_setattr, CSYS_NR_bind, CSYS_NR_connect;
 
 #endif

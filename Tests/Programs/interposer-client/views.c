@@ -12,11 +12,15 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <sys/inotify.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -161,8 +165,27 @@ static int errors(char **arguments) {
   FAILS(mknodat(device, "new", S_IFIFO, 0), EROFS);
   FAILS(unlinkat(device, "vendor", 0), EROFS);
   FAILS(rmdir("/sys/devices/test"), EROFS);
+  FAILS(rmdir("/sys/devices/test/."), EINVAL);
+  FAILS(rmdir("/sys/devices/test/.."), ENOTEMPTY);
+  FAILS(unlink("/sys/devices/test/.."), EISDIR);
+  FAILS(unlinkat(device, ".", AT_REMOVEDIR), EINVAL);
+  FAILS(rename("/sys/devices/test/.", "/sys/devices/new"), EBUSY);
+  FAILS((int)readlink("/sys/devices/none", text, 0), EINVAL);
   FAILS(rename("/sys/devices/test/value", "/sys/devices/test/vendor"), EROFS);
   FAILS(rename("/sys/devices/test/value", "/tmp/iommu-view-test"), EXDEV);
+  // What comes first where more than one thing is wrong.
+  FAILS(rename("/sys/devices/test/none/x", "/tmp/iommu-view-test"), ENOENT);
+  FAILS(rename("/tmp/iommu-view-none/x", "/sys/devices/test/value"), ENOENT);
+  FAILS(rename("/etc/passwd/x", "/sys/devices/test/."), ENOTDIR);
+  FAILS(rename("/sys/devices", "/sys"), EXDEV);
+  FAILS(rmdir("/sys"), geteuid() ? EACCES : EBUSY);
+  FAILS(mknod("/sys/devices/new/", S_IFIFO, 0), ENOENT);
+  FAILS(mkdir("/sys/devices/new/", 0700), EROFS);
+  FAILS(rename("/dev/none", "/dev/null"), geteuid() ? EROFS : ENOENT);
+  FAILS(link("/etc/passwd", "/dev/iommu"), EEXIST);
+  FAILS(link("/sys/devices/test/value", "/dev/null"), EEXIST);
+  FAILS(link("/etc/passwd", "/sys/devices/test/new"), EROFS);
+  FAILS(link("/etc/none", "/sys/devices/test/new"), ENOENT);
   FAILS(link("/sys/devices/test/value", "/sys/devices/test/new"), EROFS);
   FAILS(link("/sys/devices/test/value", "/tmp/iommu-view-test"), EXDEV);
   FAILS(chmod("/sys/devices/test/vendor", 0666), EROFS);
@@ -172,6 +195,10 @@ static int errors(char **arguments) {
   FAILS(truncate("/sys/devices/test", 0), EISDIR);
   FAILS(utimensat(device, "vendor", NULL, 0), EROFS);
   FAILS(setxattr("/sys/devices/test/vendor", "user.x", "", 0, 0), EROFS);
+  FAILS((int)readlinkat(device, "", text, sizeof text), ENOENT);
+  int error = (open("", O_CREAT | O_DIRECTORY, 0), errno);
+  FAILS(open("/sys/devices/none/x", O_CREAT | O_DIRECTORY, 0), error);
+  CHECK(access("/dev", W_OK) == (geteuid() ? -1 : 0) && access("/sys", R_OK | X_OK) == 0);
   int listed = open("/sys/devices/test", O_RDONLY | O_DIRECTORY);
   CHECK(listed >= 0);
   FAILS(fchmod(listed, 0), EROFS);
@@ -218,6 +245,52 @@ static int watch(char **arguments) {
   return 0;
 }
 
+static int at_address(int (*call)(int, const struct sockaddr *, socklen_t), int socket, const char *path) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+  socklen_t size = offsetof(struct sockaddr_un, sun_path) + strlen(path);
+  return call(socket, (struct sockaddr *)&address, size);
+}
+
+// Sockets whose addresses are paths from directories of ours, and through them.
+static int sockets(char **arguments) {
+  (void)arguments;
+  char directory[] = "/tmp/iommu-view-XXXXXX", up[64], path[64];
+  CHECK(mkdtemp(directory));
+  snprintf(path, sizeof path, "%s/socket", directory);
+  snprintf(up, sizeof up, "../../..%s", path);
+  int listener = socket(AF_UNIX, SOCK_STREAM, 0), caller = socket(AF_UNIX, SOCK_STREAM, 0);
+  CHECK(chdir("/sys/devices/test") == 0);
+  FAILS(at_address(bind, listener, "new"), EROFS);
+  FAILS(at_address(bind, listener, "vendor"), EADDRINUSE);
+  CHECK(at_address(bind, listener, up) == 0 && listen(listener, 1) == 0);
+  struct stat status;
+  CHECK(lstat(path, &status) == 0 && S_ISSOCK(status.st_mode));
+  FAILS(at_address(connect, caller, "vendor"), geteuid() ? EACCES : ECONNREFUSED);
+  FAILS(at_address(connect, caller, "none"), ENOENT);
+  CHECK(at_address(connect, caller, up) == 0);
+  close(accept(listener, NULL, NULL));
+  close(caller);
+  CHECK((caller = socket(AF_UNIX, SOCK_STREAM, 0)) >= 0 && chdir("/") == 0);
+  FAILS(at_address(bind, caller, "/sys/devices/test/new"), EROFS);
+  FAILS(at_address(bind, caller, "/dev/iommu"), EADDRINUSE);
+  FAILS(at_address(connect, caller, "dev/iommu"), ECONNREFUSED);
+  FAILS(at_address(connect, caller, "/sys/devices/test/vendor/x"), ENOTDIR);
+  snprintf(up, sizeof up, "/sys/bus/../..%s", path);
+  CHECK(at_address(connect, caller, up) == 0);
+  CHECK(unlink(path) == 0 && rmdir(directory) == 0);
+  return 0;
+}
+
+// Nobody but root may look into a process that says so.
+static int unseen(char **arguments) {
+  (void)arguments;
+  CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
+  CHECK(access("/sys/devices/test/vendor", R_OK) == (geteuid() ? -1 : 0));
+  CHECK(access("/etc/passwd", R_OK) == 0);
+  return 0;
+}
+
 enum { THREADS = 6, ROUNDS = 150 };
 
 static void *walks(void *argument) {
@@ -253,5 +326,6 @@ static int threads(char **arguments) {
 
 const struct test view_tests[] = {
     {"view-walk", walk},       {"view-current", current}, {"view-errors", errors},
-    {"view-watch", watch}, {"view-threads", threads}, {NULL, NULL},
+    {"view-watch", watch}, {"view-threads", threads}, {"view-sockets", sockets},
+    {"view-unseen", unseen},   {NULL, NULL},
 };

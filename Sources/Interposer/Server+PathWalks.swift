@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where a caller's path leads, in a view by paths: from its own root and directories, and not into the
+// shadow by the names that it has on the host.
+
+import CSyscalls
+import IOMMU
+import SystemPackage
+
+extension Server {
+  /// Follows a path.
+  /// - Returns: Nil where only the kernel can, or says the same.
+  /// - Throws: What the program shall get.
+  func walk(
+    _ text: PathBytes, _ argument: PathCall.Path, from directory: Int32, _ rules: WalkRules,
+    _ shadow: ShadowTree, _ caller: ClientCaller
+  ) throws(IOMMUError) -> WalkedPath? {
+    switch try tryWalk(text, argument, from: directory, rules, shadow, caller) {
+    case .path(let path): return path
+    case .failure(let error) where error.usedView: throw Self.plain(error.errno)
+    case .failure, .unknown: return nil
+    }
+  }
+
+  enum Walked {
+    case path(WalkedPath)
+    /// It leads nowhere.
+    case failure(WalkError)
+    /// Only the kernel can follow it.
+    case unknown
+  }
+
+  func tryWalk(
+    _ text: PathBytes, _ argument: PathCall.Path, from directory: Int32, _ rules: WalkRules,
+    _ shadow: ShadowTree, _ caller: ClientCaller
+  ) throws(IOMMUError) -> Walked {
+    var files = CallerFiles(
+      shadow: shadow, thread: caller.thread, process: caller.processID)
+    guard let root = root(of: caller, &files) else { return .unknown }
+    var walk = PathWalk(
+      host: files, view: ShadowFiles(shadow: shadow), root: root, rules: rules)
+    let result: WalkResult
+    do throws(WalkError) {
+      result = try walk.follow(text) { () throws(WalkError) in
+        guard
+          case .place(let path, .directory, let fromShadow)? = files.magic(
+            link(to: directory, of: caller))
+        else { throw WalkError(errno: .badFileDescriptor, usedView: false) }
+        let isInView = ShadowFiles(shadow: shadow).contains(path)
+        return (WalkPosition(path: path, isInView: isInView), fromShadow)
+      }
+    } catch {
+      return .failure(error)
+    }
+    return .path(
+      try outside(shadow, WalkedPath(argument: argument, text: text, result: result)))
+  }
+
+  /// Keeps programs out of the shadow where they come to it by its own name: who walks through all of
+  /// /dev would find /dev in itself, and what is deleted there is gone from the view.
+  private func outside(
+    _ shadow: ShadowTree, _ path: WalkedPath
+  ) throws(IOMMUError) -> WalkedPath {
+    let (result, home) = (path.result, shadow.path.utf8)
+    guard !path.isView, result.path.starts(with: home) else { return path }
+    if result.path.count == home.count {
+      let result = WalkResult(
+        place: result.place, path: result.path, usedView: true,
+        hasTrailingSlash: result.hasTrailingSlash)
+      return WalkedPath(argument: path.argument, text: path.text, result: result, isHome: true)
+    }
+    guard result.path[home.count] == PathBytes.slash, result.place != .opaque else {
+      return path
+    }
+    throw Self.closed(result)
+  }
+
+  /// What a program gets that would enter the shadow by its own name, or change it.
+  static func closed(_ result: WalkResult) -> IOMMUError {
+    IOMMUError(
+      .permissionDenied,
+      "\(result.path.shown): the files of the machine's /dev and /sys lie there, which are found in "
+        + "/dev and /sys")
+  }
+
+  /// Where a caller's paths begin; nil where we cannot know what they mean to it.
+  private func root(of caller: ClientCaller, _ files: inout CallerFiles) -> WalkPosition? {
+    guard let gate, !gate.hasOurRoot(caller.thread) else {
+      return WalkPosition(path: [], isInView: false)
+    }
+    let link = PathBytes(text: "/proc/\(caller.thread)/root")
+    var theirs = csys_place()
+    var ours = csys_place()
+    guard CallerFiles.look(link, follows: true, &theirs) == 0,
+      CallerFiles.look(PathBytes(text: "/"), follows: false, &ours) == 0
+    else { return nil }
+    if CallerFiles.isSame(theirs, ours) {
+      // The same directory in a copy of the mounts.
+      files.prefix = link
+      return WalkPosition(path: [], isInView: false)
+    }
+    guard case .place(let path, .directory, false)? = files.magic(link) else { return nil }
+    return WalkPosition(path: path, isInView: false)
+  }
+
+  /// What any file system says of a path that leads nowhere.
+  static func plain(_ errno: Errno) -> IOMMUError { IOMMUError(errno, "") }
+}
