@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The address spaces of a run: of every process that is under a filter, as those of the run are. A child
-// that has never called us may be one. Processes that we may not look at (of another user, after a
-// change of user id) do not count.
+// that has never called us may be one. Processes that we may not look at (`OtherUser`) do not count.
 
 #if canImport(Glibc)
   import Glibc

@@ -70,7 +70,7 @@ extension CallRecord {
 
   var result: String {
     switch answer {
-    case .result(let value), .errand(let value): "\(value)"
+    case .result(let value), .errand(let value, _): "\(value)"
     case .failure(let error):
       "-1 \(error.errno.symbol)" + (error.reason.isEmpty ? "" : " (\(error.reason))")
     case .goOn: "goes on to the kernel"

@@ -42,9 +42,7 @@ struct CallerFiles: WalkedHost {
   /// - Returns: 0 or a negative errno.
   func look(_ path: PathBytes, follows: Bool, _ place: inout csys_place) -> Int32 {
     let whole = prefix + (path.isEmpty ? [PathBytes.slash] : path)
-    return unsafe Self.withTerminator(whole) {
-      unsafe csys_place(AT_FDCWD, $0, follows ? 0 : AT_SYMLINK_NOFOLLOW, &place)
-    }
+    return Self.look(whole, follows: follows, &place)
   }
 
   func magic(_ link: PathBytes) -> MagicTarget? {
@@ -115,8 +113,10 @@ struct CallerFiles: WalkedHost {
   }
 
   static func look(_ path: PathBytes, follows: Bool, _ place: inout csys_place) -> Int32 {
-    unsafe withTerminator(path) {
-      unsafe csys_place(AT_FDCWD, $0, follows ? 0 : AT_SYMLINK_NOFOLLOW, &place)
+    unsafe withTerminator(path) { text in
+      OtherUser.reach(path) {
+        unsafe csys_place(AT_FDCWD, text, follows ? 0 : AT_SYMLINK_NOFOLLOW, &place)
+      }
     }
   }
 
@@ -131,16 +131,19 @@ struct CallerFiles: WalkedHost {
   }
 
   /// A link's text, as it is.
-  static func link(_ path: PathBytes) -> PathBytes? {
+  static func link(_ bytes: PathBytes) -> PathBytes? {
     var text = PathBytes(repeating: 0, count: 4096)
-    let count = unsafe withTerminator(path) { path in
+    let count = unsafe withTerminator(bytes) { path in
       unsafe text.withUnsafeMutableBytes { out in
-        // SAFETY: at most the buffer's size is written; readlink adds no terminator.
-        unsafe readlink(
-          path, out.baseAddress!.assumingMemoryBound(to: CChar.self), out.count)
+        OtherUser.reach(bytes) {
+          // SAFETY: at most the buffer's size is written; readlink adds no terminator.
+          let count = unsafe readlink(
+            path, out.baseAddress!.assumingMemoryBound(to: CChar.self), out.count)
+          return count < 0 ? -errno : Int32(count)
+        }
       }
     }
-    return count < 0 ? nil : Array(text[..<count])
+    return count < 0 ? nil : Array(text[..<Int(count)])
   }
 }
 

@@ -86,8 +86,9 @@ final class ClientCaller: Caller, @unchecked Sendable {
   private func read(
     _ address: UInt64, _ buffer: UnsafeMutableRawBufferPointer
   ) throws(IOMMUError) {
-    let count = unsafe csys_process_vm_readv(
-      thread, buffer.baseAddress, address, buffer.count)
+    let count = OtherUser.reach(thread) {
+      unsafe csys_process_vm_readv(thread, buffer.baseAddress, address, buffer.count)
+    }
     // What was read is the caller's only if the caller was still there after.
     guard count == buffer.count, server.isValid(id) else { throw Self.fault(address) }
     checked = Reporter.now()
@@ -104,10 +105,10 @@ final class ClientCaller: Caller, @unchecked Sendable {
       throw Self.fault(address)
     }
     checked = now
-    guard
+    let count = OtherUser.reach(thread) {
       unsafe csys_process_vm_writev(thread, buffer.baseAddress, address, buffer.count)
-        == buffer.count
-    else { throw Self.fault(address) }
+    }
+    guard count == buffer.count else { throw Self.fault(address) }
   }
 
   private static func fault(_ address: UInt64) -> IOMMUError {
@@ -352,6 +353,8 @@ final class ClientCaller: Caller, @unchecked Sendable {
 
 enum Capabilities {
   enum Name: UInt64 {
+    case setGroup = 6
+    case setUser = 7
     case lockMemory = 14
     case systemPtrace = 19
     case systemAdmin = 21

@@ -214,7 +214,9 @@ final class ClientMemory: MemorySource, RemoteMemory {
     func attempt(number: Int32) -> FileMapping? {
       let copy =
         copiesDescriptors
-        ? process.use { csys_pidfd_getfd($0, number) }
+        ? process.use { process in
+          OtherUser.reach("/proc/\(group)/") { csys_pidfd_getfd(process, number) }
+        }
         : isOpen(area, as: number)
           ? System.open("/proc/\(group)/fd/\(number)", access | O_NONBLOCK | O_NOCTTY) : -EBADF
       guard copy >= 0 else { return nil }
@@ -253,7 +255,8 @@ final class ClientMemory: MemorySource, RemoteMemory {
   /// Whether a descriptor may be that of the file that is mapped in an area.
   private func isOpen(_ area: MemoryArea, as number: Int32) -> Bool {
     var status = stat()
-    return unsafe stat("/proc/\(group)/fd/\(number)", &status) == 0
+    let path = "/proc/\(group)/fd/\(number)"
+    return OtherUser.reach(path) { unsafe stat(path, &status) == 0 ? 0 : -errno } == 0
       && status.st_ino == area.inode && status.st_mode & S_IFMT == S_IFREG
   }
 

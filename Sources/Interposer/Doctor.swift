@@ -138,6 +138,23 @@ public enum Doctor {
         lostWithout: "speed: /proc/PID/maps is read as text for each map",
         remedy: "use Linux 6.11 or later", detail: ""),
       mappedRegisters(session),
+    ] + otherUsers(session)
+  }
+
+  /// Of who cannot become another user, neither can a program.
+  private static func otherUsers(_ session: ProbeSession) -> [Finding] {
+    guard let result = ProbeSession.lookAtOtherUser() else { return [] }
+    // One that executes nothing afterwards has to be traced.
+    let works = result == 0 && (!OtherUser.isNeeded || canTrace(session))
+    return [
+      Finding(
+        feature: "programs that become another user",
+        mechanism: "CAP_SYS_PTRACE, or CAP_SETUID, CAP_SETGID and ptrace", works: works,
+        isRequired: false, kernelSince: "3.4",
+        lostWithout: "devices for programs that become another user (su, setpriv, daemons)",
+        remedy:
+          "give iommu CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE), or run it as that user",
+        detail: message(result))
     ]
   }
 

@@ -7,6 +7,12 @@
 import CSyscalls
 import IOMMU
 
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
 /// A thread whose call waits for an answer.
 struct WaitingThread: Sendable {
   let thread: Int32
@@ -27,12 +33,26 @@ enum Errand: Sendable {
   case replacement(ReplacementCall)
   /// Send copies of its descriptors and begin its call, which was not made, anew.
   case handOver(HandOver)
+  /// Make its own call, which was not made and which changes its user, and allow to be looked at then.
+  case changeUser(InjectedCall)
+
+  /// What a call that changes a user ends with where the errand comes to nothing: nobody shall believe to
+  /// be another user that it is not.
+  static let noChange = ENOMEM
+
+  /// What its call was answered with.
+  var answer: Int32 {
+    switch self {
+    case .overlay, .replacement, .handOver: 0
+    case .changeUser: -Self.noChange
+    }
+  }
 
   /// Whether its whole process is traced from then on.
   var isForGood: Bool {
     switch self {
     case .overlay: true
-    case .replacement, .handOver: false
+    case .replacement, .handOver, .changeUser: false
     }
   }
 }
@@ -93,6 +113,17 @@ extension Tracer {
       refused:
         "it takes to do in its call's place what that call means here; `iommu doctor` says "
         + "what to allow")
+  }
+
+  /// Has a thread, whose call waits for an answer, make that call, which changes its user. The kernel has it
+  /// that nobody may look at the process from then on; the thread allows it by its own hand
+  /// (PR_SET_DUMPABLE). The call is answered with `Errand.noChange` after this has returned.
+  /// - Returns: False where it cannot be traced.
+  func changeUser(_ caller: WaitingThread, by call: SystemCall) -> Bool {
+    let same = InjectedCall(
+      number: call.number, arguments: (call[0], call[1], call[2], call[3], call[4], call[5]))
+    if case .traced = admit(caller, errand: .changeUser(same)) { return true }
+    return false
   }
 
   /// Has a thread, whose call waits for an answer, send copies of its descriptors and begin that call anew.

@@ -54,13 +54,15 @@ struct Filter {
   /// - Parameters:
   ///   - trapsKVM: Whether VMs are ours.
   ///   - translatesPaths: Whether calls that take a path are.
+  ///   - trapsUsers: Whether calls that change a thread's user are.
   private static func table(
-    trapsKVM: Bool, translatesPaths: Bool
+    trapsKVM: Bool, translatesPaths: Bool, trapsUsers: Bool
   ) -> [(number: Int32, when: [Condition])] {
-    let table: [(number: Int32, when: [Condition])] = fixed.map { row in
+    var table: [(number: Int32, when: [Condition])] = fixed.map { row in
       guard trapsKVM, row.number == CSYS_NR_ioctl else { return row }
       return (row.number, row.when + [.ioctlType(argument: 1, 0xAE)])
     }
+    if trapsUsers { table += users.map { ($0, []) } }
     guard translatesPaths else { return table }
     // What takes a path comes always.
     return table.filter { row in !paths.contains { $0.number == row.number } } + paths
@@ -79,6 +81,12 @@ struct Filter {
     case .unknown: (row.number, [.isUnknown])
     }
   }
+
+  /// Calls that change a thread's user, where that hides its process from us.
+  private static let users = [
+    CSYS_NR_setuid, CSYS_NR_setgid, CSYS_NR_setreuid, CSYS_NR_setregid, CSYS_NR_setresuid,
+    CSYS_NR_setresgid, CSYS_NR_setfsuid, CSYS_NR_setfsgid,
+  ]
 
   private static let fixed: [(number: Int32, when: [Condition])] = [
     (CSYS_NR_read, [.descriptor(argument: 0)]),
@@ -123,7 +131,11 @@ struct Filter {
   ///   - trapsKVM: Whether the machine has VMs of its own. Calls on other KVM files go on to the
   ///     kernel.
   ///   - translatesPaths: Whether the view is one by paths (`ViewMode.paths`).
-  init(window: DescriptorWindow, trapsKVM: Bool = false, translatesPaths: Bool = false) {
+  ///   - trapsUsers: Whether programs that change their user are hidden from us (`OtherUser`).
+  init(
+    window: DescriptorWindow, trapsKVM: Bool = false, translatesPaths: Bool = false,
+    trapsUsers: Bool = false
+  ) {
     load(offset: 4)
     // A program of another architecture: the supervisor says so and ends it.
     jump(.equal, CSYS_AUDIT_ARCH, ifTrue: 1, ifFalse: 0)
@@ -133,7 +145,8 @@ struct Filter {
       jump(.notBelow, 0x4000_0000, ifTrue: 0, ifFalse: 1)
       finish(Self.noSuchCall)
     #endif
-    let table = Self.table(trapsKVM: trapsKVM, translatesPaths: translatesPaths)
+    let table = Self.table(
+      trapsKVM: trapsKVM, translatesPaths: translatesPaths, trapsUsers: trapsUsers)
     for (number, conditions) in table where number >= 0 {
       let block = Self.block(conditions, window)
       jump(.equal, UInt32(number), ifTrue: 0, ifFalse: UInt8(block.count))

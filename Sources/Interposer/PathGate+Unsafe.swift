@@ -69,7 +69,8 @@ final class PathGate: Sendable {
 
   private static func place(_ path: String) -> csys_place? {
     var place = csys_place()
-    return unsafe csys_place(AT_FDCWD, path, 0, &place) == 0 ? place : nil
+    let result = OtherUser.reach(path) { unsafe csys_place(AT_FDCWD, path, 0, &place) }
+    return result == 0 ? place : nil
   }
 
   /// A program has got a directory of the view.

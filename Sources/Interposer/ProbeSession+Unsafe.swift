@@ -141,6 +141,45 @@ struct ProbeSession {
   }
 }
 
+extension ProbeSession {
+  /// Whether a process that has become another user can be looked at: 0, or a negative errno. Nil where
+  /// no process of ours can become one.
+  static func lookAtOtherUser() -> Int32? {
+    guard let (ours, theirs) = socketPair(sequenced: true) else { return nil }
+    var word: UInt64 = 0
+    let child = System.fork()
+    if child == 0 {
+      close(ours)
+      // `nobody`, where we are not; then what the tracing thread has programs do.
+      let other: UInt32 = getuid() == 65534 ? 65533 : 65534
+      let result = csys_become_user(other, other)
+      if result == 0 { _ = csys_set_dumpable(1) }
+      System.writeAll(theirs, [result == 0 ? 1 : 0])
+      // Until we are done.
+      _ = System.readSome(theirs)
+      _exit(0)
+    }
+    close(theirs)
+    defer {
+      close(ours)
+      if child > 0 {
+        kill(child, SIGKILL)
+        var end = csys_wait()
+        _ = unsafe csys_wait_end(child, &end)
+      }
+    }
+    guard child > 0, System.readSome(ours) == [1] else { return nil }
+    return unsafe withUnsafeMutableBytes(of: &word) { bytes in
+      let count = OtherUser.reach(child) {
+        // SAFETY: the buffer's own address and size; the child, a fork of us, has it at the same place.
+        unsafe csys_process_vm_readv(
+          child, bytes.baseAddress, UInt64(UInt(bitPattern: bytes.baseAddress)), bytes.count)
+      }
+      return Int32(truncatingIfNeeded: min(count, 0))
+    }
+  }
+}
+
 extension HandleTable {
   /// Whether a close and only the last one is seen, tried on a file.
   static func canSeeLastClose() throws(InterposerError) -> Bool {

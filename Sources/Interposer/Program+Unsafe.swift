@@ -70,7 +70,9 @@ enum Program {
       throw InterposerError("the kernel has no no_new_privs; Linux 5.19 or later is needed")
     }
     let filter = Filter(
-      window: descriptorWindow(), trapsKVM: trapsKVM, translatesPaths: translatesPaths)
+      window: descriptorWindow(), trapsKVM: trapsKVM, translatesPaths: translatesPaths,
+      // In a user namespace of its own all of its users are ours to look at.
+      trapsUsers: OtherUser.isNeeded)
     let (listener, killable) = filter.install()
     if listener < 0 {
       switch -listener {

@@ -122,11 +122,10 @@ extension Server {
       // Up to the page's end: the next page may not be there.
       let cursor = address &+ UInt64(count)
       let part = min(4096 - Int(cursor & 4095), count == 0 ? 256 : 4096)
-      let got = unsafe csys_process_vm_readv(call.thread, start + count, cursor, part)
-      guard got > 0 else {
-        if got == -Int(EPERM) || got == -Int(EACCES) { sayUnseen(call.thread) }
-        return nil
+      let got = OtherUser.reach(call.thread) {
+        unsafe csys_process_vm_readv(call.thread, start + count, cursor, part)
       }
+      guard got > 0 else { return nil }
       if let end = unsafe memchr(start + count, 0, got) {
         let count = unsafe UnsafeRawPointer(end) - UnsafeRawPointer(start)
         guard count < Self.longestText else { return nil }
@@ -136,15 +135,6 @@ extension Server {
       count += got
     }
     return nil
-  }
-
-  /// Says which thread finds the host's files where others find ours: the paths that it names cannot be
-  /// read.
-  private func sayUnseen(_ thread: Int32) {
-    reporter.say(
-      "process \(Tasks.group(of: thread) ?? thread) cannot be looked into, so it finds the host's "
-        + "/dev and /sys: it has said so (PR_SET_DUMPABLE), or its executable cannot be read by "
-        + "this user; allow either, or run with --view namespace")
   }
 
   /// As Linux's, with the terminator.

@@ -132,7 +132,9 @@ extension Server {
       // Up to the page's end: the next page may not be there.
       let count = min(4096 - Int(cursor & 4095), 256)
       // SAFETY: `count` is at most the buffer's size.
-      let got = unsafe csys_process_vm_readv(call.thread, buffer.baseAddress, cursor, count)
+      let got = OtherUser.reach(call.thread) {
+        unsafe csys_process_vm_readv(call.thread, buffer.baseAddress, cursor, count)
+      }
       guard got > 0 else { return nil }
       let part = unsafe UnsafeRawBufferPointer(rebasing: buffer[..<got])
       if let end = unsafe part.firstIndex(of: 0) { return unsafe path + part[..<end] }

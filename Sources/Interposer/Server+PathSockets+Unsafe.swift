@@ -96,17 +96,18 @@ extension Server {
     }
     // SAFETY: the buffer is 64 KiB, which the room, an address and a terminator fit in.
     let start = unsafe caller.lane.buffer.baseAddress! + PathGate.Text.room
-    guard unsafe csys_process_vm_readv(call.thread, start, call[1], size) == size else {
-      return nil
+    let count = OtherUser.reach(call.thread) {
+      unsafe csys_process_vm_readv(call.thread, start, call[1], size)
     }
+    guard count == size else { return nil }
     let address = unsafe UnsafeMutableRawBufferPointer(start: start, count: size + 1)
     // Little endian.
     guard unsafe address[0] == UInt8(AF_UNIX), unsafe address[1] == 0 else { return nil }
     unsafe address[size] = 0
     let path = unsafe start + Self.familySize
     // An abstract address begins with a zero.
-    let count = unsafe strlen(path.assumingMemoryBound(to: CChar.self))
-    guard count > 0 else { return nil }
-    return unsafe PathGate.Text(start: path.assumingMemoryBound(to: CChar.self), count: count)
+    let length = unsafe strlen(path.assumingMemoryBound(to: CChar.self))
+    guard length > 0 else { return nil }
+    return unsafe PathGate.Text(start: path.assumingMemoryBound(to: CChar.self), count: length)
   }
 }

@@ -18,7 +18,8 @@ import SystemPackage
 enum Answer {
   case result(Int)
   /// As `result`; the caller gets it from an errand.
-  case errand(Int)
+  /// - Parameter ifNot: What the caller gets where the errand comes to nothing.
+  case errand(Int, ifNot: Int32 = 0)
   /// Without a sentence where any file system says so, and nobody wonders.
   case failure(IOMMUError)
   /// The kernel does the call.
@@ -124,11 +125,26 @@ final class Server: Sendable {
         }
         return
       }
+      if letInjectedGoOn(notification) { continue }
       guard lanes.admit(notification, lane) else { continue }
       serveNext()
       while lanes.end(lane, next: &notification) { serveNext() }
       if lanes.mayLeave(lane) { return }
     }
+  }
+
+  /// Lets the call of a thread go on that the tracing thread has it make and may wait for, before all
+  /// else: others wait for the tracing thread, as many as may serve one process.
+  /// - Returns: False where it is another call.
+  private func letInjectedGoOn(_ notification: csys_notif) -> Bool {
+    let call = SystemCall(notification)
+    guard tracer.isInjected(call.thread) else { return false }
+    // What was asked for is done where the thread is; it was checked, and who traces sees its end.
+    if call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat {
+      tasks.willExecute(call.thread)
+    }
+    _ = csys_notif_send(listener, call.id, 0, 0, 1)
+    return true
   }
 
   private func serve(_ notification: csys_notif, _ lane: Lane) {
@@ -150,6 +166,7 @@ final class Server: Sendable {
     let caller = ClientCaller(self, lane, id: call.id, thread: call.thread)
     let started = reporter.isTracing ? Reporter.now() : 0
     var (file, answer) = dispatch(call, first, caller)
+    OtherUser.report(call.thread, to: reporter) { isValid(call.id) }
     if case .result = answer, !caller.promises.isEmpty {
       do throws(IOMMUError) {
         try caller.keepPromises()
@@ -172,8 +189,8 @@ final class Server: Sendable {
     switch answer {
     case .result(let value):
       _ = csys_notif_send(listener, call.id, Int64(value), 0, 0)
-    case .errand:
-      _ = csys_notif_send(listener, call.id, 0, 0, 0)
+    case .errand(_, let ifNot):
+      _ = csys_notif_send(listener, call.id, 0, -ifNot, 0)
     case .failure(let error):
       caller.breakPromises()
       _ = csys_notif_send(listener, call.id, 0, -error.errno.rawValue, 0)
@@ -197,13 +214,6 @@ final class Server: Sendable {
   private func dispatch(
     _ call: SystemCall, _ first: FirstLook, _ caller: ClientCaller
   ) -> (file: (any OpenFile)?, Answer) {
-    // What was asked for is done where the thread is; it was checked, and who traces sees its end.
-    if tracer.isInjected(call.thread) {
-      if call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat {
-        tasks.willExecute(call.thread)
-      }
-      return (nil, .goOn)
-    }
     if let gate, let shadow, let row = PathCall.row(call.number),
       let served = servePaths(call, row, first, gate, shadow, caller)
     {
@@ -219,6 +229,11 @@ final class Server: Sendable {
       return (nil, .goOn)
     case CSYS_NR_rt_sigaction:
       return (nil, busAction(call, caller))
+    case CSYS_NR_setuid, CSYS_NR_setgid, CSYS_NR_setreuid, CSYS_NR_setregid, CSYS_NR_setresuid,
+      CSYS_NR_setresgid, CSYS_NR_setfsuid, CSYS_NR_setfsgid:
+      // Where it cannot be traced, it is told of at the first call that we cannot look at.
+      let isDone = tracer.changeUser(caller.waiting, by: call)
+      return (nil, isDone ? .errand(0, ifNot: Errand.noChange) : .goOn)
     case CSYS_NR_userfaultfd:
       tasks.memoryMayBlock()
       return (nil, .goOn)

@@ -55,7 +55,7 @@ enum System {
 
   /// Opens a file of this process; the descriptor is close-on-exec.
   static func open(_ path: String, _ flags: Int32) -> Int32 {
-    unsafe csys_open(path, flags | O_CLOEXEC, 0o644)
+    OtherUser.reach(path) { unsafe csys_open(path, flags | O_CLOEXEC, 0o644) }
   }
 
   static func fork() -> Int32 { csys_fork() }
@@ -169,12 +169,15 @@ enum System {
   /// The target of a symbolic link.
   static func readLink(_ path: String) -> String? {
     var bytes = [UInt8](repeating: 0, count: 4096)
-    let count = unsafe bytes.withUnsafeMutableBytes { buffer in
-      // SAFETY: at most the buffer's size is written; readlink adds no terminator.
-      unsafe readlink(
-        path, buffer.baseAddress!.assumingMemoryBound(to: CChar.self), buffer.count)
+    let count = OtherUser.reach(path) {
+      unsafe bytes.withUnsafeMutableBytes { buffer in
+        // SAFETY: at most the buffer's size is written; readlink adds no terminator.
+        let count = unsafe readlink(
+          path, buffer.baseAddress!.assumingMemoryBound(to: CChar.self), buffer.count)
+        return count < 0 ? -errno : Int32(count)
+      }
     }
-    return count < 0 ? nil : String(decoding: bytes[..<count], as: UTF8.self)
+    return count < 0 ? nil : String(decoding: bytes[..<Int(count)], as: UTF8.self)
   }
 
   /// Names in a directory with their `d_type`, without `.` and `..`; nil where it cannot be read.

@@ -20,7 +20,7 @@ struct Tasks: Sendable {
   struct Task: Sendable {
     let descriptor: OwnedDescriptor
     let group: Int32
-    /// `/proc/TID/fd`, where its descriptors cannot be copied.
+    /// `/proc/TID/fd`, where its descriptors cannot be copied and we may have enough of our own.
     let files: OwnedDescriptor?
   }
 
@@ -41,6 +41,8 @@ struct Tasks: Sendable {
   private var nextNumber: UInt64 = 1
   /// How many of each are kept: a task takes one descriptor, an address space three.
   private let mostTasks: Int
+  /// Whether a task may take two.
+  private let keepsDirectories: Bool
   private let mostMemories: Int
   /// How many there are of each when it is worth looking for those that are gone.
   private var tasksToLook = Tasks.spareTasks
@@ -65,6 +67,7 @@ struct Tasks: Sendable {
     self.handles = handles
     self.copiesDescriptors = copiesDescriptors
     mostTasks = Int(min(512, max(2, files / (copiesDescriptors ? 8 : 16))))
+    keepsDirectories = files >= 64
     mostMemories = Int(min(256, max(1, files / 16)))
   }
 
@@ -72,20 +75,26 @@ struct Tasks: Sendable {
   mutating func task(_ thread: Int32, renew: Bool = false) -> Task? {
     if !renew, let task = tasks[thread] { return task }
     guard let group = Self.group(of: thread) else { return nil }
+    // First, so that as few descriptors are open at any time.
+    tasks[thread] = nil
+    if tasks.count >= min(mostTasks, tasksToLook) { forgetTasks() }
     var number = csys_pidfd_open(thread, Self.threadFlag)
     if number == -EINVAL { number = csys_pidfd_open(group, 0) }
     guard number >= 0 else { return nil }
-    if tasks.count >= min(mostTasks, tasksToLook) { forgetTasks() }
     let descriptor = OwnedDescriptor(number)
     var files: OwnedDescriptor?
-    if !copiesDescriptors {
-      let directory = System.open("/proc/\(thread)/fd", System.pathOnly | O_DIRECTORY)
-      guard directory >= 0 else { return nil }
-      files = OwnedDescriptor(directory)
+    if !copiesDescriptors, keepsDirectories {
+      guard let directory = Self.directory(of: thread) else { return nil }
+      files = directory
     }
     let task = Task(descriptor: descriptor, group: group, files: files)
     tasks[thread] = task
     return task
+  }
+
+  private static func directory(of thread: Int32) -> OwnedDescriptor? {
+    let directory = System.open("/proc/\(thread)/fd", System.pathOnly | O_DIRECTORY)
+    return directory < 0 ? nil : OwnedDescriptor(directory)
   }
 
   /// The process of a thread; nil where it is gone.
@@ -121,26 +130,33 @@ struct Tasks: Sendable {
     _ number: Int32, of thread: Int32
   ) -> ClientDescriptor? {
     var identity = csys_identity()
-    guard var task = task(thread), let files = task.files else { return nil }
-    if unsafe csys_identity_at(files.number, number, &identity) != 0 {
+    guard let task = task(thread), var files = task.files ?? Self.directory(of: thread) else {
+      return nil
+    }
+    func look(_ files: OwnedDescriptor) -> Bool {
+      OtherUser.reach(thread) { unsafe csys_identity_at(files.number, number, &identity) } == 0
+    }
+    if !look(files) {
       // Not open, or a task that had this number is gone.
       guard csys_pidfd_send_signal(task.descriptor.number, 0) == -ESRCH,
-        let new = self.task(thread, renew: true), let files = new.files,
-        unsafe csys_identity_at(files.number, number, &identity) == 0
+        let new = self.task(thread, renew: true),
+        let another = new.files ?? Self.directory(of: thread), look(another)
       else { return nil }
-      task = new
+      files = another
     }
-    return task.files.map {
-      ClientDescriptor(number: number, thread: thread, in: $0, identity: identity)
-    }
+    return ClientDescriptor(number: number, thread: thread, in: files, identity: identity)
   }
 
   /// A copy of a thread's descriptor; nil where it is not open.
   private mutating func copy(descriptor: Int32, of thread: Int32) -> OwnedDescriptor? {
     guard let task = task(thread) else { return nil }
-    var number = csys_pidfd_getfd(task.descriptor.number, descriptor)
+    var number = OtherUser.reach(thread) {
+      csys_pidfd_getfd(task.descriptor.number, descriptor)
+    }
     if number == -ESRCH, let task = self.task(thread, renew: true) {
-      number = csys_pidfd_getfd(task.descriptor.number, descriptor)
+      number = OtherUser.reach(thread) {
+        csys_pidfd_getfd(task.descriptor.number, descriptor)
+      }
     }
     return number < 0 ? nil : OwnedDescriptor(number)
   }

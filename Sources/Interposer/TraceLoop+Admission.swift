@@ -85,7 +85,7 @@ extension TraceLoop {
       processes[process.number] = process
       tracer.willTrace(process.number)
     }
-    var result = csys_trace_seize(number)
+    var result = OtherUser.reach("/proc/\(number)/") { csys_trace_seize(number) }
     if result == -EINTR {
       // It may have been interrupted when it was done.
       guard TaskStatus(number).tracer == csys_thread() else { return .interrupted }

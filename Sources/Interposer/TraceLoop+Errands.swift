@@ -24,6 +24,8 @@ extension TraceLoop {
         if begin(call, in: thread) { return }
       case .handOver(let handOver):
         send(handOver, in: thread)
+      case .changeUser(let call):
+        changeUser(by: call, in: thread)
       }
     }
     letGo(thread)
@@ -35,8 +37,9 @@ extension TraceLoop {
     case 0:
       if event.is_call == 0, !thread.errands.isEmpty {
         // It has its errand's stop still before it, and the signal's handler first.
+        let answer = thread.errands[0].answer
         thread.errands = []
-        beginAnew(thread)
+        beginAnew(thread, answer: answer)
       }
       letGo(thread, signal: event.is_call == 0 ? event.code : 0)
     case Int(CSYS_TRACE_FORK), Int(CSYS_TRACE_VFORK), Int(CSYS_TRACE_CLONE):
@@ -58,18 +61,18 @@ extension TraceLoop {
   /// Of these the one that begins the call anew whatever the signal's handler says.
   private static let restartsAlways: Int64 = -513
 
-  /// Whether a thread is at the end of a call that was answered with 0, or that was interrupted before
-  /// it was.
-  private static func isAtEnd(_ registers: csys_registers) -> Bool {
-    Int64(bitPattern: registers.orig_rax) >= 0
-      && (registers.rax == 0 || restarts.contains(Int64(bitPattern: registers.rax)))
+  /// Whether a thread is at the end of a call that was answered, or that was interrupted before it was.
+  private static func isAtEnd(_ registers: csys_registers, answer: Int32 = 0) -> Bool {
+    let result = Int64(bitPattern: registers.rax)
+    return Int64(bitPattern: registers.orig_rax) >= 0
+      && (result == answer || restarts.contains(result))
   }
 
   /// Has a thread begin its call anew, after the handlers of signals that it is to get.
-  private func beginAnew(_ thread: TracedThread) {
+  private func beginAnew(_ thread: TracedThread, answer: Int32 = 0) {
     var registers = csys_registers()
     guard unsafe csys_trace_registers(thread.number, &registers) == 0,
-      Self.isAtEnd(registers)
+      Self.isAtEnd(registers, answer: answer)
     else { return }
     registers.rax = UInt64(bitPattern: Self.restartsAlways)
     _ = unsafe csys_trace_set_registers(thread.number, &registers)
@@ -156,6 +159,33 @@ extension TraceLoop {
       return proceed(thread)
     }
     doErrands(thread)
+  }
+
+  // MARK: users
+
+  /// PR_SET_DUMPABLE.
+  private static let setDumpable: UInt64 = 4
+
+  /// Has a thread, which is at the end of its call, make that call. In between nobody may look at its
+  /// process, not even we: what is needed of its memory is open by then.
+  private func changeUser(by call: InjectedCall, in thread: TracedThread) {
+    var registers = csys_registers()
+    guard unsafe csys_trace_registers(thread.number, &registers) == 0,
+      Self.isAtEnd(registers, answer: -Errand.noChange)
+    else { return }
+    _ = thread.process.memory(of: thread.number)
+    let result = OtherUser.change { () -> Int64? in
+      let result = inject(call, in: thread) ?? -Int64(Errand.noChange)
+      guard threads[thread.number] === thread else { return nil }
+      guard result >= 0 else { return result }
+      let allow = InjectedCall(
+        number: CSYS_NR_prctl, arguments: (Self.setDumpable, 1, 0, 0, 0, 0))
+      _ = inject(allow, in: thread)
+      return result
+    }
+    guard let result, threads[thread.number] === thread else { return }
+    registers.rax = UInt64(bitPattern: result)
+    _ = unsafe csys_trace_set_registers(thread.number, &registers)
   }
 
   // MARK: descriptors

@@ -28,7 +28,7 @@ final class TraceScratch {
 }
 
 /// A system call to be made by a thread.
-struct InjectedCall {
+struct InjectedCall: Sendable {
   var number: Int32
   var arguments: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0)
 }

@@ -23,7 +23,7 @@ struct FilterTests {
   /// Runs the filter on a call.
   private func verdict(
     _ number: Int32, _ arguments: [UInt64] = [], arch: UInt32 = CSYS_AUDIT_ARCH,
-    trapsKVM: Bool = false, translatesPaths: Bool = false
+    trapsKVM: Bool = false, translatesPaths: Bool = false, trapsUsers: Bool = false
   ) -> Verdict? {
     var words: [UInt32] = [UInt32(bitPattern: number), arch, 0, 0]
     for index in 0..<6 {
@@ -31,7 +31,8 @@ struct FilterTests {
       words += [UInt32(truncatingIfNeeded: value), UInt32(truncatingIfNeeded: value >> 32)]
     }
     let code = Filter(
-      window: window, trapsKVM: trapsKVM, translatesPaths: translatesPaths
+      window: window, trapsKVM: trapsKVM, translatesPaths: translatesPaths,
+      trapsUsers: trapsUsers
     ).code
     var place = 0
     var accumulator: UInt32 = 0
@@ -50,6 +51,19 @@ struct FilterTests {
       }
     }
     return nil
+  }
+
+  @Test(
+    "Calls that change a thread's user come to us where that hides it from us, and only there")
+  func users() {
+    for number in [
+      CSYS_NR_setuid, CSYS_NR_setgid, CSYS_NR_setreuid, CSYS_NR_setregid, CSYS_NR_setresuid,
+      CSYS_NR_setresgid, CSYS_NR_setfsuid, CSYS_NR_setfsgid,
+    ] {
+      #expect(verdict(number, [65534]) == .allow)
+      #expect(verdict(number, [65534], trapsUsers: true) == .notify)
+      #expect(verdict(number, [65534], translatesPaths: true, trapsUsers: true) == .notify)
+    }
   }
 
   @Test("ioctl comes to us by its type byte alone, whatever the descriptor")

@@ -73,6 +73,18 @@ int csys_capabilities(int thread, uint64_t *effective, uint64_t *permitted);
 int csys_pidfd_real_user(int pidfd, uint32_t *user);
 int csys_no_new_privileges(void);
 int csys_set_dumpable(int dumpable);
+int csys_dumpable(void);
+// This thread's real ids, and its capabilities.
+struct csys_own_user {
+  uint32_t user, group, rights[6];
+};
+// Gives this thread another user's real ids, and those for files; its effective ids and its capabilities
+// stay. Returns 0, or a negative errno: nothing has changed then.
+int csys_take_user(uint32_t user, uint32_t group, struct csys_own_user *own, int dumpable);
+// Gives it back what it had, which cannot fail, and the process its being dumpable.
+void csys_leave_user(const struct csys_own_user *own, int dumpable);
+// Makes all ids of this thread another user's, for good.
+int csys_become_user(uint32_t user, uint32_t group);
 int csys_unshare(int flags);
 // From here on what descendants leave behind becomes a child of this process.
 int csys_adopt_orphans(void);
@@ -342,5 +354,9 @@ extern const int32_t CSYS_NR_stat, CSYS_NR_lstat, CSYS_NR_readlink, CSYS_NR_read
     CSYS_NR_mount_setattr, CSYS_NR_fchmod, CSYS_NR_fchown, CSYS_NR_fsetxattr, CSYS_NR_fremovexattr,
     CSYS_NR_setxattrat, CSYS_NR_getxattrat, CSYS_NR_listxattrat, CSYS_NR_removexattrat,
     CSYS_NR_file_getattr, CSYS_NR_file_setattr, CSYS_NR_bind, CSYS_NR_connect;
+
+// Those that change a thread's user.
+extern const int32_t CSYS_NR_setuid, CSYS_NR_setgid, CSYS_NR_setreuid, CSYS_NR_setregid,
+    CSYS_NR_setresuid, CSYS_NR_setresgid, CSYS_NR_setfsuid, CSYS_NR_setfsgid, CSYS_NR_prctl;
 
 #endif
