@@ -276,6 +276,7 @@ private struct MagicPlace {
         || owner == "\(caller.processID)"
     else { return nil }
     isRoot = link == "root"
-    rest = parts.joined(separator: "/")
+    // Slashes at the end ask for a directory.
+    rest = parts.joined(separator: "/") + (text.hasSuffix("/") ? "/" : "")
   }
 }

@@ -31,8 +31,11 @@ extension Server {
       case .view where path.argument.isMade:
         throw Self.plain(.fileExists)
       case .view(let mode):
-        if call.number == CSYS_NR_truncate, mode & S_IFMT == S_IFDIR {
-          throw Self.plain(.isDirectory)
+        if call.number == CSYS_NR_truncate {
+          if mode & S_IFMT == S_IFDIR { throw Self.plain(.isDirectory) }
+          if case .node? = try node(path, real(path, shadow)) {
+            throw Self.plain(.invalidArgument)
+          }
         }
         closed = path
       case .absent(_, let directory):
@@ -41,6 +44,13 @@ extension Server {
           throw Self.plain(.noSuchFileOrDirectory)
         }
         if case .name = path.argument.following {
+          // Its directory is none of the view's, so that this is what is wrong with it.
+          if row.paths.count > 1, !path.argument.isMade,
+            path.argument.path == row.paths[0].path,
+            !path.isView, mayMiss(path, caller)
+          {
+            throw Self.plain(.noSuchFileOrDirectory)
+          }
           if directory.isInView, isClosed(directory, shadow) { closed = path }
         } else if path.result.usedView || isLink, mayMiss(path, caller) {
           throw Self.plain(.noSuchFileOrDirectory)
@@ -74,12 +84,14 @@ extension Server {
     let isDot = path.endsInDots && !isUp
     let isTop = path.result.path.parent.isEmpty
     guard path.endsInDots || isTop else { return }
+    let isUnlink =
+      call.number == CSYS_NR_unlink
+      || call.number == CSYS_NR_unlinkat && call[2] & UInt64(AT_REMOVEDIR) == 0
+    if isUnlink, isTop, path.result.hasTrailingSlash { throw Self.plain(.isDirectory) }
     // The root directory is root's.
     if !path.endsInDots, caller.userID != 0 { throw Self.plain(.permissionDenied) }
     switch call.number {
-    case CSYS_NR_unlink: throw Self.plain(.isDirectory)
-    case CSYS_NR_unlinkat where call[2] & UInt64(AT_REMOVEDIR) == 0:
-      throw Self.plain(.isDirectory)
+    case _ where isUnlink: throw Self.plain(.isDirectory)
     case CSYS_NR_unlinkat, CSYS_NR_rmdir:
       throw Self.plain(isDot ? .invalidArgument : isUp ? .directoryNotEmpty : .resourceBusy)
     default: throw Self.plain(.resourceBusy)

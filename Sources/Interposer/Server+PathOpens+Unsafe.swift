@@ -121,6 +121,9 @@ extension Server {
     func refuse(_ errno: Errno, _ reason: String) -> IOMMUError {
       IOMMUError(errno, "\(shown): \(reason)")
     }
+    if flags & O_CREAT != 0, flags & System.pathOnly == 0, path.result.hasTrailingSlash {
+      throw Self.plain(.isDirectory)
+    }
     if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL, flags & System.pathOnly == 0 {
       throw Self.plain(.fileExists)
     }

@@ -43,9 +43,12 @@ extension Server {
     do throws(WalkError) {
       result = try walk.follow(text) { () throws(WalkError) in
         guard
-          case .place(let path, .directory, let fromShadow)? = files.magic(
+          case .place(let path, let entry, let fromShadow)? = files.magic(
             link(to: directory, of: caller))
         else { throw WalkError(errno: .badFileDescriptor, usedView: false) }
+        guard entry == .directory else {
+          throw WalkError(errno: .notDirectory, usedView: false)
+        }
         let isInView = ShadowFiles(shadow: shadow).contains(path)
         return (WalkPosition(path: path, isInView: isInView), fromShadow)
       }

@@ -37,6 +37,13 @@ struct WalkedPath {
     lastName.elementsEqual(".".utf8) || lastName.elementsEqual("..".utf8)
   }
 
+  /// Whether it is not there, and has to be for a call that does not name it to make or to move it.
+  var isMissing: Bool {
+    if case .name = argument.following { return false }
+    if case .absent = result.place { return true }
+    return false
+  }
+
   /// Whether it is the view's, or would be if it were there.
   var isView: Bool {
     switch result.place {
@@ -124,6 +131,10 @@ extension Server {
           shadow, caller)
         switch walked {
         case .path(let path):
+          if row.paths.count > 1, path.isMissing, mayMiss(path, caller) {
+            guard isOurs || path.result.usedView else { return (nil, .goOn) }
+            throw Self.plain(.noSuchFileOrDirectory)
+          }
           isOurs = isOurs || !path.isKernels || path.isView
           paths.append(path)
         case .failure(let error):

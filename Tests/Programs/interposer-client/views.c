@@ -180,6 +180,15 @@ static int errors(char **arguments) {
   FAILS(rename("/sys/devices", "/sys"), EXDEV);
   FAILS(rmdir("/sys"), geteuid() ? EACCES : EBUSY);
   FAILS(mknod("/sys/devices/new/", S_IFIFO, 0), ENOENT);
+  FAILS(unlink("/sys/"), EISDIR);
+  FAILS(truncate("/dev/iommu", 3), EINVAL);
+  int node = open("/dev/iommu", O_PATH);
+  FAILS(renameat(device, "vendor", node, "x"), ENOTDIR);
+  snprintf(text, sizeof text, "/proc/self/fd/%d/", node);
+  FAILS(open(text, O_RDWR), ENOTDIR);
+  FAILS(open("/sys/devices/", O_CREAT | O_EXCL | O_WRONLY, 0600), EISDIR);
+  FAILS(link("/etc/none", "/sys/devices/test/vendor/x"), ENOENT);
+  FAILS(rename("/none", "/sys"), ENOENT);
   FAILS(mkdir("/sys/devices/new/", 0700), EROFS);
   FAILS(rename("/dev/none", "/dev/null"), geteuid() ? EROFS : ENOENT);
   FAILS(link("/etc/passwd", "/dev/iommu"), EEXIST);
