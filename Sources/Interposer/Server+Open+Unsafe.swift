@@ -41,6 +41,7 @@ extension Server {
     if let answer = openStatus(path, flags: flags, call: call.id, caller) {
       return (nil, answer)
     }
+    if let answer = openTerminal(path, request, call, caller) { return (nil, answer) }
     // The kernel gives the right answers to these, on the placeholder.
     let isPlain =
       flags & (System.pathOnly | O_DIRECTORY) == 0
@@ -67,6 +68,36 @@ extension Server {
       }
     }
     return open(place, flags: flags, caller)
+  }
+
+  /// Opens the host's `/dev/ptmx` for a program that would find that and could not open it: the kernel
+  /// looks for `pts` beside it, in the directory that it is bound from, and does not go out there.
+  private func openTerminal(
+    _ path: [UInt8], _ request: Request, _ call: SystemCall, _ caller: ClientCaller
+  ) -> Answer? {
+    let flags = Int32(truncatingIfNeeded: request.flags)
+    guard path.elementsEqual("/dev/ptmx".utf8), request.resolve == 0,
+      flags & (System.pathOnly | O_DIRECTORY | O_NOFOLLOW | O_CREAT) == 0,
+      caller.userID == geteuid()
+    else { return nil }
+    do throws(IOMMUError) {
+      let root = try openPlace("/proc/\(caller.thread)/root")
+      guard root >= 0 else { return nil }
+      defer { close(root) }
+      let found = try lookUp(from: root, "/dev/ptmx", flags: UInt64(O_NOFOLLOW), Self.inRoot)
+      guard found >= 0 else { return nil }
+      defer { close(found) }
+      let host = try openPlace("/dev/ptmx")
+      guard host >= 0 else { return nil }
+      defer { close(host) }
+      // A link, as in containers, leads to one that the kernel opens.
+      guard let theirs = System.identity(found), theirs.mode & S_IFMT == S_IFCHR,
+        let ours = System.identity(host), FileKey(theirs) == FileKey(ours), isValid(call.id)
+      else { return nil }
+      return try give(call, PathBytes(text: "/dev/ptmx"), flags, caller)
+    } catch {
+      return .failure(error)
+    }
   }
 
   /// Opens a place of ours.

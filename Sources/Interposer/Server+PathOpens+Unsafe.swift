@@ -32,6 +32,10 @@ extension Server {
     var rules = WalkRules()
     rules.followsLast = flags & O_NOFOLLOW == 0 && !makesNew
     rules.resolve = request.resolve
+    // A file that is made has no slash at its end, whatever is there.
+    rules.wantsName =
+      unsafe flags & (O_CREAT | System.pathOnly) == O_CREAT
+      && text[text.count - 1] == PathBytes.slash
     let isConfined = request.resolve & (WalkRules.beneath | WalkRules.inRoot) != 0
     if !isConfined, first != .walk {
       let decision = unsafe gate.decide(
@@ -188,12 +192,12 @@ extension Server {
     return .result(0)
   }
 
-  /// Gives the caller a file of the shadow, as it would open it.
-  private func give(
+  /// Gives the caller a file, as it would open it.
+  func give(
     _ call: SystemCall, _ real: PathBytes, _ flags: Int32, _ caller: ClientCaller
   ) throws(IOMMUError) -> Answer {
     // The caller's descriptor is closed with its next exec where it asks for that, ours always.
-    let kept = flags & ~(O_CREAT | O_EXCL | O_NOCTTY)
+    let kept = flags & ~(O_CREAT | O_EXCL) | O_NOCTTY
     let file = unsafe CallerFiles.withTerminator(real) { path in
       unsafe csys_open(
         path, kept | O_CLOEXEC, 0)

@@ -74,6 +74,22 @@ struct PathViewTests {
     #expect(outcome.output.hasSuffix("\n0x8086\n"), "\(outcome)")
   }
 
+  @Test(
+    "J1: terminals are opened, in each view", arguments: User.allCases, ["paths", "namespace"])
+  func terminals(_ user: User, _ view: String) {
+    let script = """
+      import os
+      m, s = os.openpty()
+      os.write(s, b"x")
+      print(os.read(m, 1), os.ttyname(s).startswith("/dev/pts/"))
+      """
+    let outcome = Programs.hosted(
+      ["python3", "-c", script], as: user, options: ["--view", view])
+    #expect(
+      outcome.output == "b'x' True\n" || view == "namespace" && !Programs.hasMounts,
+      "\(outcome)")
+  }
+
   @Test("J1: a directory lists the host's block devices as such")
   func types() {
     let outcome = bash(
