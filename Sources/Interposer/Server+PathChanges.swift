@@ -40,7 +40,9 @@ extension Server {
         closed = path
       case .absent(_, let directory):
         let isDirectory = call.number == CSYS_NR_mkdir || call.number == CSYS_NR_mkdirat
-        if path.argument.isMade, path.result.hasTrailingSlash, !isDirectory, path.isView {
+        if path.argument.isMade, path.result.hasTrailingSlash, !isDirectory,
+          path.isView || isLink
+        {
           throw Self.plain(.noSuchFileOrDirectory)
         }
         if case .name = path.argument.following {
@@ -77,9 +79,10 @@ extension Server {
   private func checkName(
     _ call: SystemCall, _ path: WalkedPath, _ caller: ClientCaller
   ) throws(IOMMUError) {
-    guard case .name = path.argument.following, !path.argument.isMade, path.isView else {
-      return
-    }
+    // By the path that it leads to, a name that is none would be one.
+    guard case .name = path.argument.following, !path.argument.isMade,
+      path.isView || path.endsInDots && path.result.usedView
+    else { return }
     let isUp = path.lastName.elementsEqual("..".utf8)
     let isDot = path.endsInDots && !isUp
     let isTop = path.result.path.parent.isEmpty

@@ -181,6 +181,10 @@ static int errors(char **arguments) {
   FAILS(rmdir("/sys"), geteuid() ? EACCES : EBUSY);
   FAILS(mknod("/sys/devices/new/", S_IFIFO, 0), ENOENT);
   FAILS(unlink("/sys/"), EISDIR);
+  FAILS(open("/dev/iommu/", O_CREAT | O_WRONLY, 0600), EISDIR);
+  FAILS(link("/sys/devices", "/tmp/iommu-view-none/"), ENOENT);
+  CHECK(chdir("/sys") == 0);
+  FAILS(rmdir(".."), ENOTEMPTY);
   FAILS(truncate("/dev/iommu", 3), EINVAL);
   int node = open("/dev/iommu", O_PATH);
   FAILS(renameat(device, "vendor", node, "x"), ENOTDIR);
