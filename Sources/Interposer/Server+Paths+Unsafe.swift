@@ -107,6 +107,9 @@ extension Server {
     let isExec = call.number == CSYS_NR_execve || call.number == CSYS_NR_execveat
     // Whatever becomes of it: what was known of the address space is not known any more.
     if isExec { tasks.willExecute(call.thread) }
+    if call.number == CSYS_NR_mount, let error = hidesHome(call, gate, shadow, caller) {
+      return (nil, .failure(error))
+    }
     guard
       first == .walk
         || row.paths.contains(where: { isNear($0, of: call, gate, shadow, caller) })

@@ -122,6 +122,21 @@ struct PathViewTests {
     #expect(outcome.output == "0x8086\n", "\(outcome)")
   }
 
+  @Test("J1: nothing is mounted on what the shadow lies in, but by who has mounts of its own")
+  func hiddenShadow() {
+    guard getuid() == 0, Programs.hasMounts else { return }
+    let outcome = Programs.run([
+      "unshare", "-m", Programs.host, "--view", "paths", "--", "bash", "-c",
+      """
+      mount -t tmpfs none /dev/shm 2>/dev/null || echo busy
+      cd /dev && mount -t tmpfs none shm 2>/dev/null || echo busy
+      unshare -m sh -c 'mount -t tmpfs none /dev/shm && cat /sys/devices/test/vendor'
+      cat /sys/devices/test/vendor; cd /sys/devices/test && cat vendor
+      """,
+    ])
+    #expect(outcome.output == "busy\nbusy\n0x8086\n0x8086\n0x8086\n", "\(outcome)")
+  }
+
   @Test("J1: who deletes all temporary files does not delete the shadow among them")
   func temporaryShadow() {
     guard getuid() == 0, Programs.hasMounts else { return }

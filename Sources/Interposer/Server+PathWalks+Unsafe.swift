@@ -7,6 +7,12 @@ import CSyscalls
 import IOMMU
 import SystemPackage
 
+#if canImport(Glibc)
+  import Glibc
+#else
+  import Musl
+#endif
+
 extension Server {
   /// Follows a path.
   /// - Returns: Nil where only the kernel can, or says the same.
@@ -76,6 +82,35 @@ extension Server {
       return path
     }
     throw Self.closed(result)
+  }
+
+  /// Why something cannot be mounted on a directory that the shadow lies in: nobody would find the view.
+  /// Who has mounts of its own hides it from itself.
+  func hidesHome(
+    _ call: SystemCall, _ gate: PathGate, _ shadow: ShadowTree, _ caller: ClientCaller
+  ) -> IOMMUError? {
+    let (target, changesFlags) = (1, UInt64(MS_REMOUNT | MS_SHARED | MS_PRIVATE | MS_SLAVE))
+    guard call[3] & changesFlags == 0, gate.hasOurRoot(caller.thread),
+      let text = unsafe text(at: call[target], of: call, caller.lane)
+    else { return nil }
+    let path = unsafe text.bytes
+    let whole =
+      path.isAbsolute
+      ? path : link(to: PathCall.Path.current, of: caller) + [PathBytes.slash] + path
+    var there = csys_place()
+    guard CallerFiles.look(whole, follows: true, &there) == 0 else { return nil }
+    var home = PathBytes(text: shadow.path).parent
+    while !home.isEmpty {
+      var place = csys_place()
+      if CallerFiles.look(home, follows: true, &place) == 0, CallerFiles.isSame(place, there) {
+        return IOMMUError(
+          .resourceBusy,
+          "\(home.shown): the files of the machine's /dev and /sys lie there, which nobody would "
+            + "find: unshare the mounts first, or start with another TMPDIR")
+      }
+      home = home.parent
+    }
+    return nil
   }
 
   /// What a program gets that would enter the shadow by its own name, or change it.
