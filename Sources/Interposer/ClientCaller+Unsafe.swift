@@ -350,24 +350,3 @@ final class ClientCaller: Caller, @unchecked Sendable {
 
   private static let hostUserNamespace = System.readLink("/proc/self/ns/user")
 }
-
-enum Capabilities {
-  enum Name: UInt64 {
-    case setGroup = 6
-    case setUser = 7
-    case lockMemory = 14
-    case systemPtrace = 19
-    case systemAdmin = 21
-    case systemResource = 24
-  }
-
-  /// Whether a thread has the capability in effect.
-  static func has(_ name: Name, thread: Int32) -> Bool {
-    guard let status = System.contents("/proc/\(thread)/status") else { return false }
-    for line in String(decoding: status, as: UTF8.self).split(separator: "\n")
-    where line.hasPrefix("CapEff:\t") {
-      return (UInt64(line.dropFirst(8), radix: 16) ?? 0) >> name.rawValue & 1 != 0
-    }
-    return false
-  }
-}

@@ -57,7 +57,7 @@ extension Server {
 
   /// Whether the caller would be shown what we are.
   func maySee(_ path: WalkedPath, _ caller: ClientCaller) -> Bool {
-    path.isView || caller.userID == geteuid() && gate?.hasOurRoot(caller.thread) ?? false
+    path.isView || gate?.hasOurRoot(caller.thread) ?? false && caller.hasOurRights
   }
 
   /// Whether the caller would be told too that there is nothing: where a directory is the host's that

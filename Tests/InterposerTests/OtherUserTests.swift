@@ -175,4 +175,25 @@ struct OtherUserTests {
           """, "\(outcome)")
     #endif
   }
+
+  @Test(
+    "J1: what is the host's, by a path through the view, opens to nobody to whom it is closed",
+    arguments: [
+      "setpriv --inh-caps=-all --bounding-set=-all cat",
+      "python3 -c 'import ctypes, sys; ctypes.CDLL(None).setfsuid(1234); open(sys.argv[1])'",
+    ])
+  func hostsFiles(_ reads: String) {
+    let outcome = Programs.run([
+      Programs.host, "--view", "paths", "--", "bash", "-c",
+      """
+      file=$(mktemp) && trap 'rm -f "$file"' EXIT && chown 65534 "$file" && chmod 600 "$file"
+      for path in "$file" "/sys/devices/test/../../..$file"; do
+        cat "$path" && echo open to root
+        \(reads) "$path" 2>&1 | grep -o 'Permission denied'
+      done
+      """,
+    ])
+    let each = "open to root\nPermission denied\n"
+    #expect(outcome.output == each + each, "\(outcome)")
+  }
 }
