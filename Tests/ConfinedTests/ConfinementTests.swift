@@ -191,4 +191,26 @@ import Testing
     #expect(try confined(["true"], options: ["--cap-add", "NOTHING"]).status == 2)
   }
 
+  @Test(
+    "What has a filter and fewer capabilities, but may make namespaces, is not taken for a container"
+  )
+  func lesserConfinement() throws {
+    // A filter that allows everything.
+    let looser = """
+      import ctypes, os, sys
+      libc = ctypes.CDLL(None)
+      libc.prctl(38, 1, 0, 0, 0)
+      rule = (ctypes.c_uint32 * 2)(6, 0x7fff0000)
+      program = (ctypes.c_uint64 * 2)(1, ctypes.addressof(rule))
+      assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+      os.execv(sys.argv[1], sys.argv[1:])
+      """
+    let lowered = [
+      "setpriv", "--bounding-set=-all", "--reuid=65534", "--regid=65534", "--clear-groups",
+    ]
+    let outcome = try run(
+      (getuid() == 0 ? lowered : [])
+        + ["python3", "-c", looser, Built.confined, "--", "unshare", "--user", "true"])
+    #expect(outcome.status == 1 && outcome.errors.hasPrefix("unshare: "), "\(outcome)")
+  }
 }

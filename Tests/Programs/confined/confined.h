@@ -13,6 +13,8 @@ _Noreturn void fail(const char *what);
 
 // A user namespace in which no other can be made, and a mount namespace.
 void enter_namespaces(bool mounts);
+// Whether a user namespace can be made.
+bool may_make_namespaces(void);
 // /dev, /sys and /proc as a container has them.
 void make_mounts(void);
 // The rules, for who has these capabilities in the bounding set: today's, or Docker 20.10's.

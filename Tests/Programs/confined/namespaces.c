@@ -48,6 +48,15 @@ static void map_ids(pid_t process, uid_t user, gid_t group) {
   }
 }
 
+bool may_make_namespaces(void) {
+  const pid_t child = fork();
+  if (child < 0) fail("fork");
+  if (!child) _exit(unshare(CLONE_NEWUSER) != 0);
+  int status;
+  if (waitpid(child, &status, 0) != child) fail("waitpid");
+  return status == 0;
+}
+
 // Who is outside has to map the ids.
 void enter_namespaces(bool mounts) {
   const uid_t user = geteuid();
