@@ -164,6 +164,8 @@ final class Server: Sendable {
       return
     }
     let caller = ClientCaller(self, lane, id: call.id, thread: call.thread)
+    // Whatever comes of the call: what was handed over for it is not for the next one.
+    if call.number == CSYS_NR_ioctl, !tasks.copiesDescriptors { _ = caller.handOver }
     let started = reporter.isTracing ? Reporter.now() : 0
     var (file, answer) = dispatch(call, first, caller)
     OtherUser.report(call.thread, to: reporter) { isValid(call.id) }

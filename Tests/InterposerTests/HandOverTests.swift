@@ -37,7 +37,7 @@ struct HandOverTests {
       arguments: [
         "events", "hand-over-many", "hand-over-renumbered", "hand-over-interrupted",
         "hand-over-killed", "hand-over-threads", "hand-over-debugged", "hand-over-crowded",
-        "queue-copies",
+        "hand-over-raced", "queue-copies",
       ], User.allCases)
     func handOver(_ name: String, _ user: User) {
       let outcome = client([name], as: user)
@@ -49,7 +49,7 @@ struct HandOverTests {
     func copies() {
       for arguments in [
         ["hand-over-many"], ["hand-over-renumbered"], ["hand-over-interrupted"],
-        ["hand-over-killed"], ["hand-over-threads"],
+        ["hand-over-killed"], ["hand-over-threads"], ["hand-over-raced"],
         ["hand-over-debugged"] + (Programs.hasCopies ? ["copies"] : []),
       ] {
         let outcome = Programs.client(arguments)

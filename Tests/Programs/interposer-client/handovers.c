@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/eventfd.h>
 #include <sys/ptrace.h>
@@ -112,6 +113,49 @@ static int renumbered(char **arguments) {
     close(event);
     int status;
     CHECK(waitpid(child, &status, 0) == child && status == 0);
+  }
+  (void)arguments;
+  return 0;
+}
+
+struct race {
+  int number, events[2], other;
+  atomic_bool ends;
+};
+
+static void *renumber_for_ever(void *argument) {
+  struct race *race = argument;
+  for (unsigned i = 0; !atomic_load(&race->ends); i++) {
+    if (i % 4 < 2) CHECK(dup2(race->events[i % 4], race->number) == race->number);
+    if (i % 4 == 2) CHECK(dup2(race->other, race->number) == race->number);
+    if (i % 4 == 3) close(race->number);
+  }
+  return NULL;
+}
+
+// A number that another thread makes something else all the while: one that the number stood for is
+// signalled, or none is; and what came of it is not what comes of a later call.
+static int raced(char **arguments) {
+  const int fd = open_iommu();
+  for (int round = 0; round < 30; round++) {
+    struct race race = {.number = 600, .other = fd};
+    for (int i = 0; i < 2; i++) CHECK((race.events[i] = eventfd(0, EFD_NONBLOCK)) >= 0);
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, renumber_for_ever, &race) == 0);
+    for (int i = 0; i < 20; i++) {
+      const int result = signal_all(fd, &race.number, 1, false);
+      CHECK(result == 0 || errno == EBADF || errno == EINVAL);
+      CHECK(count_of(race.events[0]) + count_of(race.events[1]) == (result == 0));
+    }
+    atomic_store(&race.ends, true);
+    CHECK(pthread_join(other, NULL) == 0);
+    for (int i = 0; i < 2; i++) {
+      CHECK(dup2(race.events[i], race.number) == race.number);
+      CHECK(signal_all(fd, &race.number, 1, false) == 0);
+      CHECK(count_of(race.events[i]) == 1 && count_of(race.events[!i]) == 0);
+    }
+    for (int i = 0; i < 2; i++) close(race.events[i]);
+    close(race.number);
   }
   (void)arguments;
   return 0;
@@ -253,4 +297,5 @@ const struct test handover_tests[] = {
     {"hand-over-many", many},           {"hand-over-renumbered", renumbered},
     {"hand-over-interrupted", interrupted}, {"hand-over-killed", killed},
     {"hand-over-threads", in_threads},  {"hand-over-debugged", debugged},
-    {"hand-over-crowded", crowded},     {NULL, NULL}};
+    {"hand-over-crowded", crowded},     {"hand-over-raced", raced},
+    {NULL, NULL}};
