@@ -8,6 +8,7 @@ import Glibc
 import IOMMU
 import PageTables
 import SoftDevices
+import Synchronization
 import VFIO
 
 func nvmeBenchmarks() {
@@ -136,8 +137,9 @@ private final class Reading {
 
   /// The next completion's command, if it is there.
   private func take(_ queue: inout Queue) -> Int? {
-    let last = bytes.load(
-      fromByteOffset: queue.completions + queue.head * 16 + 12, as: UInt32.self)
+    // Another thread writes it: a plain load would be taken out of the loop that waits for it.
+    let last = (bytes.baseAddress! + queue.completions + queue.head * 16 + 12)
+      .assumingMemoryBound(to: Atomic<UInt32>.self).pointee.load(ordering: .acquiring)
     guard last >> 16 & 1 == queue.phase else { return nil }
     precondition(last >> 17 == 0, "a command failed")
     queue.head += 1
