@@ -34,7 +34,10 @@ public enum Doctor {
   }
 
   /// Tries everything. Call it from a process that has one thread: it forks.
+  /// - Returns: What was found; where there are too few files to try anything with, that alone.
   public static func probe() -> [Finding] {
+    let limit = csys_open_limit(0, 0)
+    if limit < fewestFiles { return [tooFewFiles(limit)] }
     let namespace = ProbeSession.run(.namespace)
     let paths = ProbeSession.run(.paths)
     // All else is tried on what `run` would take.
@@ -43,6 +46,19 @@ public enum Doctor {
     let isServed = session.filterError == 0
     return setUp(session).filter { isServed || $0.isRequired } + views(namespace, paths)
       + (isServed ? service(session) : []) + [lastClose(), yama(session)]
+  }
+
+  /// With how many descriptors every try finds what it would find with more.
+  private static let fewestFiles: UInt64 = 128
+
+  private static func tooFewFiles(_ limit: UInt64) -> Finding {
+    Finding(
+      feature: "tries of what this host allows", mechanism: "open files", works: false,
+      isRequired: true, kernelSince: "",
+      lostWithout:
+        "nothing can be said of this host; programs need as many as they open and some more",
+      remedy: "raise the limit (ulimit -n \(fewestFiles))",
+      detail: "no more than \(limit) open files")
   }
 
   /// The view that `run` takes where it is not told; nil where none works.

@@ -49,11 +49,7 @@ enum Supervisor {
       supervision.watch()
     } catch {
       kill(start.program, SIGKILL)
-      guard let refusal = start.refusal else { giveUp(error, front: front) }
-      giveUp(
-        InterposerError(
-          "\(error.description). It was tried without namespaces, for \(refusal)"),
-        front: front)
+      giveUp(error, front: front)
     }
   }
 
@@ -70,6 +66,9 @@ enum Supervisor {
     do throws(InterposerError) {
       return try start(options, options.view ?? .namespace, front: front)
     } catch {
+      if options.view == .namespace {
+        throw InterposerError("\(error.description); `--view paths` takes none of that")
+      }
       guard options.view == nil else { throw error }
       // Another process: that one may be in half of its namespaces.
       var start = try Self.start(options, .paths, front: front)
@@ -203,6 +202,19 @@ final class Supervision {
     return reporter
   }
 
+  /// - Throws: Where there is no place for it; with why the view that needs none was not to be had.
+  private static func shadow(
+    _ wire: WireView, _ start: Supervisor.Start
+  ) throws(InterposerError) -> ShadowTree {
+    do throws(InterposerError) {
+      return try ShadowTree(wire)
+    } catch {
+      guard let refusal = start.refusal else { throw error }
+      throw InterposerError(
+        "\(error.description). It was tried without namespaces, for \(refusal)")
+    }
+  }
+
   /// Gives the program its view, which follows the machine from here on.
   /// - Returns: The filter's listener, and what carries changes.
   private static func show(
@@ -219,7 +231,7 @@ final class Supervision {
         socket, (0..<8).map { UInt8(truncatingIfNeeded: bytes.count >> (8 * $0)) })
       System.writeAll(socket, bytes)
       // While the program's process makes its filter.
-      let shadow = start.view == .paths ? try ShadowTree(wire) : nil
+      let shadow = start.view == .paths ? try Self.shadow(wire, start) : nil
       try Supervisor.hear(socket)
       listener = csys_receive_fd(socket)
       guard listener >= 0 else {

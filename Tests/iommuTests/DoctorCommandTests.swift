@@ -14,6 +14,12 @@ import Testing
     #expect(!run.output.contains("\u{1B}"))
   }
 
+  @Test("where there are too few files to try anything with, the doctor says that and ends")
+  func fewFiles() throws {
+    let run = try shell("ulimit -n 7; exec \"$0\" doctor", built("iommu").path)
+    #expect(run.status == 1 && run.output.contains("no more than 7 open files"), "\(run)")
+  }
+
   @Test("its JSON has each mechanism with what is lost and what to do") func json() throws {
     let run = try iommu("doctor", "--json")
     let report = try JSONSerialization.jsonObject(with: Data(run.output.utf8))
